@@ -1,0 +1,25 @@
+"""Errors that the user can mend. Internal invariants assert; everything here is a ``ValueError`` with one readable message."""
+
+
+class KldistillError(ValueError):
+    """Base class. The message names the key or file, what is wrong with it, and what to do."""
+
+
+class ConfigError(KldistillError):
+    """A configuration that cannot work, found before any expensive work."""
+
+
+class CorpusError(KldistillError):
+    """A text source that cannot be read, or that gives too little text."""
+
+
+class TokenizerError(KldistillError):
+    """A tokenizer that cannot be extended as asked."""
+
+
+class ModelError(KldistillError):
+    """A model that cannot be found, read, or extended."""
+
+
+class ArtifactError(KldistillError):
+    """An artifact on disk that is damaged or incomplete."""
