@@ -7,7 +7,6 @@ several groups at once is in ``kldistill.checks``.
 from dataclasses import dataclass, field
 from typing import Any
 
-
 from kldistill.errors import ConfigError
 
 
@@ -61,12 +60,20 @@ class CorpusConfig:
         for key in ("validation", "test"):
             value = getattr(self, key)
             require(0 < value < 0.5, f"corpus.{key}", value, "is a share of the documents, above 0 and below 0.5")
-        require(0 < self.near_duplicate <= 1, "corpus.near_duplicate", self.near_duplicate,
-                "is a Jaccard similarity above 0, at most 1")
+        require(
+            0 < self.near_duplicate <= 1,
+            "corpus.near_duplicate",
+            self.near_duplicate,
+            "is a Jaccard similarity above 0, at most 1",
+        )
         for key in ("general_max_bytes", "min_document_bytes", "max_document_bytes", "max_line_length"):
             require(getattr(self, key) >= 1, f"corpus.{key}", getattr(self, key), "must be at least 1")
-        require(self.max_bytes is None or self.max_bytes >= 1, "corpus.max_bytes", self.max_bytes,
-                "must be at least 1, or null for all")
+        require(
+            self.max_bytes is None or self.max_bytes >= 1,
+            "corpus.max_bytes",
+            self.max_bytes,
+            "must be at least 1, or null for all",
+        )
 
 
 @dataclass
@@ -88,19 +95,39 @@ class TokensConfig:
 
     def __post_init__(self) -> None:
         require(self.method in ("merges", "list"), "tokens.method", self.method, "must be merges or list")
-        require(self.boundary in ("word", "identifier", "dotted"), "tokens.boundary", self.boundary,
-                "must be word, identifier or dotted")
-        require(self.leading_space in ("both", "with", "without"), "tokens.leading_space", self.leading_space,
-                "must be both, with or without")
-        require(self.vocab_size is not None or (self.n_new or 0) >= 1, "tokens.n_new", self.n_new,
-                "must be at least 1 (or give tokens.vocab_size)")
+        require(
+            self.boundary in ("word", "identifier", "dotted"),
+            "tokens.boundary",
+            self.boundary,
+            "must be word, identifier or dotted",
+        )
+        require(
+            self.leading_space in ("both", "with", "without"),
+            "tokens.leading_space",
+            self.leading_space,
+            "must be both, with or without",
+        )
+        require(
+            self.vocab_size is not None or (self.n_new or 0) >= 1,
+            "tokens.n_new",
+            self.n_new,
+            "must be at least 1 (or give tokens.vocab_size)",
+        )
         require(self.min_count >= 1, "tokens.min_count", self.min_count, "must be at least 1")
         require(self.max_pieces >= 2, "tokens.max_pieces", self.max_pieces, "must be at least 2")
         require(self.max_run >= 1, "tokens.max_run", self.max_run, "must be at least 1")
-        require(self.method != "list" or self.terms is not None, "tokens.terms", self.terms,
-                "tokens.method=list needs a file with one term a line: tokens.terms=FILE")
-        require(self.method == "list" or not self.as_added_tokens, "tokens.as_added_tokens", self.as_added_tokens,
-                "goes with tokens.method=list; merges are never AddedTokens")
+        require(
+            self.method != "list" or self.terms is not None,
+            "tokens.terms",
+            self.terms,
+            "tokens.method=list needs a file with one term a line: tokens.terms=FILE",
+        )
+        require(
+            self.method == "list" or not self.as_added_tokens,
+            "tokens.as_added_tokens",
+            self.as_added_tokens,
+            "goes with tokens.method=list; merges are never AddedTokens",
+        )
 
 
 @dataclass
@@ -134,5 +161,9 @@ class LoggerConfig:
 
     def __post_init__(self) -> None:
         require(self.name in ("wandb", "none"), "logger.name", self.name, "must be wandb or none")
-        require(self.mode in (None, "offline", "online", "disabled", "shared"), "logger.mode", self.mode,
-                "must be offline, online, shared or disabled")
+        require(
+            self.mode in (None, "offline", "online", "disabled", "shared"),
+            "logger.mode",
+            self.mode,
+            "must be offline, online, shared or disabled",
+        )
