@@ -1,0 +1,12 @@
+"""One file per loss. Each is a function of plain tensors and an ``Alignment``, and returns nats per student position.
+
+To add one: write the function here in a file of its own, name it by ``_target_`` in ``conf/loss/term/NAME.yaml``, test it in
+``tests/test_losses.py``.
+"""
+
+from kldistill.losses.ce import ce
+from kldistill.losses.hidden import hidden
+from kldistill.losses.kl import kl, kl_first
+from kldistill.losses.kl_old import kl_old
+
+__all__ = ["ce", "hidden", "kl", "kl_first", "kl_old"]

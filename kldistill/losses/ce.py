@@ -1,0 +1,19 @@
+"""Cross-entropy on the student's own tokens: the baseline of every table."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kldistill.alignment import Alignment
+
+
+def ce(student_logits: Float[Tensor, "A W"], alignment: Alignment) -> Float[Tensor, ""]:
+    """Mean of -log q(next student token | c) over all student positions with a next token, in nats per position.
+
+    Args:
+        student_logits: logits over the new vocabulary, a row per student token.
+        alignment: of the same rows.
+    """
+    logits_MW = student_logits[alignment.next_row].float()
+    picked_M = logits_MW.gather(1, alignment.next_token[:, None])[:, 0]
+    return (torch.logsumexp(logits_MW, dim=-1) - picked_M).sum() / max(alignment.n_next, 1)

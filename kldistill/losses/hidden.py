@@ -1,0 +1,17 @@
+"""Mean squared error between last hidden states at common boundaries."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from kldistill.alignment import Alignment
+
+
+def hidden(
+    student_hidden: Float[Tensor, "A D"], teacher_hidden: Float[Tensor, "B D"], alignment: Alignment
+) -> Float[Tensor, ""]:
+    """Squared distance of the two models' last hidden states, averaged over dimensions and common boundaries.
+
+    No unit: squared units of the hidden state after the final norm. Zero where both models see the same context.
+    """
+    gap_PD = student_hidden[alignment.student_row].float() - teacher_hidden[alignment.teacher_row].float()
+    return gap_PD.square().mean(dim=-1).sum() / max(alignment.n_common, 1)
