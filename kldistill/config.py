@@ -79,6 +79,83 @@ class CorpusConfig:
 
 
 @dataclass
+class PythonPackageCorpus(CorpusConfig):
+    """Sources of installed packages.
+
+    Attributes:
+        packages: import names or distribution names; parts such as ``transformers.generation`` work too.
+        suffixes: which files of them.
+    """
+
+    packages: list[str] = field(default_factory=list)
+    suffixes: list[str] = field(default_factory=lambda: [".py"])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            bool(self.packages), "corpus.packages", self.packages, "name installed packages: corpus.packages=[requests]"
+        )
+        require(bool(self.suffixes), "corpus.suffixes", self.suffixes, "name at least one, such as .py")
+
+
+@dataclass
+class LocalFilesCorpus(CorpusConfig):
+    """Text files below a folder.
+
+    Attributes:
+        path: the folder.
+        glob: which files below it, in the language of ``pathlib``: ``**/*.py``.
+    """
+
+    path: str | None = None
+    glob: str = "**/*.py"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.path), "corpus.path", self.path, "name the folder of your files: corpus.path=FOLDER")
+        require(bool(self.glob), "corpus.glob", self.glob, 'say which files, such as "**/*.py"')
+
+
+@dataclass
+class HfDatasetCorpus(CorpusConfig):
+    """One text column of a dataset that ``datasets`` can load.
+
+    Attributes:
+        path: a dataset of the hub, a local folder, or a format (``json``, ``parquet``, ``csv``, ``text``) with
+            ``data_files``.
+        name: the dataset's configuration, where it has several.
+        split: as ``datasets`` spells it, such as ``train`` or ``train[:10%]`` (slices not with streaming).
+        text_field: the column that holds the text.
+        streaming: read rows as they come rather than load the whole dataset into the local cache first.
+        revision: branch, tag or commit on the hub.
+        data_files: files or patterns, relative to ``path`` or, with a format, to the working folder.
+        limit: read at most this many rows; null for all.
+    """
+
+    path: str | None = None
+    name: str | None = None
+    split: str = "train"
+    text_field: str = "text"
+    streaming: bool = False
+    revision: str | None = None
+    data_files: list[str] = field(default_factory=list)
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.path), "corpus.path", self.path, "name a dataset, folder or format: corpus.path=DATASET")
+        require(
+            self.limit is None or self.limit >= 1, "corpus.limit", self.limit, "must be at least 1, or null for all"
+        )
+        require(
+            not (self.streaming and "[" in self.split),
+            "corpus.split",
+            self.split,
+            "cannot be sliced with corpus.streaming=true; use corpus.limit",
+        )
+
+
+@dataclass
 class TokensConfig:
     """Which tokens are added, and how."""
 
