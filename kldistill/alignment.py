@@ -1,17 +1,17 @@
 """Aligns one text's two tokenizations, and prepares all that the losses need to know of the tokens alone.
 
-Shape suffixes and names: M student positions with a next token; P common boundaries with a next token (contexts c of the KL);
-Z forbidden (position, piece) pairs; O open pairs; S splits; C resolved cells (children) of splits; U unresolved children;
-F factors, each one teacher probability p(piece | row); R frontier prefixes; all of these are flat index lists (COO), so that
-the losses need no loop over positions. A *row* is an index into the flattened hidden states or logits of a sequence or a batch;
-row j of a sequence predicts what follows its token j.
+Shape suffixes and names: M student positions with a next token; P common boundaries with a next token (contexts c
+of the KL); Z forbidden (position, piece) pairs; O open pairs; S splits; C resolved cells (children) of splits; U
+unresolved children; F factors, each one teacher probability p(piece | row); R frontier prefixes; all of these are
+flat index lists (COO), so that the losses need no loop over positions. A *row* is an index into the flattened
+hidden states or logits of a sequence or a batch; row j of a sequence predicts what follows its token j.
 
 The construction is our own; see docs/method.md for the derivation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -30,19 +30,22 @@ class Alignment:
     Attributes:
         old_size, new_size: V and W.
         mass_owner, mass_member: subtree membership of the piece table, shared by all alignments.
-        next_row, next_token: student row and the student token that follows it, for every position with a next token.
-        student_row, teacher_row: the same context c in both sequences: rows that predict what follows a common boundary.
-        zero_position, zero_piece: pieces that cannot follow context ``position``: they would complete a longer token from an
-            earlier student boundary. Target 0.
-        open_position, open_piece: pieces that lead towards such a longer token, but do not complete it. How much of their
-            probability remains is not known from one pass over the text, so they stay in one cell.
+        next_row, next_token: student row and the student token that follows it, for every position with a next
+            token.
+        student_row, teacher_row: the same context c in both sequences: rows that predict what follows a common
+            boundary.
+        zero_position, zero_piece: pieces that cannot follow context ``position``: they would complete a longer
+            token from an earlier student boundary. Target 0.
+        open_position, open_piece: pieces that lead towards such a longer token, but do not complete it. How much
+            of their probability remains is not known from one pass over the text, so they stay in one cell.
         split_position, split_token: split at w, for w on the observed chain of position.
         cell_split, cell_token: a resolved child of the split's token.
         rest_split, rest_token: an unresolved child of the split's token; it shares a cell with "stop".
         factor_cell, factor_row, factor_piece: teacher probabilities whose product is the cell's target.
-        frontier_position, frontier_factor, frontier_row, frontier_piece: teacher probabilities whose products bound the
-            unresolved mass from above; ``frontier_factor`` indexes ``frontier_position``.
-        n_next, n_common: denominators of "averaged per student position". A chunk keeps its batch's, so chunks add up.
+        frontier_position, frontier_factor, frontier_row, frontier_piece: teacher probabilities whose products
+            bound the unresolved mass from above; ``frontier_factor`` indexes ``frontier_position``.
+        n_next, n_common: denominators of "averaged per student position". A chunk keeps its batch's, so chunks add
+            up.
         n_left_out: student positions that are no common boundary (left out of the KL).
         n_contradictions: positions whose observed cut contradicts the forest (their split is dropped).
         n_unresolved_splits: splits dropped since an earlier token could still have grown into them.
@@ -85,35 +88,8 @@ class Alignment:
 
 
 _TENSORS = [entry.name for entry in fields(Alignment) if "Tensor" in str(entry.type)]
-_LISTS = [name for name in _TENSORS if not name.startswith("mass_")]
-_COUNTS = [entry.name for entry in fields(Alignment) if entry.name.startswith("n_")]
-# Which list each index list points into: what concatenating has to shift, and what a chunk has to renumber.
-_POINTS_TO = {
-    "zero_position": "student_row",
-    "open_position": "student_row",
-    "split_position": "student_row",
-    "cell_split": "split_position",
-    "rest_split": "split_position",
-    "factor_cell": "cell_split",
-    "frontier_position": "student_row",
-    "frontier_factor": "frontier_position",
-}
-_STUDENT_ROWS = ("next_row", "student_row")
-_TEACHER_ROWS = ("teacher_row", "factor_row", "frontier_row")
-# Lists of the same length that a chunk must cut alike, named after the list that decides.
-_BESIDE = {
-    "next_token": "next_row",
-    "teacher_row": "student_row",
-    "zero_piece": "zero_position",
-    "open_piece": "open_position",
-    "split_token": "split_position",
-    "cell_token": "cell_split",
-    "rest_token": "rest_split",
-    "factor_row": "factor_cell",
-    "factor_piece": "factor_cell",
-    "frontier_row": "frontier_factor",
-    "frontier_piece": "frontier_factor",
-}
+LISTS = [name for name in _TENSORS if not name.startswith("mass_")]
+COUNTS = [entry.name for entry in fields(Alignment) if entry.name.startswith("n_")]
 
 
 def align(old_ids: Sequence[int], new_ids: Sequence[int], pieces: PieceTable) -> Alignment:
@@ -135,12 +111,13 @@ def align(old_ids: Sequence[int], new_ids: Sequence[int], pieces: PieceTable) ->
     for name, ids, size in (("old_ids", old, pieces.old_size), ("new_ids", new, pieces.new_size)):
         if ids and not 0 <= min(ids) <= max(ids) < size:
             raise TokenizerError(f"{name} holds {min(ids)}..{max(ids)}, but its vocabulary has the ids 0..{size - 1}.")
-    lists: dict[str, list[int]] = {name: [] for name in _LISTS}
+    lists: dict[str, list[int]] = {name: [] for name in LISTS}
     lists["next_row"] = list(range(len(new) - 1))
     lists["next_token"] = new[1:]
-    counts = dict.fromkeys(_COUNTS, 0)
+    counts = dict.fromkeys(COUNTS, 0)
     boundary = common_boundaries(old, new, pieces)
-    live: list[Node] = []  # trie nodes that earlier student boundaries have reached: tokens that could still have grown
+    # Trie nodes that earlier student boundaries have reached: tokens that could still have grown.
+    live: list[Node] = []
     for i in range(len(new) - 1):
         if boundary[i] < 0:
             counts["n_left_out"] += 1
@@ -162,8 +139,9 @@ def align(old_ids: Sequence[int], new_ids: Sequence[int], pieces: PieceTable) ->
 def common_boundaries(old: Sequence[int], new: Sequence[int], pieces: PieceTable) -> list[int]:
     """For each student token, how many old pieces the text has up to its end; -1 where an old token spans that end.
 
-    Where the new ids expand to exactly the old ones, every student boundary is common. Elsewhere byte offsets decide; without
-    a table of byte lengths, only what lies before the first and after the last difference is common.
+    Where the new ids expand to exactly the old ones, every student boundary is common. Elsewhere byte offsets
+    decide; without a table of byte lengths, only what lies before the first and after the last difference is
+    common.
     """
     expanded = pieces.expand(new)
     ends = np.cumsum([len(pieces.of(token)) for token in new]) if new else np.zeros(0, dtype=np.int64)
@@ -245,7 +223,9 @@ def _chain(old: list[int], start: int, pieces: PieceTable) -> list[tuple[int, No
 
 
 def _add_split(lists: dict[str, list[int]], position: int, node: Node, old: list[int], offset: int) -> None:
-    """Add the split at ``node``'s token, whose pieces end at ``offset``: its resolved cells and its unresolved children."""
+    """Add the split at ``node``'s token, whose pieces end at ``offset``: its resolved cells and its unresolved
+    children.
+    """
     split = len(lists["split_position"])
     lists["split_position"].append(position)
     lists["split_token"].append(node.token)
@@ -271,68 +251,3 @@ def _add_split(lists: dict[str, list[int]], position: int, node: Node, old: list
         lists["frontier_factor"] += [index] * len(prefix)
         lists["frontier_row"] += range(offset - 1, offset - 1 + len(prefix))
         lists["frontier_piece"] += prefix
-
-
-def concatenate(alignments: Sequence[Alignment], student_rows: int, teacher_rows: int) -> Alignment:
-    """Alignments of a batch's sequences as one, for rows of states that are padded and flattened.
-
-    Args:
-        alignments: one per sequence, all of one piece table.
-        student_rows, teacher_rows: padded length of the student's and of the teacher's sequences.
-    """
-    parts: dict[str, list[Tensor]] = {name: [] for name in _LISTS}
-    sizes = dict.fromkeys(_LISTS, 0)
-    for index, alignment in enumerate(alignments):
-        for name in _LISTS:
-            values: Tensor = getattr(alignment, name)
-            if name in _STUDENT_ROWS:
-                values = values + index * student_rows
-            elif name in _TEACHER_ROWS:
-                values = values + index * teacher_rows
-            elif name in _POINTS_TO:
-                values = values + sizes[_POINTS_TO[name]]
-            parts[name].append(values)
-        for name in _LISTS:
-            sizes[name] += len(getattr(alignment, name))
-    totals = {name: sum(getattr(alignment, name) for alignment in alignments) for name in _COUNTS}
-    return replace(alignments[0], **{name: torch.cat(values) for name, values in parts.items()}, **totals)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A part of a batch's alignment that is small enough for a block of vocabulary-sized logits.
-
-    ``alignment``'s rows count within ``student_rows`` and ``teacher_rows``, which are rows of the batch.
-    """
-
-    student_rows: Int[Tensor, " A"]
-    teacher_rows: Int[Tensor, " B"]
-    alignment: Alignment
-
-
-def chunks(alignment: Alignment, size: int) -> Iterator[Chunk]:
-    """Cut an alignment into chunks of at most ``size`` student positions. Losses of the chunks add up to the whole's loss."""
-    for start in range(0, len(alignment.next_row), size):
-        rows = alignment.next_row[start : start + size]
-        yield _cut(alignment, rows)
-
-
-def _cut(alignment: Alignment, rows: Int[Tensor, " A"]) -> Chunk:
-    keep = {
-        "next_row": torch.isin(alignment.next_row, rows),
-        "student_row": torch.isin(alignment.student_row, rows),
-    }
-    for name, target in _POINTS_TO.items():  # in order: what is pointed to is decided before what points to it
-        keep[name] = keep[target][getattr(alignment, name)]
-    cut: dict[str, Tensor] = {}
-    for name in _LISTS:
-        cut[name] = getattr(alignment, name)[keep[_BESIDE.get(name, name)]]
-        if name in _POINTS_TO:
-            renumber = torch.cumsum(keep[_POINTS_TO[name]], 0) - 1
-            cut[name] = renumber[cut[name]]
-    student_rows = torch.unique(torch.cat([cut[name] for name in _STUDENT_ROWS]))
-    teacher_rows = torch.unique(torch.cat([cut[name] for name in _TEACHER_ROWS]))
-    for names, whole in ((_STUDENT_ROWS, student_rows), (_TEACHER_ROWS, teacher_rows)):
-        for name in names:
-            cut[name] = torch.searchsorted(whole, cut[name])
-    return Chunk(student_rows, teacher_rows, replace(alignment, **cut))

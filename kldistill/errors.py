@@ -1,4 +1,6 @@
-"""Errors that the user can mend. Internal invariants assert; everything here is a ``ValueError`` with one readable message."""
+"""Errors that the user can mend. Internal invariants assert; everything here is a ``ValueError`` with one readable
+message.
+"""
 
 
 class KldistillError(ValueError):

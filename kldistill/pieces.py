@@ -1,8 +1,9 @@
 """The table of pieces: how every new token decomposes into old tokens, ordered as a forest by its prefixes.
 
-Notation (used in all of ``alignment`` and ``losses``): V is the old vocabulary's size, W = V + N the new one's. Ids below V are
-old tokens, ids V..W-1 new ones. ``pieces(w)`` are the old tokens that w replaces; an old token is its own only piece. The parent
-of w is the token with the longest proper prefix of ``pieces(w)``; the *subtree* of w is w with all its descendants.
+Notation (used in all of ``alignment`` and ``losses``): V is the old vocabulary's size, W = V + N the new one's.
+Ids below V are old tokens, ids V..W-1 new ones. ``pieces(w)`` are the old tokens that w replaces; an old token is
+its own only piece. The parent of w is the token with the longest proper prefix of ``pieces(w)``; the *subtree* of
+w is w with all its descendants.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from kldistill.errors import TokenizerError
 class Node:
     """One node of the trie over piece sequences, reached by walking some pieces from a root.
 
-    ``token`` is the token that is spelled exactly by the walk, or -1 where the walk is only a prefix of longer tokens.
-    ``children`` are the direct descendants *in the forest*: pairs (token, extra pieces beyond this node's own).
-    ``ends`` are the pieces that complete a longer token at once, ``grows`` those that only lead towards one.
+    ``token`` is the token that is spelled exactly by the walk, or -1 where the walk is only a prefix of longer
+    tokens. ``children`` are the direct descendants *in the forest*: pairs (token, extra pieces beyond this node's
+    own). ``ends`` are the pieces that complete a longer token at once, ``grows`` those that only lead towards one.
     """
 
     token: int = -1
@@ -36,13 +37,14 @@ class PieceTable:
 
     Args:
         old_size: V, the size of the old vocabulary in tokens.
-        pieces: for the new token V + i, its old pieces (at least two, all below V), in order. An empty sequence marks a token
-            without exact pieces (an ``AddedToken``); the KL losses cannot work with those.
-        byte_lengths: bytes of text that each id below W stands for, shape (W,). With it, common boundaries are found by byte
-            offset even where the new tokenization is no refinement of the old one.
+        pieces: for the new token V + i, its old pieces (at least two, all below V), in order. An empty sequence
+            marks a token without exact pieces (an ``AddedToken``); the KL losses cannot work with those.
+        byte_lengths: bytes of text that each id below W stands for, shape (W,). With it, common boundaries are
+            found by byte offset even where the new tokenization is no refinement of the old one.
 
     Raises:
-        TokenizerError: a new token with one piece, with a piece outside the old vocabulary, or two tokens with equal pieces.
+        TokenizerError: a new token with one piece, with a piece outside the old vocabulary, or two tokens with
+            equal pieces.
     """
 
     def __init__(
@@ -98,7 +100,9 @@ class PieceTable:
         node.grows = frozenset(node.next) - node.ends
 
     def _subtrees(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs (owner, member) over all tokens that have descendants: member ranges over the owner's whole subtree."""
+        """Pairs (owner, member) over all tokens that have descendants: member ranges over the owner's whole
+        subtree.
+        """
         owners: list[int] = []
         members: list[int] = []
 

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kldistill.alignment import Alignment
+from kldistill.losses.precision import at_least_float32
 
 
 def ce(student_logits: Float[Tensor, "A W"], alignment: Alignment) -> Float[Tensor, ""]:
@@ -14,6 +15,6 @@ def ce(student_logits: Float[Tensor, "A W"], alignment: Alignment) -> Float[Tens
         student_logits: logits over the new vocabulary, a row per student token.
         alignment: of the same rows.
     """
-    logits_MW = student_logits[alignment.next_row].float()
+    logits_MW = at_least_float32(student_logits[alignment.next_row])
     picked_M = logits_MW.gather(1, alignment.next_token[:, None])[:, 0]
     return (torch.logsumexp(logits_MW, dim=-1) - picked_M).sum() / max(alignment.n_next, 1)

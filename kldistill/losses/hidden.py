@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kldistill.alignment import Alignment
+from kldistill.losses.precision import at_least_float32
 
 
 def hidden(
@@ -13,5 +14,7 @@ def hidden(
 
     No unit: squared units of the hidden state after the final norm. Zero where both models see the same context.
     """
-    gap_PD = student_hidden[alignment.student_row].float() - teacher_hidden[alignment.teacher_row].float()
+    gap_PD = at_least_float32(student_hidden[alignment.student_row]) - at_least_float32(
+        teacher_hidden[alignment.teacher_row]
+    )
     return gap_PD.square().mean(dim=-1).sum() / max(alignment.n_common, 1)

@@ -1,14 +1,17 @@
 """The KL across two tokenizations: the push-forward of the teacher against the student.
 
-Shape suffixes: A student rows, B teacher rows, P common boundaries (contexts c), V old vocabulary, W new vocabulary,
-J subtree memberships, O open pairs, S splits, C cells. Source: our own construction, derived in docs/method.md after the idea
-of arXiv 2508.15807. All in nats, in log space, with float32 softmaxes.
+Shape suffixes: A student rows, B teacher rows, P common boundaries (contexts c), V old vocabulary, W new
+vocabulary, J subtree memberships, O open pairs, S splits, C cells. Source: our own construction, derived in
+docs/method.md after the idea of arXiv 2508.15807. All in nats, in log space, with float32 softmaxes.
 
-    L(c) = KL( p~(.|c) || Q(.|c) )  +  sum over w on the observed chain that have children of  KL( split*(w) || split_q(w) )
+    L(c) = KL( p~(.|c) || Q(.|c) )  +  sum over w on the observed chain that have children of  KL( split*(w) ||
+    split_q(w) )
 
-Where an open piece exists (one that leads towards a longer token from an earlier boundary, but does not complete it), its
-target depends on teacher probabilities that one pass does not show: all we know is that it is at most p~. Open pieces then share
-one cell, which is penalised only where the student's mass exceeds that bound. So L stays a lower bound of the exact KL.
+Where an open piece exists (one that leads towards a longer token from an earlier boundary, but does not complete
+it), its
+target depends on teacher probabilities that one pass does not show: all we know is that it is at most p~. Open
+pieces then share one cell, which is penalised only where the student's mass exceeds that bound. So L stays a lower
+bound of the exact KL.
 """
 
 from typing import NamedTuple
@@ -19,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kldistill.alignment import Alignment
+from kldistill.losses.precision import at_least_float32
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -28,8 +32,8 @@ def kl(
 ) -> Float[Tensor, ""]:
     """KL(q* || q) of the push-forward q* of the teacher, in nats per common boundary.
 
-    In expectation over text drawn from the teacher it is the exact KL where every prefix of every new token is a token, and a
-    lower bound elsewhere. Zero at q = q*.
+    In expectation over text drawn from the teacher it is the exact KL where every prefix of every new token is a
+    token, and a lower bound elsewhere. Zero at q = q*.
 
     Args:
         student_logits: over the new vocabulary, a row per student token.
@@ -68,7 +72,9 @@ def kl_terms(
 def log_masses(
     log_q_PW: Float[Tensor, "P W"], owner_J: Int[Tensor, " J"], member_J: Int[Tensor, " J"]
 ) -> Float[Tensor, "P W"]:
-    """Log of the student's mass on the subtree of every token; for an old token, on all tokens whose first piece it is."""
+    """Log of the student's mass on the subtree of every token; for an old token, on all tokens whose first piece
+    it is.
+    """
     if not len(owner_J):
         return log_q_PW
     owners_G, owner_of_J = torch.unique(owner_J, return_inverse=True)
@@ -90,13 +96,13 @@ def segment_logsumexp(
 def _student(
     student_logits: Float[Tensor, "A W"], alignment: Alignment
 ) -> tuple[Float[Tensor, "P W"], Float[Tensor, "P W"]]:
-    log_q_PW = F.log_softmax(student_logits[alignment.student_row].float(), dim=-1)
+    log_q_PW = F.log_softmax(at_least_float32(student_logits[alignment.student_row]), dim=-1)
     return log_masses(log_q_PW, alignment.mass_owner, alignment.mass_member), log_q_PW
 
 
 def _target(teacher_logits: Float[Tensor, "B V"], alignment: Alignment) -> Float[Tensor, "P V"]:
     """log p~: the teacher without the pieces that would have completed a longer token from an earlier boundary."""
-    logits_PV = teacher_logits[alignment.teacher_row].float()
+    logits_PV = at_least_float32(teacher_logits[alignment.teacher_row])
     logits_PV[alignment.zero_position, alignment.zero_piece] = -torch.inf
     return F.log_softmax(logits_PV, dim=-1)
 
@@ -122,9 +128,10 @@ def _open_cell(
 ) -> Float[Tensor, " P"]:
     """What the cell of all open pieces adds to sum_{v not open} p~(v) log(p~(v) / Q(v)).
 
-    With o = p~(open) and Q_o = Q(open): their true target mass is somewhere in [0, o]. If Q_o > o, the least KL that any such
-    mass allows is at o itself: add o log(o / Q_o). Else no penalty is certain but that within the rest, given the rest: take
-    (1 - o) log((1 - o) / (1 - Q_o)) off again.
+    With o = p~(open) and Q_o = Q(open): their true target mass is somewhere in [0, o]. If Q_o > o, the least KL
+    that any such
+    mass allows is at o itself: add o log(o / Q_o). Else no penalty is certain but that within the rest, given the
+    rest: take (1 - o) log((1 - o) / (1 - Q_o)) off again.
     """
     n = log_Q_PV.shape[0]
     Q_open_O = log_Q_PV[alignment.open_position, alignment.open_piece].exp()
@@ -135,7 +142,7 @@ def _open_cell(
     within = -(torch.special.xlogy(rest_P, rest_P) - rest_P * torch.log1p(-Q_P))
     has_open_P = torch.zeros(n, dtype=torch.bool, device=o_P.device)
     has_open_P[alignment.open_position] = True
-    return torch.where(has_open_P, torch.where(Q_P > o_P, too_much, within), torch.zeros_like(o_P))
+    return torch.where(has_open_P, torch.where(o_P < Q_P, too_much, within), torch.zeros_like(o_P))
 
 
 def _splits(
@@ -173,16 +180,17 @@ def _factors(
     teacher_logits: Float[Tensor, "B V"], row_F: Int[Tensor, " F"], piece_F: Int[Tensor, " F"]
 ) -> Float[Tensor, " F"]:
     """log p(piece | row), without a log-softmax of every row at once."""
-    log_norm_B = torch.logsumexp(teacher_logits.float(), dim=-1)
-    return teacher_logits[row_F, piece_F].float() - log_norm_B[row_F]
+    log_norm_B = torch.logsumexp(at_least_float32(teacher_logits), dim=-1)
+    return at_least_float32(teacher_logits[row_F, piece_F]) - log_norm_B[row_F]
 
 
 @torch.no_grad()
 def unresolved_mass(teacher_logits: Float[Tensor, "B V"], alignment: Alignment) -> Float[Tensor, ""]:
-    """Upper bound of the teacher's mass on continuations that the loss could not resolve, averaged per common boundary.
+    """Upper bound of the teacher's mass on continuations that the loss could not resolve, averaged per common
+    boundary.
 
-    Counts open pieces, and prefixes of children that leave the observed text before their last piece. Zero where every prefix of
-    every new token is a token.
+    Counts open pieces, and prefixes of children that leave the observed text before their last piece. Zero where
+    every prefix of every new token is a token.
     """
     a = alignment
     log_p_PV = _target(teacher_logits, a)

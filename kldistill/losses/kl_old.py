@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kldistill.alignment import Alignment
+from kldistill.losses.precision import at_least_float32
 
 
 def kl_old(
@@ -12,9 +13,10 @@ def kl_old(
 ) -> Float[Tensor, ""]:
     """KL(p(.|c) || q(.|c) restricted to the old vocabulary and renormalised), in nats per common boundary.
 
-    New tokens' output rows receive no gradient from it, and a student that puts its mass on the right new token is punished
+    New tokens' output rows receive no gradient from it, and a student that puts its mass on the right new token is
+    punished
     for nothing: it is here to be compared with.
     """
-    log_p_PV = F.log_softmax(teacher_logits[alignment.teacher_row].float(), dim=-1)
-    log_q_PV = F.log_softmax(student_logits[alignment.student_row, : alignment.old_size].float(), dim=-1)
+    log_p_PV = F.log_softmax(at_least_float32(teacher_logits[alignment.teacher_row]), dim=-1)
+    log_q_PV = F.log_softmax(at_least_float32(student_logits[alignment.student_row, : alignment.old_size]), dim=-1)
     return (log_p_PV.exp() * (log_p_PV - log_q_PV)).sum() / max(alignment.n_common, 1)
