@@ -1,0 +1,134 @@
+"""The whole configuration: its root schema, and what makes Hydra find schemas, presets and folder names."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kldistill import config, training_config
+from kldistill.config import RuntimeConfig
+from kldistill.errors import ConfigError
+
+STAGES = ["model", "corpus", "tokens", "init", "teacher", "distill", "evaluate", "export"]
+
+# Overrides that say how or where to run, not what: they do not enter the name of a run's folder.
+_NOT_IN_NAME = ("experiment=", "stages=", "force=", "logger", "runtime.", "outputs=", "hydra")
+_LONGEST_NAME = 120
+
+
+@dataclass
+class Config:
+    """Root of the configuration. Every group's own schema comes with its presets.
+
+    Attributes:
+        seed: default of every other seed.
+        outputs: folder of artifacts and runs.
+        stages: what to run; what these need is built too where it is missing.
+        force: stages to build anew, with everything in this run that follows from them.
+    """
+
+    seed: int = 0
+    outputs: str = "outputs"
+    stages: list[str] = field(default_factory=lambda: list(STAGES))
+    force: list[str] = field(default_factory=list)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    model: Any = MISSING
+    corpus: Any = MISSING
+    tokens: Any = MISSING
+    init: Any = MISSING
+    loss: Any = MISSING
+    distill: Any = MISSING
+    eval: Any = MISSING
+    export: Any = MISSING
+    logger: Any = MISSING
+
+
+SCHEMAS: dict[str, type] = {
+    "corpus_python_package": config.PythonPackageCorpus,
+    "corpus_local_files": config.LocalFilesCorpus,
+    "corpus_hf_dataset": config.HfDatasetCorpus,
+    "model_smollm2": config.SmolLM2Config,
+    "model_hf": config.HfModelConfig,
+    "model_tiny": config.TinyModelConfig,
+    "tokens": config.TokensConfig,
+    "init": config.InitConfig,
+    "loss": training_config.LossConfig,
+    "loss_term": training_config.LossTerm,
+    "distill": training_config.DistillConfig,
+    "eval": training_config.EvalConfig,
+    "export": config.ExportConfig,
+    "logger": config.LoggerConfig,
+}
+
+
+def register() -> None:
+    """Make schemas and resolvers known to Hydra. Safe to call again."""
+    store = ConfigStore.instance()
+    store.store(name="config_schema", node=Config)
+    for name, schema in SCHEMAS.items():
+        store.store(group="schema", name=name, node=schema)
+    OmegaConf.register_new_resolver("kldistill.experiment", experiment_name, replace=True)
+    OmegaConf.register_new_resolver("kldistill.overrides", overrides_name, replace=True)
+
+
+def conf_folder() -> Path:
+    """The presets: beside the package in a checkout, inside it where it was installed from a wheel."""
+    for folder in (resources.files("kldistill") / "conf", Path(__file__).parents[1] / "conf"):
+        path = Path(str(folder))
+        if (path / "config.yaml").is_file():
+            return path
+    raise ConfigError("conf/config.yaml is missing from this installation of kldistill: install it again.")
+
+
+def experiment_name(choice: str | None) -> str:
+    """Folder of a run's or a sweep's experiment; ``default`` where none was chosen."""
+    return _escape(choice) if choice else "default"
+
+
+def overrides_name(overrides: Sequence[str]) -> str:
+    """Folder of one run inside its experiment: its overrides, sorted, escaped and bounded; ``default`` for none.
+
+    Deterministic, so that the same command resumes. A name that would be too long, or that lost characters to the
+    escaping, ends with a digest, so two different lists of overrides never share a folder.
+    """
+    kept = sorted(text for text in overrides if not text.lstrip("+~").startswith(_NOT_IN_NAME))
+    if not kept:
+        return "default"
+    plain = ",".join(kept)
+    name = _escape(plain)
+    if name == plain and len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(plain.encode()).hexdigest()[:8]
+    return f"{name[: _LONGEST_NAME - 9]}-{digest}"
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"[^\w.,=+-]", "_", text, flags=re.ASCII).strip(".") or "_"
+
+
+def typed(cfg: DictConfig) -> Config:
+    """The composed configuration as typed objects; runs every schema's own checks.
+
+    Raises:
+        ConfigError: a missing value, an interpolation that leads nowhere, or a value out of its range.
+    """
+    try:
+        return cast(Config, OmegaConf.to_object(cfg))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or getattr(error, "key", None)
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{key}: {reason}. Give it on the command line, as {key}=VALUE.") from error
+
+
+def resolved(node: Any) -> dict[str, Any]:
+    """A typed slice as plain JSON types, for fingerprints and run.json."""
+    if isinstance(node, Mapping):
+        return {str(key): value for key, value in node.items()}
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(node), resolve=True))

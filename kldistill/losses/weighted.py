@@ -1,0 +1,124 @@
+"""A weighted sum of losses, computed chunk by chunk so that no batch ever holds all its vocabulary-sized logits.
+
+Shape suffixes: T flattened student tokens of a batch, U flattened teacher tokens, D width, V and W vocabularies.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kldistill.chunks import Chunk
+
+
+class Heads(Protocol):
+    """The two output layers of one model: the original's, over V, and the extended one's, over W."""
+
+    def logits_old(self, hidden: Float[Tensor, "A D"]) -> Float[Tensor, "A V"]: ...
+    def logits(self, hidden: Float[Tensor, "A D"]) -> Float[Tensor, "A W"]: ...
+
+
+class Term(NamedTuple):
+    """One summand: its function, its weight, what it compares (``logits`` or ``hidden``), and whether with a
+    teacher.
+    """
+
+    function: Callable[..., Tensor]
+    weight: float
+    of: str
+    teacher: bool
+
+
+def weighted(
+    terms: Mapping[str, Term],
+    heads: Heads,
+    student_hidden_AD: Float[Tensor, "A D"],
+    teacher_hidden_BD: Float[Tensor, "B D"] | None,
+    chunk: Chunk,
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    """The sum for one chunk, with each term's own value (unweighted, detached). Logits are computed once for all
+    terms.
+    """
+    logits_of = any(term.of == "logits" for term in terms.values())
+    student_logits_AW = heads.logits(student_hidden_AD) if logits_of else None
+    teacher_logits_BV = None
+    if teacher_hidden_BD is not None and any(term.of == "logits" and term.teacher for term in terms.values()):
+        with torch.no_grad():
+            teacher_logits_BV = heads.logits_old(teacher_hidden_BD)
+    total = student_hidden_AD.new_zeros((), dtype=torch.float32)
+    values: dict[str, Tensor] = {}
+    for name, term in terms.items():
+        student, teacher = (
+            (student_hidden_AD, teacher_hidden_BD) if term.of == "hidden" else (student_logits_AW, teacher_logits_BV)
+        )
+        assert not term.teacher or teacher is not None, f"{name} needs a teacher"
+        value = term.function(student, *([teacher] if term.teacher else []), chunk.alignment)
+        values[name] = value.detach()
+        total = total + term.weight * value
+    return total, values
+
+
+class _Chunked(torch.autograd.Function):
+    """Sum of a loss over chunks whose gradient is made on the way forward, one chunk at a time.
+
+    The same peak memory as recomputing each chunk backwards, at one pass over it less; and all gradients arrive in
+    a single backward call, as distributed data parallelism wants it.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        loss_of: Callable[[Chunk, Tensor], tuple[Tensor, dict[str, Tensor]]],
+        chunks: Sequence[Chunk],
+        names: Sequence[str],
+        hidden_TD: Tensor,
+        *parameters: Tensor,
+    ) -> Tensor:
+        totals = hidden_TD.new_zeros(1 + len(names), dtype=torch.float32)
+        grads = [torch.zeros_like(hidden_TD), *(torch.zeros_like(parameter) for parameter in parameters)]
+        for chunk in chunks:
+            with torch.enable_grad():
+                hidden_AD = hidden_TD[chunk.student_rows].detach().requires_grad_()
+                loss, values = loss_of(chunk, hidden_AD)
+            found = torch.autograd.grad(loss, (hidden_AD, *parameters), allow_unused=True)
+            if found[0] is not None:
+                grads[0].index_add_(0, chunk.student_rows, found[0].to(grads[0].dtype))
+            for total, grad in zip(grads[1:], found[1:], strict=True):
+                if grad is not None:
+                    total += grad
+            totals += torch.stack([loss.detach(), *(values[name] for name in names)])
+        ctx.save_for_backward(*grads)
+        return totals
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> Any:
+        grads = ctx.saved_tensors
+        return None, None, None, *(grad * outputs[0][0] for grad in grads)
+
+
+def chunked(
+    terms: Mapping[str, Term],
+    heads: Heads,
+    parameters: Sequence[Tensor],
+    student_hidden_TD: Float[Tensor, "T D"],
+    teacher_hidden_UD: Float[Tensor, "U D"] | None,
+    chunks: Sequence[Chunk],
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    """The weighted sum over a whole batch. Only its first value carries a gradient.
+
+    Args:
+        parameters: trainable tensors inside ``heads`` (the new output rows).
+        student_hidden_TD, teacher_hidden_UD: last hidden states of the batch, padded and flattened.
+        chunks: of the batch's alignment.
+    """
+
+    def loss_of(chunk: Chunk, hidden_AD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        teacher_BD = None if teacher_hidden_UD is None else teacher_hidden_UD[chunk.teacher_rows]
+        return weighted(terms, heads, hidden_AD, teacher_BD, chunk)
+
+    names = list(terms)
+    totals = _Chunked.apply(loss_of, chunks, names, student_hidden_TD, *parameters)
+    assert isinstance(totals, Tensor)
+    return totals[0], {name: totals[1 + index].detach() for index, name in enumerate(names)}

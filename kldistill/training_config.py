@@ -1,0 +1,138 @@
+"""Typed schemas of the groups that train and measure: loss, distill, eval. (The other groups':
+``kldistill.config``.)
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from kldistill.config import require
+
+
+@dataclass
+class LossTerm:
+    """One summand of the loss.
+
+    Attributes:
+        function: ``_target_`` of a function of ``kldistill.losses`` (``_partial_: true``), with its own parameters
+            if any.
+        weight: its factor in the sum. First-class: tune it on validation.
+        of: what the function compares, ``logits`` or ``hidden`` states.
+        teacher: whether it needs the teacher at all.
+        pieces: whether it needs the exact pieces of every new token (AddedTokens have none).
+    """
+
+    function: dict[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+    of: str = "logits"
+    teacher: bool = True
+    pieces: bool = True
+
+    def __post_init__(self) -> None:
+        require("_target_" in self.function, "loss.terms.*.function", self.function, "needs a _target_")
+        require(self.weight > 0, "loss.terms.*.weight", self.weight, "must be above 0 (leave the term out instead)")
+        require(self.of in ("logits", "hidden"), "loss.terms.*.of", self.of, "must be logits or hidden")
+
+
+@dataclass
+class LossConfig:
+    """A weighted sum of terms.
+
+    Attributes:
+        name: for tables and tags.
+        lr: the learning rate that this loss was tuned to on validation (``distill.lr`` takes it).
+    """
+
+    name: str = MISSING
+    lr: float = 3e-3
+    terms: dict[str, LossTerm] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(bool(self.terms), "loss.terms", self.terms, "needs at least one term (see conf/loss)")
+        require(self.lr > 0, "loss.lr", self.lr, "must be above 0")
+
+
+@dataclass
+class DistillConfig:
+    """Training of the new rows.
+
+    Attributes:
+        teacher: ``self`` (the original model) or ``none`` (losses that need no teacher; validation then shows no
+            KL).
+        steps, batch_size: optimiser steps, and snippets per step over all processes.
+        snippet_bytes: documents are cut at lines into snippets of about this many bytes.
+        validation_bytes: text from the validation split that is scored during training.
+        lr, warmup, schedule, weight_decay, betas, clip: AdamW with warm-up (a share of the steps), a schedule of
+            transformers (``cosine``, ``linear``, ``constant_with_warmup``), and clipping of the gradient's norm.
+        precision: ``no`` (float32), ``bf16`` or ``fp16`` (accelerate's mixed precision; untested on accelerators).
+        chunk: student positions whose vocabulary-sized logits exist at a time.
+        validate_every: steps; validation also runs before the first and after the last step.
+        seed: order of the snippets.
+        loss: the loss; the group ``loss`` itself.
+    """
+
+    teacher: str = "self"
+    steps: int = 60
+    batch_size: int = 4
+    snippet_bytes: int = 700
+    validation_bytes: int = 12_000
+    lr: float = 3e-3
+    warmup: float = 0.1
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    clip: float = 1.0
+    precision: str = "no"
+    chunk: int = 128
+    validate_every: int = 20
+    seed: int = 0
+    loss: Any = "${loss}"
+
+    def __post_init__(self) -> None:
+        require(self.teacher in ("self", "none"), "distill.teacher", self.teacher, "must be self or none")
+        for key in ("steps", "batch_size", "chunk", "validate_every", "validation_bytes"):
+            require(getattr(self, key) >= 1, f"distill.{key}", getattr(self, key), "must be at least 1")
+        require(self.snippet_bytes >= 32, "distill.snippet_bytes", self.snippet_bytes, "must be at least 32")
+        require(self.lr > 0, "distill.lr", self.lr, "must be above 0")
+        require(self.clip > 0, "distill.clip", self.clip, "must be above 0")
+        require(0 <= self.warmup < 1, "distill.warmup", self.warmup, "is a share of the steps, at least 0 and below 1")
+        require(self.weight_decay >= 0, "distill.weight_decay", self.weight_decay, "must be 0 or more")
+        require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            "distill.betas",
+            self.betas,
+            "must be two numbers, at least 0 and below 1",
+        )
+        schedules = ("cosine", "linear", "constant_with_warmup")
+        require(self.schedule in schedules, "distill.schedule", self.schedule, f"must be one of {schedules}")
+        require(
+            self.precision in ("no", "bf16", "fp16"), "distill.precision", self.precision, "must be no, bf16 or fp16"
+        )
+
+
+@dataclass
+class EvalConfig:
+    """Evaluation without generation.
+
+    Attributes:
+        domain_bytes, general_bytes: text that is scored, from the test split and from the general text.
+        window_bytes: documents are cut at lines into windows of about this many bytes, scored on their own.
+        batch_size: windows in one forward pass.
+        chunk: positions whose vocabulary-sized logits exist at a time.
+        resamples: of the bootstrap over documents.
+        seed: of the bootstrap.
+    """
+
+    domain_bytes: int = 40_000
+    general_bytes: int = 16_000
+    window_bytes: int = 1_500
+    batch_size: int = 4
+    chunk: int = 128
+    resamples: int = 2_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("domain_bytes", "general_bytes", "batch_size", "chunk", "resamples"):
+            require(getattr(self, key) >= 1, f"eval.{key}", getattr(self, key), "must be at least 1")
+        require(self.window_bytes >= 32, "eval.window_bytes", self.window_bytes, "must be at least 32")
