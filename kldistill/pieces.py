@@ -8,8 +8,10 @@ w is w with all its descendants.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -67,6 +69,14 @@ class PieceTable:
             root.token = piece
             self._finish(root)
         self.mass_owner, self.mass_member = self._subtrees()
+
+    @classmethod
+    def load(cls, folder: Path) -> PieceTable:
+        """The table of a ``tokens`` artifact."""
+        facts = json.loads((folder / "vocabulary.json").read_text())
+        with (folder / "new_tokens.jsonl").open(encoding="utf-8") as lines:
+            pieces = [json.loads(line)["pieces"] for line in lines]
+        return cls(facts["old_size"], pieces, facts["byte_lengths"])
 
     def of(self, token: int) -> tuple[int, ...]:
         """Old pieces of ``token``: itself where it is old; empty for a token without exact pieces."""

@@ -51,7 +51,7 @@ def by_length(rows: Sequence[Sequence[int]], size: int) -> list[list[int]]:
 def write(
     folder: Path,
     name: str,
-    model: Student,
+    model: Student | None,
     snippets: Sequence[Snippet],
     ids: Sequence[Sequence[int]],
     *,
@@ -59,10 +59,12 @@ def write(
     device: torch.device | str,
     description: str,
 ) -> None:
-    """Compute and store the states of ``snippets`` as ``NAME.jsonl`` and ``NAME.npy`` in ``folder``."""
+    """Store ``snippets`` with their ids as ``NAME.jsonl`` and, if there is a model, its states as ``NAME.npy``."""
     with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
         for snippet, row in zip(snippets, ids, strict=True):
             file.write(json.dumps({"document": snippet.document, "text": snippet.text, "ids": list(row)}) + "\n")
+    if model is None:
+        return
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])])
     values = None
     with Bar(description, total=int(offsets[-1]), unit="tokens") as bar:
@@ -86,5 +88,6 @@ def read(folder: Path, name: str) -> States:
         records = [json.loads(line) for line in file]
     ids = [record["ids"] for record in records]
     offsets = [0, *np.cumsum([len(row) for row in ids]).tolist()]
-    values = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    stored = folder / f"{name}.npy"
+    values = np.load(stored, mmap_mode="r", allow_pickle=False) if stored.is_file() else None
     return States([Snippet(record["document"], record["text"]) for record in records], ids, offsets, values)

@@ -85,7 +85,7 @@ def train(
         decay.step()
     module, optimizer = accelerate.prepare(step_of, optimizer)
     loader = DataLoader(batches, batch_size=None, sampler=range(int(state["step"]), settings.steps))
-    job.rewind(int(state["step"]))
+    job.rewind(int(state["step"]) or -1)
     if not state["step"]:
         job.log(validate(), step=0)
     started = time.perf_counter() - state["seconds"]

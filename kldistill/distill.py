@@ -1,0 +1,104 @@
+"""Stage ``distill``: train the new rows, and nothing else, on the chosen loss."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import hydra.utils
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from kldistill import models, states
+from kldistill.batches import Batch, Steps, schedule
+from kldistill.devices import accelerator
+from kldistill.job import Job
+from kldistill.losses.weighted import Term, chunked
+from kldistill.pieces import PieceTable
+from kldistill.rows import Rows, Student
+from kldistill.scoring import score_student, summarise
+from kldistill.snippets import encode
+from kldistill.training import train
+from kldistill.training_config import DistillConfig, LossConfig
+
+
+def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
+    """Train the rows of ``init`` and write them as ``rows.safetensors``; goes on from ``checkpoint.safetensors`` if
+    there is one.
+
+    Args:
+        inputs: ``model``, ``tokens``, ``init`` and ``teacher``.
+        out: gets ``rows.safetensors``, ``rows.json``, ``metrics.jsonl``, ``summary.json``.
+    """
+    accelerate = accelerator(job.runtime, cfg.precision)
+    device = accelerate.device
+    pieces = PieceTable.load(inputs["tokens"])
+    tokenizer = AutoTokenizer.from_pretrained(inputs["tokens"] / "tokenizer")
+    torch.manual_seed(cfg.seed)
+    student = Student(models.load(inputs["model"], device), Rows.load(inputs["init"]), pieces.old_size).to(device)
+    sets = {name: states.read(inputs["teacher"], name) for name in ("train", "validation")}
+    new_ids = {name: encode(tokenizer, [s.text for s in found.snippets]) for name, found in sets.items()}
+    order = schedule([len(row) for row in new_ids["train"]], cfg.batch_size, cfg.steps, cfg.seed)
+    batches = Steps(
+        sets["train"],
+        new_ids["train"],
+        pieces,
+        order,
+        chunk=cfg.chunk,
+        rank=accelerate.process_index,
+        world=accelerate.num_processes,
+    )
+
+    def validate() -> dict[str, float]:
+        scores = score_student(
+            student,
+            sets["validation"],
+            new_ids["validation"],
+            pieces,
+            teacher=cfg.teacher == "self" and pieces.exact,
+            batch_size=2 * cfg.batch_size,
+            chunk=cfg.chunk,
+            device=device,
+            description="Validation",
+        )
+        return {f"distill/validation/{name}": value for name, value in summarise(scores).items()}
+
+    checkpoint = out / "checkpoint.safetensors"
+    figures = train(
+        DistillStep(student, terms_of(cfg.loss)),
+        batches,
+        cfg,
+        checkpoint,
+        job,
+        description=f"Distilling ({cfg.loss.name})",
+        validate=validate,
+    )
+    student.rows.save(out)
+    final = validate()
+    summary = {**{f"distill/{name}": value for name, value in figures.items()}, **final}
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    checkpoint.unlink(missing_ok=True)
+
+
+def terms_of(loss: LossConfig) -> dict[str, Term]:
+    """The loss's terms with their functions, as ``weighted`` wants them."""
+    return {
+        name: Term(hydra.utils.instantiate(term.function), term.weight, term.of, term.teacher)
+        for name, term in loss.terms.items()
+    }
+
+
+class DistillStep(nn.Module):
+    """One forward pass of the student and its loss against the teacher's stored states."""
+
+    def __init__(self, student: Student, terms: Mapping[str, Term]) -> None:
+        super().__init__()
+        self.student = student
+        self.terms = dict(terms)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of the terms, and each term's own value."""
+        hidden_BTD = self.student.hidden(batch.new_ids, batch.new_mask)
+        teacher_UD = None if batch.old_hidden is None else batch.old_hidden.flatten(0, 1)
+        head_ND = self.student.rows.head
+        return chunked(self.terms, self.student, [head_ND], hidden_BTD.flatten(0, 1), teacher_UD, batch.chunks)
