@@ -121,6 +121,7 @@ class Bar:
             TimeElapsedColumn(),
             console=console,
             transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # results that go to a file stay there
             expand=True,
             speed_estimate_period=SECONDS_OF_RATE,
         )

@@ -1,0 +1,156 @@
+"""One run in Weights & Biases, isolated from every other run of the process; offline unless asked otherwise."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from kldistill.config import LoggerConfig
+from kldistill.errors import ConfigError
+from kldistill.records import append, read_lines, redact, truncate
+
+MODES = ("offline", "online", "shared", "disabled")
+
+
+class WandbRun:
+    """A live wandb run of a run folder. Starting it again in the same folder continues the same run.
+
+    ``wandb/sent.jsonl`` in the folder remembers the lines that were sent, since wandb's history can only grow: a line
+    is sent once, however often the run is run again.
+
+    Args:
+        mode: ``offline``, ``online`` or ``shared``.
+        resolved: the whole resolved configuration; nested keys are joined by dots.
+        name, job_type: of the run.
+
+    Raises:
+        ConfigError: if wandb cannot be imported or started.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: LoggerConfig,
+        mode: str,
+        resolved: Mapping[str, Any],
+        name: str | None = None,
+        job_type: str | None = None,
+    ) -> None:
+        try:
+            import wandb
+        except Exception as error:  # a broken installation raises anything, not only ImportError
+            raise ConfigError(
+                f"logger.name=wandb: the package wandb cannot be imported ({error}). Install it with "
+                "`pip install wandb`, or choose logger=none."
+            ) from error
+        home = folder / "wandb"
+        home.mkdir(parents=True, exist_ok=True)
+        self._sent_file = home / "sent.jsonl"
+        lines = read_lines(self._sent_file)
+        truncate(self._sent_file, lines)
+        self._sent = set(lines)
+        self._axes: set[str] = set()
+        arguments = sys.argv
+        sys.argv = redact(list(arguments))  # wandb records the command line
+        try:
+            self._run = wandb.init(
+                project=config.project,
+                entity=config.entity,
+                group=config.group,
+                tags=config.tags or None,
+                name=name,
+                job_type=job_type,
+                config=redact(flatten(resolved)),
+                allow_val_change=True,
+                mode=mode,  # type: ignore[arg-type]
+                dir=str(folder),
+                id=_run_id(home / "run_id"),
+                resume="allow",
+                reinit="create_new",  # a run of its own, never the process's global one
+                settings=wandb.Settings(silent=True, console="off", disable_code=True, disable_git=True),
+            )
+        except wandb.Error as error:
+            raise ConfigError(
+                f"logger.mode={mode}: wandb does not start ({error}). Try logger.mode=offline, or logger=none."
+            ) from error
+        finally:
+            sys.argv = arguments
+        files = Path(self._run.dir).parent
+        self.where = (
+            f"wandb: offline, `wandb sync {files}` uploads it" if mode == "offline" else f"wandb: {self._run.url}"
+        )
+
+    def send(self, line: str) -> None:
+        """Send one line of a ``metrics.jsonl`` or ``tables.jsonl``, unless it was sent before."""
+        if line in self._sent:
+            return
+        content = json.loads(line)
+        if "table" in content:
+            from wandb import Table
+
+            rows = Table(columns=content["columns"], data=content["rows"], allow_mixed_types=True)
+            self._run.log({content["table"]: rows})
+        else:
+            stage, step = content.pop("stage"), content.pop("step")
+            del content["time"]
+            axis = f"{stage}/step"
+            self._define(axis)
+            for name in [f"{stage}/*", *(key for key in content if not key.startswith(f"{stage}/"))]:
+                self._define(name, axis)
+            figures = {key: value for key, value in content.items() if value is not None}
+            self._run.log(figures if step is None else {axis: step, **figures})
+        self._sent.add(line)
+        append(self._sent_file, line)
+
+    def summary(self, figures: Mapping[str, Any]) -> None:
+        """Set final figures."""
+        self._run.summary.update(redact(figures))
+
+    def finish(self, failed: bool) -> None:
+        """Close the run, as crashed if ``failed``."""
+        self._run.finish(exit_code=1 if failed else 0)
+
+    def _define(self, name: str, axis: str | None = None) -> None:
+        # Each stage has its own x-axis: with wandb's global step, whose order is fixed, nothing could be sent later.
+        if name not in self._axes:
+            self._axes.add(name)
+            self._run.define_metric(name, step_metric=axis)
+
+
+def chosen_mode(config: LoggerConfig) -> str:
+    """``logger.mode``, else the environment's ``WANDB_MODE``, else ``offline``; ``disabled`` for no logger.
+
+    Raises:
+        ConfigError: if ``WANDB_MODE`` is none of wandb's modes.
+    """
+    if config.name == "none":
+        return "disabled"
+    if config.mode is not None:
+        return config.mode
+    mode = os.environ.get("WANDB_MODE") or "offline"
+    if mode not in MODES:
+        raise ConfigError(f"WANDB_MODE={mode!r}: must be one of {', '.join(MODES)}.")
+    return mode
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``; lists stay."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _run_id(path: Path) -> str:
+    """The run's id: drawn once for a folder and kept there, so no two machines' equal paths are taken for one run."""
+    found = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+    if not found:
+        found = uuid4().hex[:16]
+        path.write_text(found, encoding="utf-8")
+    return found
