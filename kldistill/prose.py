@@ -27,15 +27,18 @@ MIN_WORDS = 12
 MIN_FUNCTION_WORDS = 0.25
 MIN_LETTERS = 0.8
 
-_FENCES = re.compile(r"^(```|~~~).*?(^\1|\Z)", flags=re.DOTALL | re.MULTILINE)
-_TAGS = re.compile(r"<!--.*?-->|</?[a-zA-Z][^<>]{0,500}>", flags=re.DOTALL)
-# Tables, doctests, directives, fields, badges, shell prompts, rules, and indented blocks (code, in both markups).
-_NO_PROSE = re.compile(r"\s*(\||>>>|\.\. |:[\w-]+:|!?\[!\[|!\[|\$ |[-+=~^*_#]{3,}\s*$)|    |\t")
+_FENCES = re.compile(r"^[ \t]*(```|~~~).*?(^[ \t]*\1[^\n]*|\Z)", flags=re.DOTALL | re.MULTILINE)
+_TAGS = re.compile(r"<!--.*?-->|</?[a-zA-Z][\w-]*(?:\s[^<>]{0,500})?/?>", flags=re.DOTALL)
+# Lines of tables, doctests, directives, fields, badges, shell prompts and rules.
+_NO_PROSE = re.compile(r"\s*(\||>>>|\.\. |:[\w-]+:|!?\[!\[|!\[|\$ |[-+=~^*_#]{3,}\s*$)")
+# Blocks that begin with an indented line: code, in Markdown and in reStructuredText.
+_INDENTED = re.compile(r" {4}|\t")
 _WORDS = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 _LICENCE_NAME = re.compile(r"licen[cs]e|copying|notice|authors|copyright|third.?party", flags=re.IGNORECASE)
 _LICENCE_TEXT = re.compile(
     r"permission is hereby granted|redistribution and use in source|warranties or conditions of any kind|"
-    r"without warranty of any kind|terms and conditions for use|gnu (lesser |affero )?general public licen[cs]e",
+    r"without warranty of any kind|licensed (to the apache|under the)|terms and conditions for use|"
+    r"gnu (lesser |affero )?general public licen[cs]e",
     flags=re.IGNORECASE,
 )
 
@@ -70,6 +73,8 @@ def prose(text: str, max_bytes: int) -> str:
     kept: list[str] = []
     size = 0
     for block in re.split(r"\n[ \t]*\n", text):
+        if _INDENTED.match(block.lstrip("\n")):
+            continue
         paragraph = "\n".join(line.rstrip() for line in block.split("\n") if not _NO_PROSE.match(line)).strip()
         if _LICENCE_TEXT.search(paragraph) or not is_prose(paragraph):
             continue
@@ -101,13 +106,14 @@ def package_docs(
 
     def texts() -> Iterator[tuple[str, Callable[[], bytes]]]:
         for name, distribution in sorted(_distributions(packages, requirements).items()):
-            tops = {canonicalize_name(file.parts[0]) for file in distribution.files or [] if len(file.parts) > 1}
-            if name in without or tops & without:
+            files = distribution.files or []
+            tops = {file.parts[0] for file in files if len(file.parts) > 1}
+            if name in without or without.intersection(map(canonicalize_name, tops)):
                 continue
             yield f"{name}/METADATA", partial(_description, distribution)
-            for file in sorted(distribution.files or []):
+            for file in sorted(file for file in files if file.name.endswith(endings)):
                 path = Path(str(file.locate()))
-                if file.name.endswith(endings) and not is_licence_name(file.as_posix()) and path.is_file():
+                if not is_licence_name(file.as_posix()) and path.is_file():
                     yield f"{name}/{file.as_posix()}", partial(read_bytes, path)
 
     def read() -> Iterator[Document | Skipped]:
@@ -134,8 +140,9 @@ def _distributions(packages: list[str], requirements: bool) -> dict[str, importl
     installed: dict[str, importlib.metadata.Distribution] = {}
     for distribution in importlib.metadata.distributions():
         # The first of a name on the path is the one that Python imports; a broken installation may have no name.
-        if distribution.metadata and distribution.metadata["Name"]:
-            installed.setdefault(canonicalize_name(distribution.metadata["Name"]), distribution)
+        metadata = distribution.metadata
+        if metadata and metadata["Name"]:
+            installed.setdefault(canonicalize_name(metadata["Name"]), distribution)
     if not packages:
         return installed
     chosen: dict[str, importlib.metadata.Distribution] = {}
