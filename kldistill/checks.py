@@ -1,0 +1,69 @@
+"""Checks that concern several config groups at once. All run before any text is read or any model is loaded."""
+
+from pathlib import Path
+
+from kldistill.compose import STAGES, Config
+from kldistill.config import require
+from kldistill.errors import ConfigError
+from kldistill.models import component
+
+# Initialisations that look at the pieces of each new token.
+NEED_PIECES = ("subtoken_mean", "first_piece", "last_piece", "weighted_mean")
+
+
+def check(cfg: Config) -> None:
+    """Refuse a configuration that cannot work.
+
+    Raises:
+        ConfigError: names the keys that do not go together, and a way out.
+    """
+    for key in ("stages", "force"):
+        unknown = [name for name in getattr(cfg, key) if name not in STAGES]
+        require(not unknown, key, unknown, f"stages are {', '.join(STAGES)}")
+    _check_targets(cfg)
+    for name, term in cfg.loss.terms.items():
+        if term.teacher and cfg.distill.teacher == "none":
+            raise ConfigError(
+                f"loss={cfg.loss.name} with distill.teacher=none: its term {name} compares with the teacher. "
+                "Use distill.teacher=self, or loss=ce."
+            )
+        if term.pieces and cfg.tokens.as_added_tokens:
+            raise ConfigError(
+                f"loss={cfg.loss.name} with tokens.as_added_tokens=true: its term {name} needs the exact pieces of "
+                "every new token, and AddedTokens have none. Use loss=ce, kl_old or hidden, or tokens.as_added_tokens=false."
+            )
+    for side in ("input", "output"):
+        method = str(getattr(cfg.init, side)["_target_"]).rpartition(".")[2]
+        if method in NEED_PIECES and cfg.tokens.as_added_tokens:
+            raise ConfigError(
+                f"init.{side}={method} with tokens.as_added_tokens=true: it needs the exact pieces of every new token, "
+                "and AddedTokens have none. Use init=random or init=mean, or tokens.as_added_tokens=false."
+            )
+    if cfg.tokens.terms is not None and not Path(cfg.tokens.terms).is_file():
+        raise ConfigError(f"tokens.terms={cfg.tokens.terms!r}: there is no such file. It holds one term a line.")
+    old_size = getattr(cfg.model, "vocab_size", None)
+    if cfg.tokens.vocab_size is not None and old_size is not None and cfg.tokens.vocab_size <= old_size:
+        raise ConfigError(
+            f"tokens.vocab_size={cfg.tokens.vocab_size}: the old vocabulary has {old_size} tokens already. "
+            "Give a larger total, or tokens.n_new."
+        )
+    require(
+        cfg.distill.precision == "no" or cfg.runtime.device != "cpu" or cfg.distill.precision == "bf16",
+        "distill.precision",
+        cfg.distill.precision,
+        "fp16 needs an accelerator; use no or bf16 on a CPU",
+    )
+
+
+def _check_targets(cfg: Config) -> None:
+    """Everything that a config may call is a function of this package, and exists."""
+    nodes = {
+        "model": cfg.model,
+        "corpus.source": cfg.corpus.source,
+        "corpus.general": cfg.corpus.general,
+        "init.input": cfg.init.input,
+        "init.output": cfg.init.output,
+        **{f"loss.terms.{name}.function": term.function for name, term in cfg.loss.terms.items()},
+    }
+    for key, node in nodes.items():
+        component(str(node["_target_"] if isinstance(node, dict) else getattr(node, "_target_", "")), key)
