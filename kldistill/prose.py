@@ -3,8 +3,10 @@
 Paragraphs are judged one by one. What remains is text of a general kind, for measuring what a model forgets.
 """
 
+import ast
 import importlib.metadata
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -53,9 +55,23 @@ def is_prose(paragraph: str) -> bool:
     words = _WORDS.findall(paragraph)
     if len(words) < MIN_WORDS:
         return False
-    letters = sum(character.isalpha() or character.isspace() for character in paragraph)
+    marks = "".join(paragraph.split())  # Without white space, of which code has plenty too.
+    letters = sum(map(str.isalpha, marks))
     known = sum(word.lower() in FUNCTION_WORDS for word in words)
-    return letters >= MIN_LETTERS * len(paragraph) and known >= MIN_FUNCTION_WORDS * len(words)
+    return (
+        letters >= MIN_LETTERS * len(marks) and known >= MIN_FUNCTION_WORDS * len(words) and not _is_python(paragraph)
+    )
+
+
+def _is_python(paragraph: str) -> bool:
+    """Whether a paragraph is Python, whose keywords are function words of English. Prose never parses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        try:
+            ast.parse(paragraph)
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            return False
+    return True
 
 
 def prose(text: str, max_bytes: int) -> str:
