@@ -14,6 +14,7 @@ from kldistill.checks import check
 from kldistill.compose import Config, resolved
 from kldistill.config import TokensConfig
 from kldistill.job import Job
+from kldistill.records import redact
 from kldistill.table import COLUMNS, final_rows
 from kldistill.tracking import Tracker
 
@@ -187,7 +188,7 @@ def _walk(
         job = tracker.job(name, cfg.runtime, out)
         stage.run(slice_, {key: folders[source] for key, source in stage.inputs.items()}, out, job)
 
-    meta = {"version": stage.version, **content, "inputs": inputs}
+    meta = redact({"version": stage.version, **content, "inputs": inputs})
     path = store.build(name, prints[name], build, meta=meta, resumable=stage.resumable, force=force)
     if not built:
         tracker.say(f"{name}: found {prints[name]}")
@@ -204,5 +205,5 @@ def summary(artifact: Path) -> dict[str, float]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a JSON file in one step: readers see the old or the new one, never half of it."""
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    temporary.write_text(json.dumps(redact(content), indent=2, default=str) + "\n")
     os.replace(temporary, path)

@@ -1,4 +1,5 @@
-"""Brute force for the KL across two tokenizations: a Markov chain over pieces, its text enumerated and cut by longest match.
+"""Brute force for the KL across two tokenizations: a Markov chain over pieces, its text enumerated and cut by
+longest match.
 
 Nothing here is shared with the package: the push-forward is counted from whole texts, never from the forest.
 """
@@ -35,8 +36,11 @@ class Oracle:
         """Longest match from the left."""
         ids, at = [], 0
         while at < len(text):
-            length = next(k for k in range(self.longest, 0, -1) if tuple(text[at : at + k]) in self.spellings
-                          and at + k <= len(text))
+            length = next(
+                k
+                for k in range(self.longest, 0, -1)
+                if tuple(text[at : at + k]) in self.spellings and at + k <= len(text)
+            )
             ids.append(self.spellings[tuple(text[at : at + length])])
             at += length
         return ids
