@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,7 +115,7 @@ def align(old_ids: Sequence[int], new_ids: Sequence[int], pieces: PieceTable) ->
     lists: dict[str, list[int]] = {name: [] for name in LISTS}
     lists["next_row"] = list(range(len(new) - 1))
     lists["next_token"] = new[1:]
-    counts = dict.fromkeys(COUNTS, 0)
+    counts: dict[str, Any] = dict.fromkeys(COUNTS, 0)
     boundary = common_boundaries(old, new, pieces)
     # Trie nodes that earlier student boundaries have reached: tokens that could still have grown.
     live: list[Node] = []
@@ -126,13 +127,15 @@ def align(old_ids: Sequence[int], new_ids: Sequence[int], pieces: PieceTable) ->
         live = _grown(live, old, boundary[i - 1] if i else 0, boundary[i], pieces)
         if boundary[i] < len(old):
             _add_position(lists, counts, i, old, new[i + 1], boundary[i], live, pieces)
+    counts |= {"n_next": len(lists["next_row"]), "n_common": len(lists["student_row"])}
+    tensors: dict[str, Any] = {name: torch.tensor(values, dtype=torch.int64) for name, values in lists.items()}
     return Alignment(
         old_size=pieces.old_size,
         new_size=pieces.new_size,
         mass_owner=torch.from_numpy(pieces.mass_owner),
         mass_member=torch.from_numpy(pieces.mass_member),
-        **{name: torch.tensor(values, dtype=torch.int64) for name, values in lists.items()},
-        **{**counts, "n_next": len(lists["next_row"]), "n_common": len(lists["student_row"])},
+        **tensors,
+        **counts,
     )
 
 

@@ -5,10 +5,8 @@ from pathlib import Path
 from kldistill.compose import STAGES, Config
 from kldistill.config import require
 from kldistill.errors import ConfigError
+from kldistill.inits import needs_pieces
 from kldistill.models import component
-
-# Initialisations that look at the pieces of each new token.
-NEED_PIECES = ("subtoken_mean", "first_piece", "last_piece", "weighted_mean")
 
 
 def check(cfg: Config) -> None:
@@ -30,11 +28,13 @@ def check(cfg: Config) -> None:
         if term.pieces and cfg.tokens.as_added_tokens:
             raise ConfigError(
                 f"loss={cfg.loss.name} with tokens.as_added_tokens=true: its term {name} needs the exact pieces of "
-                "every new token, and AddedTokens have none. Use loss=ce, kl_old or hidden, or tokens.as_added_tokens=false."
+                "every new token, and AddedTokens have none. Use loss=ce, kl_old or hidden, or "
+                "tokens.as_added_tokens=false."
             )
     for side in ("input", "output"):
-        method = str(getattr(cfg.init, side)["_target_"]).rpartition(".")[2]
-        if method in NEED_PIECES and cfg.tokens.as_added_tokens:
+        target = str(getattr(cfg.init, side)["_target_"])
+        if cfg.tokens.as_added_tokens and needs_pieces(component(target, f"init.{side}")):
+            method = target.rpartition(".")[2]
             raise ConfigError(
                 f"init.{side}={method} with tokens.as_added_tokens=true: it needs the exact pieces of every new token, "
                 "and AddedTokens have none. Use init=random or init=mean, or tokens.as_added_tokens=false."

@@ -61,7 +61,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
             device=device,
             description="Validation",
         )
-        return {f"distill/validation/{name}": value for name, value in summarise(scores).items()}
+        return {f"validation_{name}": value for name, value in summarise(scores).items()}
 
     checkpoint = out / "checkpoint.safetensors"
     figures = train(
@@ -74,8 +74,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         validate=validate,
     )
     student.rows.save(out)
-    final = validate()
-    summary = {**{f"distill/{name}": value for name, value in figures.items()}, **final}
+    summary = {f"distill/{name}": value for name, value in figures.items()}
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     checkpoint.unlink(missing_ok=True)
 

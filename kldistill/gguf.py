@@ -16,7 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from kldistill.errors import ModelError
@@ -97,14 +96,7 @@ def convert(file: Path, out: Path, say: Callable[[str], None]) -> None:
     say(f"Converting {file.name} to float32 safetensors (once, about half a minute)")
     where, name = str(file.parent), file.name
     tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
-    # The file names its splitting rule "smollm"; transformers' converter only knows GPT-2's. SmolLM2's own tokenizer
-    # cuts every digit off first, which moves the cut in the spaces before a number.
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True),
-        ]
-    )
+    # transformers reads the GGUF's splitting rule as GPT-2's: SmolLM2's own also cuts digits one by one. It is left so.
     tokenizer.save_pretrained(out)
     loaded = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
     facts = loaded.config.to_dict()

@@ -10,7 +10,7 @@ import torch
 from kldistill import corpus, models, states
 from kldistill.devices import device_of
 from kldistill.job import Job
-from kldistill.rows import Rows, Student
+from kldistill.rows import Rows, Student, embedding_of
 from kldistill.snippets import cut, draw, encode
 from kldistill.vocabulary import old_size
 
@@ -67,4 +67,4 @@ def bare(folder: Path, device: torch.device) -> Student:
     """The original model alone: a student with no new tokens."""
     model = models.load(folder, device)
     size = old_size(models.load_tokenizer(folder))
-    return Student(model, Rows(torch.zeros(0, model.get_input_embeddings().weight.shape[1])), size).to(device)
+    return Student(model, Rows(torch.zeros(0, embedding_of(model).embedding_dim)), size).to(device)

@@ -67,6 +67,7 @@ def train(
             the end.
 
     Returns:
+        The last figures of ``validate``, and
         ``seconds`` (of all attempts, validation included), ``tokens_per_second`` (student tokens of this process,
         training alone), ``peak_memory_bytes`` (of the process; on an accelerator, of its memory).
     """
@@ -79,13 +80,14 @@ def train(
         betas=(settings.betas[0], settings.betas[1]),
     )
     warmup = max(1, round(settings.warmup * settings.steps)) if settings.warmup else 0
-    decay = get_scheduler(settings.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=settings.steps)
+    decay = get_scheduler(settings.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=settings.steps + 1)
     state = _restore(checkpoint, trainable, optimizer, accelerate)
-    for _ in range(int(state["step"])):
+    for _ in range(int(state["step"]) + 1):  # from the second value on: the first of a warm-up is 0
         decay.step()
     module, optimizer = accelerate.prepare(step_of, optimizer)
     loader = DataLoader(batches, batch_size=None, sampler=range(int(state["step"]), settings.steps))
     job.rewind(int(state["step"]) or -1)
+    validation: dict[str, float] = {}
     if not state["step"]:
         job.log(validate(), step=0)
     started = time.perf_counter() - state["seconds"]
@@ -96,6 +98,7 @@ def train(
             loss, figures = module(batch.to(accelerate.device))
             accelerate.backward(loss)
             norm = accelerate.clip_grad_norm_(list(trainable.values()), settings.clip)
+            assert norm is not None
             optimizer.step()
             optimizer.zero_grad()
             seconds = time.perf_counter() - begun
@@ -115,11 +118,15 @@ def train(
             decay.step()
             bar.advance(1)
             if step % settings.validate_every == 0 or step == settings.steps:
-                job.log(validate(), step=step)
+                validation = dict(validate())
+                job.log(validation, step=step)
             state["seconds"] = time.perf_counter() - started
             if step % job.runtime.checkpoint_every == 0 or step == settings.steps:
                 _store(checkpoint, trainable, optimizer, state, accelerate)
+    if not validation:  # killed after the last step
+        validation = dict(validate())
     return {
+        **validation,
         "seconds": state["seconds"],
         "tokens_per_second": state["tokens"] / max(state["training_seconds"], 1e-9),
         "peak_memory_bytes": peak_memory(accelerate.device),
