@@ -6,6 +6,7 @@ Nothing here is shared with the package: the push-forward is counted from whole 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 
@@ -20,17 +21,14 @@ class Oracle:
     def __init__(self, n: int, order: int, tokens: Sequence[tuple[int, ...]], seed: int) -> None:
         self.n, self.order, self.tokens = n, order, [tuple(token) for token in tokens]
         rng = np.random.default_rng(seed)
-        self.table = {
-            past: rng.dirichlet(np.full(n, 0.7)).clip(1e-4)
-            for length in range(order + 1)
-            for past in product(range(n), repeat=length)
-        }
+        pasts = [past for length in range(order + 1) for past in product(range(n), repeat=length)]
+        rows = rng.dirichlet(np.full(n, 0.7), size=len(pasts)).clip(1e-4)
+        self.table = dict(zip(pasts, rows / rows.sum(-1, keepdims=True), strict=True))
         self.longest = max(len(token) for token in self.tokens)
         self.spellings = {(piece,): piece for piece in range(n)} | {t: n + i for i, t in enumerate(self.tokens)}
 
     def next_probabilities(self, past: Sequence[int]) -> np.ndarray:
-        row = self.table[tuple(past[max(0, len(past) - self.order) :])]
-        return row / row.sum()
+        return self.table[tuple(past[max(0, len(past) - self.order) :])]
 
     def cut(self, text: Sequence[int]) -> list[int]:
         """Longest match from the left."""
@@ -56,8 +54,8 @@ class Oracle:
             text = (*start, *tail)
             if self.cut(text)[: len(prefix)] != list(prefix):
                 continue
-            weight = np.prod([self.next_probabilities(text[:j])[text[j]] for j in range(1, len(text))])
-            found.append((float(weight), text))
+            weight = math.prod(float(self.next_probabilities(text[:j])[text[j]]) for j in range(1, len(text)))
+            found.append((weight, text))
         total = sum(weight for weight, _ in found)
         return [(weight / total, text) for weight, text in found] if total else []
 
