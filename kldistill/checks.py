@@ -1,8 +1,9 @@
 """Checks that concern several config groups at once. All run before any text is read or any model is loaded."""
 
 from pathlib import Path
+from typing import Any
 
-from kldistill.compose import STAGES, Config
+from kldistill.compose import STAGES, Config, resolved
 from kldistill.config import require
 from kldistill.errors import ConfigError
 from kldistill.inits import needs_pieces
@@ -18,7 +19,7 @@ def check(cfg: Config) -> None:
     for key in ("stages", "force"):
         unknown = [name for name in getattr(cfg, key) if name not in STAGES]
         require(not unknown, key, unknown, f"stages are {', '.join(STAGES)}")
-    _check_targets(cfg)
+    _check_targets(resolved(cfg))
     for name, term in cfg.loss.terms.items():
         if term.teacher and cfg.distill.teacher == "none":
             raise ConfigError(
@@ -55,15 +56,16 @@ def check(cfg: Config) -> None:
     )
 
 
-def _check_targets(cfg: Config) -> None:
-    """Everything that a config may call is a function of this package, and exists."""
-    nodes = {
-        "model": cfg.model,
-        "corpus.source": cfg.corpus.source,
-        "corpus.general": cfg.corpus.general,
-        "init.input": cfg.init.input,
-        "init.output": cfg.init.output,
-        **{f"loss.terms.{name}.function": term.function for name, term in cfg.loss.terms.items()},
-    }
-    for key, node in nodes.items():
-        component(str(node["_target_"] if isinstance(node, dict) else getattr(node, "_target_", "")), key)
+def _check_targets(node: Any, key: str = "") -> None:
+    """Whatever a config may call, at any depth, is a function of this package, and exists.
+
+    At any depth, because Hydra would also call what is named in an argument, or in an argument's argument.
+    """
+    if isinstance(node, dict):
+        if "_target_" in node:
+            component(str(node["_target_"]), key)
+        for name, value in node.items():
+            _check_targets(value, f"{key}.{name}" if key else name)
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            _check_targets(value, f"{key}[{index}]")
