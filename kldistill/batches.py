@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from kldistill.alignment import Alignment, align
 from kldistill.chunks import Chunk, chunks, concatenate
+from kldistill.errors import ConfigError
 from kldistill.pieces import PieceTable
 from kldistill.states import States, pad
 
@@ -62,7 +63,8 @@ def schedule(lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> 
     """Indices of the snippets of every step: each epoch a new order, batches of similar length.
 
     Within an epoch, runs of 16 batches are sorted by length and cut into batches, and all batches are shuffled. A
-    snippet is not seen again before all others were (up to the rest of an epoch that fills no batch).
+    snippet is not seen again before all others were, but for the rest of an epoch that fills no batch: another one,
+    drawn by chance, each time.
     """
     found: list[list[int]] = []
     epoch = 0
@@ -71,10 +73,11 @@ def schedule(lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> 
         rng = random.Random(f"{seed}/{epoch}")
         order = list(range(len(lengths)))
         rng.shuffle(order)
+        order = order[: len(order) // size * size]  # before sorting: else the longest would never be seen
         batches = []
         for start in range(0, len(order), 16 * size):
             bucket = sorted(order[start : start + 16 * size], key=lambda index: lengths[index])
-            batches += [bucket[at : at + size] for at in range(0, len(bucket) - size + 1, size)]
+            batches += [bucket[at : at + size] for at in range(0, len(bucket), size)]
         rng.shuffle(batches)
         found += batches
         epoch += 1
@@ -89,6 +92,9 @@ class Steps(Dataset[Batch]):
         new_ids: the student's ids of the same snippets.
         order: from ``schedule``.
         rank, world: which share of each batch this process takes.
+
+    Raises:
+        ConfigError: a batch has fewer snippets than there are processes.
     """
 
     def __init__(
@@ -102,6 +108,12 @@ class Steps(Dataset[Batch]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        smallest = min(len(indices) for indices in order)
+        if smallest < world:
+            raise ConfigError(
+                f"distill.batch_size: a batch of {smallest} snippets cannot be shared by {world} processes; give at "
+                "least one to each (a larger batch_size, or more text)."
+            )
         self.states, self.new_ids, self.pieces, self.order = states, new_ids, pieces, order
         self.chunk, self.rank, self.world = chunk, rank, world
 
