@@ -126,13 +126,18 @@ class Student(nn.Module):
         return self.body(inputs_embeds=self.embed(ids), use_cache=False).last_hidden_state
 
     def logits_old(self, hidden: Float[Tensor, "P D"]) -> Float[Tensor, "P V"]:
-        """The teacher's logits: the old head over the old vocabulary; padded rows of the matrix are left out."""
+        """The teacher's logits: the old head over the old vocabulary; padded rows of the matrix are left out.
+
+        States that were stored in float32 come back into the type of the weights.
+        """
         weight_VD = self.lm_head.weight[: self.old_size]
+        hidden = hidden.to(weight_VD.dtype)
         bias_V = None if self.lm_head.bias is None else self.lm_head.bias[: self.old_size]
         return self._finish(F.linear(hidden, weight_VD, bias_V))
 
     def logits(self, hidden: Float[Tensor, "P D"]) -> Float[Tensor, "P W"]:
         """The student's logits over old and new tokens. Gradients reach the rows and ``hidden``."""
+        hidden = hidden.to(self.lm_head.weight.dtype)
         new_PN = F.linear(hidden, self.rows.head.to(hidden.dtype))
         if self.lm_head.bias is not None:
             new_PN = new_PN + new_bias(self.lm_head.bias, self.old_size)
