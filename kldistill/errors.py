@@ -25,3 +25,7 @@ class ModelError(KldistillError):
 
 class ArtifactError(KldistillError):
     """An artifact on disk that is damaged or incomplete."""
+
+
+class TrainingError(KldistillError):
+    """Training that has left the realm of finite numbers."""

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import get_scheduler
 
 from kldistill.devices import accelerator
+from kldistill.errors import TrainingError
 from kldistill.job import Job
 from kldistill.progress import Bar
 
@@ -70,6 +71,9 @@ def train(
         The last figures of ``validate``, and
         ``seconds`` (of all attempts, validation included), ``tokens_per_second`` (student tokens of this process,
         training alone), ``peak_memory_bytes`` (of the process; on an accelerator, of its memory).
+
+    Raises:
+        TrainingError: the loss or its gradient is not finite.
     """
     accelerate = accelerator(job.runtime, settings.precision)
     trainable = {name: parameter for name, parameter in step_of.named_parameters() if parameter.requires_grad}
@@ -99,12 +103,16 @@ def train(
             accelerate.backward(loss)
             norm = accelerate.clip_grad_norm_(list(trainable.values()), settings.clip)
             assert norm is not None
+            # Before the step: what is not finite must reach neither the parameters nor a checkpoint. (With fp16 the
+            # gradient may overflow now and then; accelerate's scaler then skips the step by itself.)
+            _check_finite(loss, "loss", step, settings.lr)
+            if settings.precision != "fp16":
+                _check_finite(norm, "gradient's norm", step, settings.lr)
             optimizer.step()
             optimizer.zero_grad()
             seconds = time.perf_counter() - begun
             state["step"], state["tokens"] = step, state["tokens"] + batch.n_tokens
             state["training_seconds"] += seconds
-            _check_finite(loss, step, settings.lr)
             job.log(
                 {
                     "loss": loss.item(),
@@ -141,9 +149,9 @@ def peak_memory(device: torch.device) -> float:
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
-def _check_finite(loss: Tensor, step: int, lr: float) -> None:
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"The loss is {loss.item()} at step {step}: lower the learning rate (now {lr:g}).")
+def _check_finite(value: Tensor, name: str, step: int, lr: float) -> None:
+    if not torch.isfinite(value):
+        raise TrainingError(f"The {name} is {value.item()} at step {step}: lower the learning rate (lr, now {lr:g}).")
 
 
 def _store(
