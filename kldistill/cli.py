@@ -31,8 +31,11 @@ def _task(cfg: DictConfig) -> None:
     folder = Path(hydra_config.runtime.output_dir)
     try:
         typed = compose.typed(cfg)
+        from transformers.utils import logging as transformers_logging
+
         from kldistill.pipeline import run  # loads torch: not for --help, nor for a configuration that is refused
 
+        transformers_logging.disable_progress_bar()  # of seconds; the pipeline's own say what takes long
         run(typed, folder)
     except KldistillError as error:
         # A mistake of the user's: the message says all, a traceback would hide it.

@@ -202,7 +202,11 @@ def write(out: Path, tokens: list[NewToken], examiner: preflight.Examiner, job: 
     figures, held_out = preflight.figures(examiner, tokens), examiner.findings.uses
     lines = "".join(json.dumps(token._asdict(), ensure_ascii=False) + "\n" for token in tokens)
     (out / "new_tokens.jsonl").write_text(lines, encoding="utf-8")
-    vocabulary = {"old_size": examiner.size, "new_size": examiner.size + len(tokens), "byte_lengths": None}
+    vocabulary = {
+        "old_size": examiner.size,
+        "new_size": examiner.size + len(tokens),
+        "byte_lengths": examiner.new_bytes.tolist(),
+    }
     (out / "vocabulary.json").write_text(json.dumps(vocabulary) + "\n", encoding="utf-8")
     (out / "preflight.json").write_text(preflight.as_json(figures, tokens, held_out), encoding="utf-8")
     (out / "preflight.txt").write_text(preflight.as_text(figures, tokens, held_out), encoding="utf-8")

@@ -84,10 +84,11 @@ def train(
         betas=(settings.betas[0], settings.betas[1]),
     )
     warmup = max(1, round(settings.warmup * settings.steps)) if settings.warmup else 0
-    decay = get_scheduler(settings.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=settings.steps + 1)
+    # A function of the step alone, so that there is nothing of it to store. Steps count from 1: a warm-up's 0 is skipped.
+    factor_of = get_scheduler(
+        settings.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=settings.steps + 1
+    ).lr_lambdas[0]
     state = _restore(checkpoint, trainable, optimizer, accelerate)
-    for _ in range(int(state["step"]) + 1):  # from the second value on: the first of a warm-up is 0
-        decay.step()
     module, optimizer = accelerate.prepare(step_of, optimizer)
     loader = DataLoader(batches, batch_size=None, sampler=range(int(state["step"]), settings.steps))
     job.rewind(int(state["step"]) or -1)
@@ -99,6 +100,9 @@ def train(
         bar.advance(int(state["step"]))
         for step, batch in enumerate(loader, start=int(state["step"]) + 1):
             begun = time.perf_counter()
+            lr = settings.lr * factor_of(step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
             loss, figures = module(batch.to(accelerate.device))
             accelerate.backward(loss)
             norm = accelerate.clip_grad_norm_(list(trainable.values()), settings.clip)
@@ -117,13 +121,12 @@ def train(
                 {
                     "loss": loss.item(),
                     **{name: value.item() for name, value in figures.items()},
-                    "lr": decay.get_last_lr()[0],
+                    "lr": lr,
                     "gradient_norm": float(norm),
                     "tokens_per_second": batch.n_tokens / seconds,
                 },
                 step=step,
             )
-            decay.step()
             bar.advance(1)
             if step % settings.validate_every == 0 or step == settings.steps:
                 validation = dict(validate())
