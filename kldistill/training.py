@@ -84,10 +84,12 @@ def train(
         betas=(settings.betas[0], settings.betas[1]),
     )
     warmup = max(1, round(settings.warmup * settings.steps)) if settings.warmup else 0
-    # A function of the step alone, so that there is nothing of it to store. Steps count from 1: a warm-up's 0 is skipped.
-    factor_of = get_scheduler(
+    schedule = get_scheduler(
         settings.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=settings.steps + 1
-    ).lr_lambdas[0]
+    )
+    assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+    # A function of the step alone, so that there is nothing of it to store; at step 0 a warm-up is 0, so 1 is the first.
+    factor_of = schedule.lr_lambdas[0]
     state = _restore(checkpoint, trainable, optimizer, accelerate)
     module, optimizer = accelerate.prepare(step_of, optimizer)
     loader = DataLoader(batches, batch_size=None, sampler=range(int(state["step"]), settings.steps))
