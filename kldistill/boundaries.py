@@ -5,15 +5,17 @@ boundary changes the pre-tokenizer's regex by one alternative, so that **every w
 ones**:
 
 - all alternatives stay, in their order, so a wide match starts as the old one did;
-- the letters alternative, once it has matched (or a run of underscores has that is a whole old pre-token), goes on over
-  further old pre-tokens: runs of letters, and runs of underscores that no other punctuation follows. Such a run follows
-  a letter or starts the match, so it is an old pre-token by itself, or (Llama-3, Qwen) the optional first character of
-  the letters that follow, and the wide match goes on over those;
+- the letters alternative, once it has matched, goes on over further old pre-tokens: runs of letters, and runs of
+  underscores that no other punctuation follows (such a run is a whole old pre-token, as it follows a letter);
 - ``dotted`` also goes over runs of dots and underscores between letters.
 
 So every end of a wide match is an end of an old match; digits, spaces and other punctuation stay apart.
-The old *merges* see longer words then. They could join across an old cut only if an old token mixes letters with
-underscores, as ``_name`` of Llama-3 does in ``__name``; preflight counts that.
+
+The old *merges* see longer words then, and must still give the old pieces. GPT-2's rule never lets an old token mix
+letters with underscores, so they do. Llama-3's and Qwen's rule takes one character before letters (``_name``), so their
+tokens may start with it: there a run of two underscores is glued to what stands before it, never to the letters after
+it, where ``_`` + ``_name`` could win over ``__`` + ``name``. A token with a letter *before* an underscore exists in
+neither family.
 """
 
 import copy
@@ -29,26 +31,25 @@ BOUNDARIES = ("word", "identifier", "dotted")
 # The regex in tokenizers' ByteLevel(use_regex=true), which is GPT-2's.
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# What may stand beside the letters in a regex that we know how to widen. None of it can start with a letter, an
-# underscore, or a space before one of them, but for the punctuation alternative, which the lookaheads mirror.
+# What may stand beside the letters in a regex that we know how to widen. None of it can start with a letter or an
+# underscore, but for the punctuation alternative, which the lookaheads mirror.
 _CONTRACTIONS = {
     r"'(?:[sdmt]|ll|ve|re)",
     r"'s|'t|'re|'ve|'m|'ll|'d",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
     r"'(?i:[sdmt]|ll|ve|re)",
-    r"(?i:[sdmt]|ll|ve|re)",
 }
 _NUMBERS = {r" ?\p{N}+", r"\p{N}+", r"\p{N}", r"\p{N}{1,3}", r"\p{N}{1,3}+"}
 _SPACES = {r"\s+(?!\S)", r"\s+", r"\s*[\r\n]+", r"\s*[\r\n]", r"\s+$", r"\s++$"}
-# The letters alternative, with the punctuation that must go with it and what may not follow a run of underscores.
-_FAMILIES = {
-    r" ?\p{L}+": ({r" ?[^\s\p{L}\p{N}]+"}, r"[^\s\p{L}\p{N}]"),
-    r"[^\r\n\p{L}\p{N}]?\p{L}+": ({r" ?[^\s\p{L}\p{N}]+[\r\n]*"}, r"[^\s\p{L}\p{N}]|[\r\n]"),
-    r"[^\r\n\p{L}\p{N}]?+\p{L}+": (
-        {r" ?[^\s\p{L}\p{N}]++[\r\n]*", r" ?[^\s\p{L}\p{N}]++[\r\n]*+", r" ?[^\s\p{L}\p{N}]+[\r\n]*"},
-        r"[^\s\p{L}\p{N}]|[\r\n]",
-    ),
-}
+# The letters alternative of the two families, with the punctuation that must go with it.
+_GPT2_LETTERS = r" ?\p{L}+"
+_LLAMA3_LETTERS = {r"[^\r\n\p{L}\p{N}]?\p{L}+", r"[^\r\n\p{L}\p{N}]?+\p{L}+"}
+_GPT2_PUNCTUATION = {r" ?[^\s\p{L}\p{N}]+"}
+_LLAMA3_PUNCTUATION = {r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}]++[\r\n]*", r" ?[^\s\p{L}\p{N}]++[\r\n]*+"}
+# Underscores that are a whole old pre-token when a letter stands before them: no punctuation goes on after them.
+_GPT2_RUN = r"_+(?![^\s\p{L}\p{N}])"
+_LLAMA3_RUN = r"_+(?![^\s\p{L}\p{N}]|[\r\n])"
+_DOTS = r"[._]+(?=\p{L})"
 
 
 def alternatives(pattern: str) -> list[str]:
@@ -77,20 +78,23 @@ def widen_regex(pattern: str, boundary: str) -> str:
     Raises:
         TokenizerError: the regex is not of a family whose refinement is known.
     """
-    contractions = {piece for whole in _CONTRACTIONS for piece in (*alternatives(whole), whole)}
     old = alternatives(pattern)
-    letters = next((alternative for alternative in old if alternative in _FAMILIES), None)
-    punctuation, stop = _FAMILIES[letters] if letters is not None else (set(), "")
+    letters = next((found for found in old if found == _GPT2_LETTERS or found in _LLAMA3_LETTERS), None)
+    gpt2 = letters == _GPT2_LETTERS
+    punctuation = _GPT2_PUNCTUATION if gpt2 else _LLAMA3_PUNCTUATION
+    contractions = {part for whole in _CONTRACTIONS for part in (*alternatives(whole), whole)}
     known = contractions | _NUMBERS | _SPACES | punctuation | {letters}
-    unknown = [alternative for alternative in old if alternative not in known]
-    if letters is None or unknown or not punctuation & set(old):
+    if letters is None or not set(old) <= known or not set(old) & punctuation:
         raise TokenizerError(
             f"tokens.boundary={boundary}: the pre-tokenizer's regex {pattern!r} is not one that can be widened (known "
             "are those of GPT-2, Llama-3 and Qwen-2). Use tokens.boundary=word, which leaves it as it is."
         )
-    run = rf"_+(?!{stop})"
-    dots = r"|[._]+(?=\p{L})" if boundary == "dotted" else ""
-    wide = rf"(?:{letters}| ?{run})(?:{run}{dots}|\p{{L}}+)*"
+    dots = rf"|{_DOTS}" if boundary == "dotted" else ""
+    if gpt2:
+        wide = rf"(?:{letters}| ?{_GPT2_RUN})(?:{_GPT2_RUN}{dots}|\p{{L}}+)*"
+    else:
+        joint = "[._]" if boundary == "dotted" else "_"
+        wide = rf"{letters}(?:{joint}\p{{L}}+)*(?:{_LLAMA3_RUN}{dots})?"
     return "|".join(wide if alternative == letters else alternative for alternative in old)
 
 

@@ -114,9 +114,9 @@ def _write(path: Path, settings: dict[str, Any]) -> None:
 
 
 def _agrees(folder: Path, spec: dict[str, Any], samples: list[str], config: PreTrainedConfig | None) -> bool:
-    """Whether the folder, alone and beside a model of this config, loads to the ids that the definition gives."""
-    wanted = [e.ids for e in Tokenizer.from_str(json.dumps(spec)).encode_batch(samples)]
-    if not _gives(folder, samples, wanted):
+    """Whether the folder, alone and beside a model of this config, loads to a tokenizer that works as defined."""
+    wanted = Tokenizer.from_str(json.dumps(spec))
+    if not _works(folder, wanted, samples):
         return False
     if config is None:
         return True
@@ -124,9 +124,13 @@ def _agrees(folder: Path, spec: dict[str, Any], samples: list[str], config: PreT
         for file in folder.iterdir():
             (Path(beside) / file.name).write_bytes(file.read_bytes())
         config.save_pretrained(beside)
-        return _gives(Path(beside), samples, wanted)
+        return _works(Path(beside), wanted, samples)
 
 
-def _gives(folder: Path, samples: list[str], wanted: list[list[int]]) -> bool:
+def _works(folder: Path, wanted: Tokenizer, samples: list[str]) -> bool:
+    """The same ids for the samples, and the same steps, as samples need not contain what another step would change."""
     loaded = AutoTokenizer.from_pretrained(str(folder))
-    return [list(loaded(text)["input_ids"]) for text in samples] == wanted
+    if [list(loaded(text)["input_ids"]) for text in samples] != [e.ids for e in wanted.encode_batch(samples)]:
+        return False
+    got, meant = (json.loads(tokenizer.to_str()) for tokenizer in (loaded.backend_tokenizer, wanted))
+    return all(got[step] == meant[step] for step in ("normalizer", "pre_tokenizer", "decoder"))

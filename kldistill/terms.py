@@ -4,13 +4,15 @@ As merge chains (the default), built left to right over the old pieces of a term
 too; or as AddedTokens, which are found in the text before anything is cut.
 """
 
+from collections import ChainMap
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kldistill.boundaries import BOUNDARIES, widen
 from kldistill.errors import ConfigError, TokenizerError
-from kldistill.merges import Rules, combine
+from kldistill.merges import Entry, Rules, combine
 from kldistill.vocabulary import BYTE_LEVEL, SPACE, kind
 from kldistill.words import encoder
 
@@ -51,7 +53,7 @@ def variants(term: Term, leading_space: str) -> list[str]:
     return {"both": [term.text, f" {term.text}"], "with": [f" {term.text}"], "without": [term.text]}[leading_space]
 
 
-def cut(pieces: list[int], ranks: dict[tuple[int, int], tuple[int, int]]) -> list[int]:
+def cut(pieces: list[int], ranks: Mapping[tuple[int, int], tuple[int, int]]) -> list[int]:
     """Apply merges to a word as BPE does: always the lowest rank, leftmost first.
 
     Args:
@@ -82,53 +84,42 @@ class Chains:
 
     def add(self, pieces: list[int]) -> bool:
         """Make the word one token; False (and nothing changed) if some token on the way must not be made."""
-        state = cut(pieces, self._ranks)
-        for plan in (_left_to_right(len(state)), _right_to_left(len(state))):
-            if self._possible(state, plan):
-                for i in plan:
-                    state = [*state[:i], self._join(state[i], state[i + 1]), *state[i + 2 :]]
-                self._close(pieces)
-                return True
-        return False
-
-    def _possible(self, state: list[int], plan: list[int]) -> bool:
-        entries = [self.rules.entries[index] for index in state]
-        for i in plan:
-            left, right = entries[i], entries[i + 1]
-            joined = combine(left, right)
-            if joined.pieces not in self.ids and not self.rules.allows(joined):
-                return False
-            entries[i : i + 2] = [joined]
+        if not (self._attempt(pieces, 0) or self._attempt(pieces, -1)):
+            return False
+        if self.rules.prefix_closed:
+            for n in range(2, len(pieces)):
+                self._attempt(pieces[:n], 0)
         return True
 
-    def _join(self, left: int, right: int) -> int:
-        joined = self.rules.join(left, right)
-        index = self.ids.get(joined.pieces)
-        if index is None:
-            index = self.ids[joined.pieces] = self.rules.add(joined)
-        self._ranks[left, right] = (len(self.merges), index)
-        self.merges.append((left, right))
-        return index
+    def _attempt(self, pieces: list[int], at: int) -> bool:
+        """Join from the left (``at`` 0) or from the right (-1) until the word is one token."""
+        entries, ids = list[Entry](), dict[tuple[int, ...], int]()
+        ranks: dict[tuple[int, int], tuple[int, int]] = {}
+        size = len(self.rules.entries)
 
-    def _close(self, pieces: list[int]) -> None:
-        """Make every prefix of the word a token too, if the rules want that and allow them."""
-        if not self.rules.prefix_closed:
-            return
-        for n in range(2, len(pieces)):
-            if tuple(pieces[:n]) not in self.ids:
-                state = cut(pieces[:n], self._ranks)
-                plan = _left_to_right(len(state))
-                if self._possible(state, plan):
-                    for i in plan:
-                        state = [*state[:i], self._join(state[i], state[i + 1]), *state[i + 2 :]]
+        def entry(index: int) -> Entry:
+            return self.rules.entries[index] if index < size else entries[index - size]
 
+        def cut_now() -> list[int]:
+            # A new merge may stand at several places of the word, so the whole word is cut again.
+            return cut(pieces, ChainMap(ranks, self._ranks))
 
-def _left_to_right(n: int) -> list[int]:
-    return [0] * (n - 1)
-
-
-def _right_to_left(n: int) -> list[int]:
-    return list(range(n - 2, -1, -1))
+        while len(state := cut_now()) > 1:
+            left, right = list(pairwise(state))[at]
+            joined = combine(entry(left), entry(right))
+            index = ids.get(joined.pieces, self.ids.get(joined.pieces))
+            if index is None:
+                if not self.rules.allows(joined):
+                    return False
+                index = ids[joined.pieces] = size + len(entries)
+                entries.append(joined)
+            ranks[left, right] = (len(self.merges) + len(ranks), index)
+        for joined in entries:
+            self.rules.add(joined)
+        self.ids |= ids
+        self._ranks |= ranks
+        self.merges += ranks
+        return True
 
 
 class Cutter:
@@ -136,15 +127,14 @@ class Cutter:
 
     def __init__(self, spec: dict[str, Any], size: int, boundary: str):
         bare = widen(spec, boundary)
-        self._spaces = kind(spec) != BYTE_LEVEL
-        if self._spaces:
-            # SentencePiece-style normalizers may put a space before everything; terms say themselves whether they have
-            # one.
-            bare = {**bare, "normalizer": None, "pre_tokenizer": None}
+        if kind(spec) != BYTE_LEVEL:
+            # Their normalizers may put a space before everything; here a term says itself whether it has one.
+            space = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+            bare = {**bare, "normalizer": space, "pre_tokenizer": None}
         self._encode = encoder(bare, size, boundary)
 
     def __call__(self, text: str) -> tuple[list[int], bool]:
-        ids, glued = self._encode([text.replace(" ", SPACE) if self._spaces else text])
+        ids, glued = self._encode([text])
         return ids.tolist(), bool(glued[1:].all())
 
 

@@ -54,7 +54,8 @@ def build(cfg: TokensConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
     }
     extension = extend_by(cfg, tokenizer, list(up_to(documents["train"], cfg.max_bytes)), job)
     config = models.load_config(inputs["model"])
-    samples = ["", *(text[:10_000] for text in documents["test"][:20])]
+    strings = [token.string for token in extension.tokens]
+    samples = ["", " ".join(strings), "\n".join(strings), *(text[:10_000] for text in documents["test"][:20])]
     save(tokenizer, extension.spec, out / "tokenizer", samples, config)
     examiner = preflight.Examiner(
         tokenizer.backend_tokenizer,
