@@ -88,7 +88,7 @@ def train(
         settings.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=settings.steps + 1
     )
     assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
-    # A function of the step alone, so that there is nothing of it to store; at step 0 a warm-up is 0, so 1 is the first.
+    # A function of the step alone: nothing of it needs storing. At step 0 a warm-up is 0, so 1 is the first.
     factor_of = schedule.lr_lambdas[0]
     state = _restore(checkpoint, trainable, optimizer, accelerate)
     module, optimizer = accelerate.prepare(step_of, optimizer)
