@@ -85,7 +85,7 @@ def test_prefix_closed() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 9), st.lists(st.integers(2, 30), min_size=1, max_size=3))
 def test_chunks_of_a_batch_add_up(seed: int, size: int, lengths: list[int]) -> None:
-    """Losses of all chunks of a padded batch = mean over all positions of the single texts, weighted by their number."""
+    """Losses of all chunks of a padded batch = mean over all positions of the single texts."""
     generator = torch.Generator().manual_seed(seed)
     new_tokens = [(0, 1), (0, 1, 2), (2, 3, 3), (1, 1)]
     table, oracle = PieceTable(4, new_tokens), Oracle(4, 1, new_tokens, seed)
