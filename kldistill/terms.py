@@ -134,7 +134,7 @@ class Cutter:
         self._encode = encoder(bare, size, boundary)
 
     def __call__(self, text: str) -> tuple[list[int], bool]:
-        ids, glued = self._encode([text])
+        ids, glued, _ = self._encode([text])
         return ids.tolist(), bool(glued[1:].all())
 
 

@@ -104,7 +104,9 @@ def extend_by(cfg: TokensConfig, tokenizer: PreTrainedTokenizerFast, train: list
         pairs = chains.merges
     else:
         with Bar("Counting words", total=sum(map(len, train)) / 1e6, unit="MB") as bar:
-            words = count_words(wide, size, cfg.boundary, train, lambda done: bar.advance(done / 1e6))
+            words = count_words(
+                wide, size, cfg.boundary, train, job.runtime.workers, lambda done: bar.advance(done / 1e6)
+            )
         with Bar("Choosing merges", total=n, unit="merges") as bar:
             chosen = choose(words, rules, n, cfg.min_count, bar.advance)
         if not chosen:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from kldistill import tiny
 from kldistill.boundaries import shape, widen
 from kldistill.vocabulary import definition, old_size
-from kldistill.words import chunks, count_words, marking
+from kldistill.words import chunks, count_words, marking, rule_of
 
 TEXTS = [
     "def attention_mask(self):\n    return self.attention_mask  # it's 128 naïve\n\n",
@@ -85,11 +85,29 @@ def test_sentencepiece_words_have_the_shape(name: str, boundary: str) -> None:
         assert all(later.fullmatch(names[piece]) for piece in pieces[1:])
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "qwen2"])
+def test_cutting_first_and_encoding_whole_texts_count_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny.byte_level(name, 420)
+    spec, size = widen(definition(tokenizer), "identifier"), old_size(tokenizer)
+    texts = [*TEXTS, *tiny.training_text(), "e\u0301 a\u030a_x²y\u2028z\x1cq\x85\xa0w"]
+    cut = count_words(spec, size, "identifier", texts)
+    assert rule_of(spec) is not None
+    monkeypatch.setattr("kldistill.words.rule_of", lambda _spec: None)
+    whole = count_words(spec, size, "identifier", texts)
+    assert as_counter(cut) == as_counter(whole)
+    assert (cut.tokens, cut.bytes) == (whole.tokens, whole.bytes)
+
+
+def test_other_pretokenizers_are_encoded_whole() -> None:
+    assert rule_of(definition(tiny.byte_level("smollm", 420))) is None
+    assert rule_of(definition(tiny.sentencepiece_style("gemma", 500))) is None
+
+
 def test_the_order_of_texts_and_chunks_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny.byte_level("gpt2", 420)
     spec, size = definition(tokenizer), old_size(tokenizer)
     whole = count_words(spec, size, "word", TEXTS)
-    monkeypatch.setattr("kldistill.words.chunks", lambda texts: chunks(texts, 1))
+    monkeypatch.setattr("kldistill.words.chunks", lambda texts, _size=0: chunks(texts, 1))
     parts = count_words(spec, size, "word", TEXTS[::-1])
     for name in ("pieces", "starts", "counts"):
         assert (getattr(whole, name) == getattr(parts, name)).all()

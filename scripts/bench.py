@@ -1,0 +1,133 @@
+"""Measure what must be fast. Prints figures of this machine, and ratios between two ways within the same run.
+
+python scripts/bench.py tokens --tokenizer FOLDER [--megabytes 5] [--merges 512] [--plain]
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from sysconfig import get_path
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from kldistill.boundaries import widen
+from kldistill.merges import Rules, choose
+from kldistill.tokens import entries_of, use_cores
+from kldistill.vocabulary import definition, old_size
+from kldistill.words import count_words
+
+
+def python_sources(megabytes: float) -> Iterator[str]:
+    """Python files of the installed packages, in the order of their paths, up to a size."""
+    left = megabytes * 1e6
+    for path in sorted(Path(get_path("purelib")).rglob("*.py")):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError):
+            continue
+        if left <= 0:
+            return
+        left -= len(text.encode())
+        yield text
+
+
+def timed(function: Callable[[], object]) -> tuple[float, float]:
+    """Wall and processor seconds (this process and its finished children) of a call."""
+    before, wall = os.times(), time.perf_counter()
+    function()
+    after, seconds = os.times(), time.perf_counter() - wall
+    return seconds, sum(after[:4]) - sum(before[:4])
+
+
+def plain(tokenizer: Tokenizer, texts: list[str], merges: int) -> None:
+    """Continued BPE as one writes it in plain Python: a counter of words, an index from pairs to words."""
+    words: Counter[tuple[int, ...]] = Counter()
+    for text in texts:
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        word: list[int] = []
+        last = None
+        for index, place in zip(encoding.ids, encoding.word_ids, strict=True):
+            if place != last and word:
+                words[tuple(word)] += 1
+                word = []
+            word.append(index)
+            last = place
+    pieces = {number: list(word) for number, word in enumerate(words) if len(word) > 1}
+    weight = dict(enumerate(words.values()))
+    counts: Counter[tuple[int, int]] = Counter()
+    where: dict[tuple[int, int], set[int]] = defaultdict(set)
+    for number, word in pieces.items():
+        for pair in pairwise(word):
+            counts[pair] += weight[number]
+            where[pair].add(number)
+    for new in range(10**7, 10**7 + merges):
+        best = max(counts, key=counts.__getitem__)
+        for number in where.pop(best):
+            word = pieces[number]
+            for pair in pairwise(word):
+                counts[pair] -= weight[number]
+            joined: list[int] = []
+            for piece in word:
+                if joined and (joined[-1], piece) == best:
+                    joined[-1] = new
+                else:
+                    joined.append(piece)
+            pieces[number] = joined
+            for pair in pairwise(joined):
+                counts[pair] += weight[number]
+                where[pair].add(number)
+        counts.pop(best, None)
+
+
+def tokens(args: argparse.Namespace) -> None:
+    """Count the words of Python sources and choose merges."""
+    use_cores(args.workers)
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    spec, size = definition(tokenizer), old_size(tokenizer)
+    wide = widen(spec, args.boundary)
+    texts = list(python_sources(args.megabytes))
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    rules = Rules(entries_of(tokenizer, spec, size))
+    kept = {}
+
+    def count() -> None:
+        kept["words"] = count_words(wide, size, args.boundary, texts, args.workers)
+
+    counting, counting_cpu = timed(count)
+    choosing, choosing_cpu = timed(lambda: choose(kept["words"], rules, args.merges))
+    ours = counting + choosing
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"{megabytes:.1f} MB of Python, {kept['words'].tokens / 1e6:.1f}M tokens, {args.merges} merges")
+    print(f"counting  {counting:7.2f} s  ({counting_cpu:.2f} s of processor, {megabytes / counting:.1f} MB/s)")
+    print(f"choosing  {choosing:7.2f} s  ({choosing_cpu:.2f} s of processor)")
+    print(f"together  {ours:7.2f} s, at most {peak:.2f} GB")
+    if args.plain:
+        seconds, _ = timed(lambda: plain(Tokenizer.from_str(json.dumps(wide)), texts, args.merges))
+        print(f"plain Python loop {seconds:.2f} s: {seconds / ours:.1f} times as long")
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("tokens", help=tokens.__doc__)
+    command.set_defaults(run=tokens)
+    command.add_argument("--tokenizer", required=True, help="folder or hub id of a tokenizer")
+    command.add_argument("--megabytes", type=float, default=5)
+    command.add_argument("--merges", type=int, default=512)
+    command.add_argument("--boundary", default="identifier")
+    command.add_argument("--workers", type=int, default=0, help="processes and threads; 0 for one a core")
+    command.add_argument("--plain", action="store_true", help="also time a plain Python loop on the same text")
+    args = parser.parse_args(argv)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
