@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kldistill import corpus, distill, evaluate, export, init, models, teacher, tokens
+from kldistill import corpus, distill, evaluate, export, figures, init, models, teacher, tokens
 from kldistill.artifacts import Store, fingerprint
 from kldistill.checks import check
 from kldistill.compose import Config, resolved
@@ -156,6 +156,8 @@ def run(cfg: Config, folder: Path) -> dict[str, float]:
             tracker.table("result", COLUMNS, rows)
         if "export" in folders:
             tracker.say(f"The extended model: {folders['export']}")
+        figures.learning(folder)
+        figures.standing(names["metrics"], folder)
         tracker.say(f"All figures of this run: {folder / 'run.json'}")
         tracker.summary(names["metrics"])
         write_json(folder / "run.json", {"status": "finished", **names})
