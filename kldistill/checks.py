@@ -5,9 +5,10 @@ from typing import Any
 
 from kldistill import gguf
 from kldistill.compose import STAGES, Config, resolved
-from kldistill.config import SmolLM2Config, require
+from kldistill.config import require
 from kldistill.errors import ConfigError
 from kldistill.inits import needs_pieces
+from kldistill.model_config import SmolLM2Config
 from kldistill.models import component
 
 

@@ -12,7 +12,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kldistill import config, training_config
+from kldistill import config, model_config, training_config
 from kldistill.config import RuntimeConfig
 from kldistill.errors import ConfigError
 
@@ -54,9 +54,9 @@ SCHEMAS: dict[str, type] = {
     "corpus_python_package": config.PythonPackageCorpus,
     "corpus_local_files": config.LocalFilesCorpus,
     "corpus_hf_dataset": config.HfDatasetCorpus,
-    "model_smollm2": config.SmolLM2Config,
-    "model_hf": config.HfModelConfig,
-    "model_tiny": config.TinyModelConfig,
+    "model_smollm2": model_config.SmolLM2Config,
+    "model_hf": model_config.HfModelConfig,
+    "model_tiny": model_config.TinyModelConfig,
     "tokens": config.TokensConfig,
     "init": config.InitConfig,
     "loss": training_config.LossConfig,

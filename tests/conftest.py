@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from kldistill import models, tiny
-from kldistill.config import TinyModelConfig
 from kldistill.job import Job
+from kldistill.model_config import TinyModelConfig
 
 torch.set_num_threads(1)
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from kldistill import gguf, models
-from kldistill.config import SmolLM2Config
 from kldistill.errors import ModelError
 from kldistill.job import Job
+from kldistill.model_config import SmolLM2Config
 
 CONTENT = b"GGUF and then weights"
 

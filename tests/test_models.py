@@ -10,9 +10,9 @@ from conftest import FAMILIES, MakeModel
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, T5Config
 
 from kldistill import models, tiny
-from kldistill.config import HfModelConfig, SmolLM2Config, TinyModelConfig
 from kldistill.errors import ConfigError, ModelError
 from kldistill.job import Job
+from kldistill.model_config import HfModelConfig, SmolLM2Config, TinyModelConfig
 
 TEXT = 'def attention_mask(self, x1=123):\n\treturn "héllo 你"  # ok'
 
