@@ -61,6 +61,8 @@ class DistillConfig:
         teacher: ``self`` (the original model) or ``none`` (losses that need no teacher; validation then shows no
             KL).
         steps, batch_size: optimiser steps, and snippets per step over all processes.
+        snippets: how many different snippets there are; the teacher runs once over each. Null: one per step and place
+            in the batch, so none is seen twice (up to what the corpus has).
         snippet_bytes: documents are cut at lines into snippets of about this many bytes.
         validation_bytes: text from the validation split that is scored during training.
         lr, warmup, schedule, weight_decay, betas, clip: AdamW with warm-up (a share of the steps), a schedule of
@@ -73,8 +75,9 @@ class DistillConfig:
     """
 
     teacher: str = "self"
-    steps: int = 60
-    batch_size: int = 4
+    steps: int = 150
+    batch_size: int = 2
+    snippets: int | None = None
     snippet_bytes: int = 700
     validation_bytes: int = 12_000
     lr: float = 3e-3
@@ -93,6 +96,12 @@ class DistillConfig:
         require(self.teacher in ("self", "none"), "distill.teacher", self.teacher, "must be self or none")
         for key in ("steps", "batch_size", "chunk", "validate_every", "validation_bytes"):
             require(getattr(self, key) >= 1, f"distill.{key}", getattr(self, key), "must be at least 1")
+        require(
+            self.snippets is None or self.snippets >= 1,
+            "distill.snippets",
+            self.snippets,
+            "must be at least 1, or null",
+        )
         require(self.snippet_bytes >= 32, "distill.snippet_bytes", self.snippet_bytes, "must be at least 32")
         require(self.lr > 0, "distill.lr", self.lr, "must be above 0")
         require(self.clip > 0, "distill.clip", self.clip, "must be above 0")
