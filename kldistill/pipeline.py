@@ -53,9 +53,8 @@ def _terms(cfg: TokensConfig) -> dict[str, str]:
 
 def _teacher(cfg: Config) -> teacher.TeacherConfig:
     d = cfg.distill
-    return teacher.TeacherConfig(
-        d.snippet_bytes, d.steps * d.batch_size, d.validation_bytes, states=d.teacher == "self"
-    )
+    n_snippets = d.snippets or d.steps * d.batch_size
+    return teacher.TeacherConfig(d.snippet_bytes, n_snippets, d.validation_bytes, states=d.teacher == "self")
 
 
 def _evaluate(of: str) -> Callable[[Config], evaluate.EvaluateConfig]:
