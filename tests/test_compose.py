@@ -174,7 +174,7 @@ def test_seed_and_learning_rate_follow_their_defaults() -> None:
 
 def test_presets_that_only_name_their_terms_get_the_terms_own_settings(base: DictConfig) -> None:
     terms = compose.typed(base).loss.terms
-    assert (terms["kl"].weight, terms["ce"].weight) == (1.0, 0.3)
+    assert (terms["kl"].weight, terms["ce"].weight) == (1.0, 1.0)
     assert (terms["kl"].teacher, terms["ce"].teacher) == (True, False)
 
 
