@@ -15,7 +15,7 @@ from kldistill.compose import Config, resolved
 from kldistill.config import TokensConfig
 from kldistill.job import Job
 from kldistill.records import redact
-from kldistill.table import COLUMNS, final_rows
+from kldistill.table import COLUMNS, TITLE, final_rows
 from kldistill.tracking import Tracker
 
 
@@ -152,6 +152,7 @@ def run(cfg: Config, folder: Path) -> dict[str, float]:
             raise
         rows = final_rows(names["metrics"])
         if rows:
+            tracker.say(TITLE)
             tracker.table("result", COLUMNS, rows)
         if "export" in folders:
             tracker.say(f"The extended model: {folders['export']}")

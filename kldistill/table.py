@@ -2,23 +2,28 @@
 
 from collections.abc import Mapping
 
+TITLE = (
+    "result: original model, extended before distillation, distilled; on held-out text, with 95 % intervals over documents;\n"
+    "KL: to the original model, nats/position; new tokens: their share of the tokens of domain text"
+)
+
 COLUMNS = [
     "model",
     "vocabulary",
-    "tokens / 1,000 bytes",
-    "tokens saved",
-    "bits/byte domain",
-    "bits/byte general",
-    "KL to teacher domain (nats/position)",
-    "KL to teacher general",
-    "new tokens used",
+    "tokens/1,000 B",
+    "saved",
+    "bits/B domain",
+    "bits/B general",
+    "KL domain",
+    "KL general",
+    "new tokens",
 ]
 
 NAMES = {
     "original": "original",
-    "init": "extended, before distillation",
-    "distilled": "extended, distilled",
-    "finetuned": "extended, fine-tuned",
+    "init": "extended",
+    "distilled": "distilled",
+    "finetuned": "fine-tuned",
 }
 
 
@@ -49,9 +54,9 @@ def final_rows(metrics: Mapping[str, float]) -> list[list[str]]:
 
 
 def with_interval(metrics: Mapping[str, float], key: str) -> str:
-    """A figure with its 95 % interval: ``1.011 [0.98, 1.04]``."""
+    """A figure with its 95 % interval: ``1.011 [0.98,1.04]``."""
     value = metrics.get(key)
     if value is None:
         return "–"
     low, high = metrics.get(f"{key}/low"), metrics.get(f"{key}/high")
-    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.2f}, {high:.2f}]"
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.2f},{high:.2f}]"
