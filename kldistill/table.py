@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 TITLE = (
-    "result: original model, extended before distillation, distilled; on held-out text, with 95 % intervals over documents;\n"
+    "Held-out text, 95 % intervals over documents. extended: before distillation; saved: share of tokens;\n"
     "KL: to the original model, nats/position; new tokens: their share of the tokens of domain text"
 )
 
