@@ -200,8 +200,11 @@ def described(entries: list[Entry], size: int, counts: list[int]) -> list[NewTok
 
 
 def write(out: Path, tokens: list[NewToken], examiner: preflight.Examiner, job: Job) -> None:
-    """Write everything but the tokenizer, tell the user what preflight says, and raise ``TokenizerError`` if it "
-    "refuses."""
+    """Write everything but the tokenizer, and tell the user what preflight says.
+
+    Raises:
+        TokenizerError: preflight refuses the result.
+    """
     figures, held_out = preflight.figures(examiner, tokens), examiner.findings.uses
     lines = "".join(json.dumps(token._asdict(), ensure_ascii=False) + "\n" for token in tokens)
     (out / "new_tokens.jsonl").write_text(lines, encoding="utf-8")
