@@ -1,0 +1,36 @@
+"""Any model of a run by its folders: the original one, or the extended one with what some stage has trained."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from kldistill import models
+from kldistill.export import extend
+from kldistill.rows import Rows, Student
+from kldistill.vocabulary import old_size
+
+
+def load_student(model: Path, rows: Path, device: str | torch.device = "cpu") -> Student:
+    """The extended model as training and scoring use it: frozen model and new rows apart.
+
+    Args:
+        model: folder of the ``model`` artifact.
+        rows: folder of ``init``, ``distill`` or ``finetune``.
+    """
+    size = old_size(models.load_tokenizer(model))
+    return Student(models.load(model, device), Rows.load(rows), size).to(device)
+
+
+def load_model(model: Path, rows: Path | None, device: str | torch.device = "cpu") -> PreTrainedModel:
+    """A plain causal language model of transformers: the original one (``rows`` None), or the extended one."""
+    loaded = models.load(model, device)
+    if rows is None:
+        return loaded
+    extended = extend(loaded, Rows.load(rows), old_size(models.load_tokenizer(model)))
+    return extended.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+
+
+def load_tokenizer(model: Path, tokens: Path | None) -> PreTrainedTokenizerFast:
+    """The original tokenizer (``tokens`` None), or the extended one of a ``tokens`` artifact."""
+    return models.load_tokenizer(model) if tokens is None else AutoTokenizer.from_pretrained(tokens / "tokenizer")
