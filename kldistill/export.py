@@ -7,20 +7,19 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from huggingface_hub import ModelCardData
 from tokenizers import Tokenizer
-from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer
 
 from kldistill import __version__
 from kldistill.config import ExportConfig
 from kldistill.errors import ModelError
+from kldistill.extension import extend
 from kldistill.job import Job
 from kldistill.models import load, read_facts
-from kldistill.rows import Rows, Student, embedding_of, head_of, new_bias
+from kldistill.rows import Rows
 
 STAGES_WITH_ROWS = ("distill", "init")  # the later one wins
 
@@ -69,36 +68,6 @@ def export_model(
     check_tokenizer(out, samples_of(tokens_folder))
     card = model_card(facts, rows, sizes, figures or {}, license or facts.get("license"), trained)
     (out / "README.md").write_text(card, encoding="utf-8")
-
-
-@torch.no_grad()
-def extend(model: PreTrainedModel, rows: Rows, old_size: int) -> PreTrainedModel:
-    """Give ``model`` itself the new rows: ids below ``old_size`` keep theirs, padding beyond goes, new rows follow."""
-    Student(model, rows, old_size)  # its self-check: body and head as kldistill trained them are the model's own
-    embedding, head = embedding_of(model), head_of(model)
-    tied = head.weight is embedding.weight
-    if tied and not rows.tied:
-        untie(model, head)
-    dtype, bias = embedding.weight.dtype, None if head.bias is None else new_bias(head.bias, old_size)
-    # Shrinks or grows both matrices, the bias and the config alike, and ties again what is tied.
-    model.resize_token_embeddings(old_size + rows.input.shape[0], mean_resizing=False)
-    embedding, head = embedding_of(model), head_of(model)
-    embedding.weight[old_size:] = rows.input.to(dtype)
-    if head.weight is not embedding.weight:
-        head.weight[old_size:] = rows.head.to(dtype)
-    if bias is not None:
-        head.bias[old_size:] = bias
-    return model
-
-
-def untie(model: PreTrainedModel, head: nn.Linear) -> None:
-    """Give the head a matrix of its own, for good."""
-    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
-        config.tie_word_embeddings = False
-    # Computed once at construction from the config: what transformers ties when it resizes or saves.
-    if hasattr(model, "all_tied_weights_keys"):
-        model.all_tied_weights_keys = cast(Any, model).get_expanded_tied_weights_keys(all_submodels=True)
 
 
 def check_tokenizer(out: Path, samples: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from kldistill import models
-from kldistill.export import extend
+from kldistill.extension import extend
 from kldistill.rows import Rows, Student
 from kldistill.vocabulary import old_size
 

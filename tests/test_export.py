@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kldistill import export, models, tiny
 from kldistill.config import ExportConfig
 from kldistill.errors import ModelError
+from kldistill.extension import extend
 from kldistill.job import Job
 from kldistill.rows import Rows, Student
 
@@ -178,7 +179,7 @@ def test_a_bias_of_the_head_is_extended(tiny_model: MakeModel) -> None:
     ids = torch.tensor([[1, 512, 514, 7]])
     with torch.no_grad():
         expected = student.logits(student.hidden(ids))
-        extended = export.extend(model, rows, 512)
+        extended = extend(model, rows, 512)
         assert torch.allclose(extended(ids).logits, expected, atol=1e-4)
     assert extended.lm_head.bias.shape == (515,)
 
@@ -190,7 +191,7 @@ def test_a_vocabulary_larger_than_the_padding_grows_the_matrix(tiny_model: MakeM
     ids = torch.tensor([[1, 512, 711, 7]])
     with torch.no_grad():
         expected = student.logits(student.hidden(ids))
-        extended = export.extend(model, rows, 512)
+        extended = extend(model, rows, 512)
         assert torch.allclose(extended(ids).logits, expected, atol=1e-4)
     assert extended.get_input_embeddings().weight.shape == (712, 32)
 
