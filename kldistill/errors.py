@@ -29,3 +29,7 @@ class ArtifactError(KldistillError):
 
 class TrainingError(KldistillError):
     """Training that has left the realm of finite numbers."""
+
+
+class EvaluationError(KldistillError):
+    """A suite of tasks that cannot be built or judged."""

@@ -53,10 +53,77 @@ def final_rows(metrics: Mapping[str, float]) -> list[list[str]]:
     return rows
 
 
-def with_interval(metrics: Mapping[str, float], key: str) -> str:
-    """A figure with its 95 % interval: ``1.011 [0.98,1.04]``."""
+def with_interval(metrics: Mapping[str, float], key: str, sign: bool = False) -> str:
+    """A figure with its 95 % interval: ``1.011 [0.98,1.04]``; with ``sign`` as a difference: ``+0.011 [...]``."""
     value = metrics.get(key)
     if value is None:
         return "–"
     low, high = metrics.get(f"{key}/low"), metrics.get(f"{key}/high")
-    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.2f},{high:.2f}]"
+    shown = f"{value:+.3f}" if sign else f"{value:.3f}"
+    return shown if low is None or high is None else f"{shown} [{low:.2f},{high:.2f}]"
+
+
+SUITES_TITLE = (
+    "Suites of tasks, 95 % intervals over tasks (over documents for completion). difference: to the original model on\n"
+    "the same tasks; p: McNemar's exact test; adoption: new tokens written as such, of those that the text spells"
+)
+
+SUITES_COLUMNS = [
+    "suite",
+    "tasks",
+    "model",
+    "figure",
+    "value",
+    "difference",
+    "p",
+    "tokens/task",
+    "s/task",
+    "adoption",
+    "timed out",
+]
+
+
+COSTS = {"tokens_per_task": ".1f", "seconds_per_task": ".2f", "adoption": ".1%", "verdict/timed_out": ".0f"}
+
+
+def suite_rates(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """(suite, model, rate) of every rate with an interval in the flat map of figures, suite by suite."""
+    found = []
+    for key in metrics:
+        parts = key.split("/")
+        if (
+            len(parts) == 5
+            and parts[0] == "eval"
+            and parts[4] == "low"
+            and parts[2] not in ("domain", "general", "plain")
+        ):
+            found.append((parts[2], parts[1], parts[3]))
+    suites = list(dict.fromkeys(suite for suite, _, _ in found))
+    models = list(NAMES)
+    return sorted(found, key=lambda entry: (suites.index(entry[0]), models.index(entry[1])))
+
+
+def suite_rows(metrics: Mapping[str, float]) -> list[list[str]]:
+    """Rows of the table of suites: one per suite, model and rate; empty where no suite was run."""
+    rows = []
+    for suite, model, rate in suite_rates(metrics):
+        base = f"eval/{model}/{suite}"
+        p = metrics.get(f"{base}/{rate}/mcnemar_p")
+        rows.append(
+            [
+                suite,
+                f"{int(metrics[f'{base}/tasks']):,}",
+                NAMES[model],
+                rate,
+                with_interval(metrics, f"{base}/{rate}"),
+                with_interval(metrics, f"{base}/{rate}/minus_original", sign=True),
+                "–" if p is None else f"{p:.3f}",
+                *(_number(metrics, f"{base}/{name}", form) for name, form in COSTS.items()),
+            ]
+        )
+    return rows
+
+
+def _number(metrics: Mapping[str, float], key: str, form: str) -> str:
+    value = metrics.get(key)
+    return "–" if value is None else f"{value:{form}}"
