@@ -1,4 +1,4 @@
-"""Batches for distillation: which snippets a step sees, and all that the losses need of their tokens, ready-made."""
+"""Batches for training: which snippets a step sees, and all that the losses need of their tokens, ready-made."""
 
 import random
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ def collate(
     return Batch(padded, mask, hidden, list(chunks(whole, chunk)), sum(len(row) for row in new_ids))
 
 
-def schedule(lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> list[list[int]]:
+def schedule(lengths: Sequence[int], batch_size: int, steps: int, seed: int | str) -> list[list[int]]:
     """Indices of the snippets of every step: each epoch a new order, batches of similar length.
 
     Within an epoch, runs of 16 batches are sorted by length and cut into batches, and all batches are shuffled. A
@@ -92,6 +92,7 @@ class Steps(Dataset[Batch]):
         new_ids: the student's ids of the same snippets.
         order: from ``schedule``.
         rank, world: which share of each batch this process takes.
+        stage: whose ``batch_size`` an error names.
 
     Raises:
         ConfigError: a batch has fewer snippets than there are processes.
@@ -107,11 +108,12 @@ class Steps(Dataset[Batch]):
         chunk: int,
         rank: int = 0,
         world: int = 1,
+        stage: str = "distill",
     ) -> None:
         smallest = min(len(indices) for indices in order)
         if smallest < world:
             raise ConfigError(
-                f"distill.batch_size: a batch of {smallest} snippets cannot be shared by {world} processes; give at "
+                f"{stage}.batch_size: a batch of {smallest} snippets cannot be shared by {world} processes; give at "
                 "least one to each (a larger batch_size, or more text)."
             )
         self.states, self.new_ids, self.pieces, self.order = states, new_ids, pieces, order

@@ -24,7 +24,7 @@ def accelerator(runtime: RuntimeConfig, precision: str) -> Accelerator:
     try:
         made = Accelerator(cpu=wanted == "cpu", mixed_precision=None if precision == "no" else precision)
     except (ValueError, ImportError, RuntimeError) as error:
-        raise ConfigError(f"distill.precision={precision}, runtime.device={wanted}: {error}") from error
+        raise ConfigError(f"precision={precision}, runtime.device={wanted}: {error}") from error
     if wanted not in ("auto", made.device.type):
         raise ConfigError(f"runtime.device={wanted!r}: accelerate gives {made.device.type!r} on this machine.")
     return made

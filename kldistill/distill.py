@@ -6,17 +6,16 @@ from pathlib import Path
 
 import hydra.utils
 import torch
-from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from kldistill import models, states
-from kldistill.batches import Batch, Steps, schedule
+from kldistill.batches import Steps, schedule
 from kldistill.devices import accelerator
 from kldistill.job import Job
-from kldistill.losses.weighted import Term, chunked
+from kldistill.losses.weighted import Term
+from kldistill.objective import Objective, validation
 from kldistill.pieces import PieceTable
 from kldistill.rows import Rows, Student
-from kldistill.scoring import score_student, summarise
 from kldistill.snippets import encode
 from kldistill.training import train
 from kldistill.training_config import DistillConfig, LossConfig
@@ -49,23 +48,19 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         world=accelerate.num_processes,
     )
 
-    def validate() -> dict[str, float]:
-        scores = score_student(
-            student,
-            sets["validation"],
-            new_ids["validation"],
-            pieces,
-            teacher=cfg.teacher == "self" and pieces.exact,
-            batch_size=2 * cfg.batch_size,
-            chunk=cfg.chunk,
-            device=device,
-            description="Validation",
-        )
-        return {f"validation_{name}": value for name, value in summarise(scores).items()}
-
+    validate = validation(
+        student,
+        sets["validation"],
+        new_ids["validation"],
+        pieces,
+        teacher=cfg.teacher == "self" and pieces.exact,
+        batch_size=2 * cfg.batch_size,
+        chunk=cfg.chunk,
+        device=device,
+    )
     checkpoint = out / "checkpoint.safetensors"
     figures = train(
-        DistillStep(student, terms_of(cfg.loss)),
+        Objective(student, terms_of(cfg.loss)),
         batches,
         cfg,
         checkpoint,
@@ -85,19 +80,3 @@ def terms_of(loss: LossConfig) -> dict[str, Term]:
         name: Term(hydra.utils.instantiate(term.function), term.weight, term.of, term.teacher)
         for name, term in loss.terms.items()
     }
-
-
-class DistillStep(nn.Module):
-    """One forward pass of the student and its loss against the teacher's stored states."""
-
-    def __init__(self, student: Student, terms: Mapping[str, Term]) -> None:
-        super().__init__()
-        self.student = student
-        self.terms = dict(terms)
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of the terms, and each term's own value."""
-        hidden_BTD = self.student.hidden(batch.new_ids, batch.new_mask)
-        teacher_UD = None if batch.old_hidden is None else batch.old_hidden.flatten(0, 1)
-        head_ND = self.student.rows.head
-        return chunked(self.terms, self.student, [head_ND], hidden_BTD.flatten(0, 1), teacher_UD, batch.chunks)

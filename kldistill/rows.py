@@ -1,4 +1,4 @@
-"""The new embedding rows, and one frozen model that is teacher and student at once.
+"""The new embedding rows, and one model that is teacher and student at once.
 
 Shapes: B sequences, T tokens, P positions, D width, V old vocabulary, N new tokens, W = V + N.
 """
@@ -67,15 +67,23 @@ class Rows(nn.Module):
 
 
 class Student(nn.Module):
-    """One frozen model with two vocabularies: the old one makes it the teacher, the old and the new the student.
+    """One model with two vocabularies: the old one makes it the teacher, the old and the new the student.
 
-    Nothing of the model is copied, changed or trainable. Sequences are causal and padded on the right, so a real
-    position never sees a padded one: no attention mask is needed, and positions count from 0 in every row.
+    Nothing of the model is copied, changed or trainable, until a caller unfreezes some of it (``kldistill.adapted``).
+    From then on the model is the student's alone, and what remains of the teacher are its stored states and its head.
+    Sequences are causal and padded on the right, so a real position never sees a padded one: no attention mask is
+    needed, and positions count from 0 in every row.
+
+    Args:
+        teacher_head: the original model's head where the model's own was or will be trained; None where it is that
+            head still.
 
     Raises ``ModelError`` at construction when the body and the head, as used here, do not give the model's own logits.
     """
 
-    def __init__(self, model: PreTrainedModel, rows: Rows, old_size: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, rows: Rows, old_size: int, teacher_head: nn.Linear | None = None
+    ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.rows = rows
@@ -83,6 +91,8 @@ class Student(nn.Module):
         self.body = body_of(model)
         self.embedding = embedding_of(model)
         self.lm_head = head_of(model)
+        self.teacher_head = teacher_head
+        self.body_learns = False  # whether the body is in training mode (dropout, checkpointing) when the student is
         config = model.config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and later
         # Cohere multiplies its logits, Granite divides them.
@@ -98,13 +108,21 @@ class Student(nn.Module):
         return self.old_size + self.rows.input.shape[0]
 
     def train(self, mode: bool = True) -> "Student":
-        """Only the rows follow ``mode``: the frozen body never drops out, it is the teacher too."""
+        """The body follows ``mode`` only if it learns: a frozen one never drops out, it is the teacher too."""
         super().train(mode)
-        self.model.eval()
+        self.model.train(mode and self.body_learns)
         return self
 
+    def head_parameters(self) -> list[Tensor]:
+        """What ``logits`` uses beside its argument and a gradient is asked for."""
+        used = (self.rows.head, self.lm_head.weight, self.lm_head.bias)
+        return [tensor for tensor in used if tensor is not None and tensor.requires_grad]
+
     def embed(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """Input embeddings of old and new ids, with the family's scale. Gradients reach ``rows.input`` only."""
+        """Input embeddings of old and new ids, with the family's scale.
+
+        Gradients reach ``rows.input``, and the embedding where that is trained.
+        """
         new = ids >= self.old_size
         old_BTD = self.embedding(ids.masked_fill(new, 0))
         rows_ND = self.rows.input.to(old_BTD.dtype)
@@ -126,22 +144,25 @@ class Student(nn.Module):
         return self.body(inputs_embeds=self.embed(ids), use_cache=False).last_hidden_state
 
     def logits_old(self, hidden: Float[Tensor, "P D"]) -> Float[Tensor, "P V"]:
-        """The teacher's logits: the old head over the old vocabulary; padded rows of the matrix are left out.
+        """The teacher's logits: the original head over the old vocabulary; padded rows of the matrix are left out.
 
-        States that were stored in float32 come back into the type of the weights.
+        ``hidden`` are states of the original model. Those that were stored in float32 come back into the type of the
+        weights.
         """
-        weight_VD = self.lm_head.weight[: self.old_size]
-        hidden = hidden.to(weight_VD.dtype)
-        bias_V = None if self.lm_head.bias is None else self.lm_head.bias[: self.old_size]
-        return self._finish(F.linear(hidden, weight_VD, bias_V))
+        return self._over_old(hidden, self.lm_head if self.teacher_head is None else self.teacher_head)
 
     def logits(self, hidden: Float[Tensor, "P D"]) -> Float[Tensor, "P W"]:
-        """The student's logits over old and new tokens. Gradients reach the rows and ``hidden``."""
+        """The student's logits over old and new tokens. Gradients reach ``hidden`` and ``head_parameters``."""
         hidden = hidden.to(self.lm_head.weight.dtype)
         new_PN = F.linear(hidden, self.rows.head.to(hidden.dtype))
         if self.lm_head.bias is not None:
             new_PN = new_PN + new_bias(self.lm_head.bias, self.old_size)
-        return torch.cat([self.logits_old(hidden), self._finish(new_PN)], dim=-1)
+        return torch.cat([self._over_old(hidden, self.lm_head), self._finish(new_PN)], dim=-1)
+
+    def _over_old(self, hidden: Tensor, head: nn.Linear) -> Tensor:
+        weight_VD = head.weight[: self.old_size]
+        bias_V = None if head.bias is None else head.bias[: self.old_size]
+        return self._finish(F.linear(hidden.to(weight_VD.dtype), weight_VD, bias_V))
 
     def _finish(self, logits: Tensor) -> Tensor:
         """What the family does to its logits after the head."""
@@ -166,7 +187,7 @@ class Student(nn.Module):
         rows = self.embedding.weight[ids] * torch.tensor(self.embed_scale, dtype=self.embedding.weight.dtype)
         scaled = torch.allclose(self.embedding(ids), rows, rtol=tolerance, atol=tolerance)
         theirs = self.model(ids, use_cache=False).logits[..., : self.old_size]
-        ours = self.logits_old(self.hidden(ids))
+        ours = self._over_old(self.hidden(ids), self.lm_head)
         if not scaled or not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance):
             worst = (ours - theirs).abs().max().item()
             raise ModelError(

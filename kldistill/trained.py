@@ -6,6 +6,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from kldistill import models
+from kldistill.adapted import adapt, frozen_head, method_of
 from kldistill.extension import extend
 from kldistill.rows import Rows, Student
 from kldistill.vocabulary import old_size
@@ -14,12 +15,18 @@ from kldistill.vocabulary import old_size
 def load_student(model: Path, rows: Path, device: str | torch.device = "cpu") -> Student:
     """The extended model as training and scoring use it: frozen model and new rows apart.
 
+    After ``finetune`` the model's weights are the adapted ones. Its teacher is the original model all the same: give it
+    stored states of that one, and ``logits_old`` are the original's logits.
+
     Args:
         model: folder of the ``model`` artifact.
         rows: folder of ``init``, ``distill`` or ``finetune``.
     """
     size = old_size(models.load_tokenizer(model))
-    return Student(models.load(model, device), Rows.load(rows), size).to(device)
+    loaded = models.load(model, device)
+    teacher_head = frozen_head(loaded) if method_of(rows) == "full" else None
+    student = Student(adapt(loaded, rows), Rows.load(rows), size, teacher_head)
+    return student.to(device)
 
 
 def load_model(model: Path, rows: Path | None, device: str | torch.device = "cpu") -> PreTrainedModel:
@@ -27,7 +34,7 @@ def load_model(model: Path, rows: Path | None, device: str | torch.device = "cpu
     loaded = models.load(model, device)
     if rows is None:
         return loaded
-    extended = extend(loaded, Rows.load(rows), old_size(models.load_tokenizer(model)))
+    extended = extend(adapt(loaded, rows), Rows.load(rows), old_size(models.load_tokenizer(model)))
     return extended.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
 
 

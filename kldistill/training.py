@@ -38,6 +38,7 @@ class Settings(Protocol):
     clip: float
     precision: str
     validate_every: int
+    seed: int
 
 
 class Sized(Protocol):
@@ -57,6 +58,7 @@ def train(
     *,
     description: str,
     validate: Callable[[], Mapping[str, float]],
+    factor: Callable[[str], float] = lambda name: 1.0,
 ) -> dict[str, float]:
     """Train the parameters of ``step_of`` that ask for a gradient.
 
@@ -66,6 +68,7 @@ def train(
         checkpoint: a file; where it exists, training goes on from it. It is replaced at every checkpoint.
         validate: figures of the current parameters; called before the first step, every ``validate_every``, and at
             the end.
+        factor: of the learning rate, by the name of a parameter in ``step_of``.
 
     Returns:
         The last figures of ``validate``, and
@@ -77,8 +80,11 @@ def train(
     """
     accelerate = accelerator(job.runtime, settings.precision)
     trainable = {name: parameter for name, parameter in step_of.named_parameters() if parameter.requires_grad}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in trainable.items():
+        groups.setdefault(factor(name), []).append(parameter)
     optimizer = torch.optim.AdamW(
-        trainable.values(),
+        [{"params": parameters, "factor": of} for of, parameters in groups.items()],
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         betas=(settings.betas[0], settings.betas[1]),
@@ -104,7 +110,9 @@ def train(
             begun = time.perf_counter()
             lr = settings.lr * factor_of(step)
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["factor"]
+            # What a step draws (dropout) depends on nothing but its number, so a resumed run draws the same.
+            torch.manual_seed(settings.seed + 1_000_003 * step + accelerate.process_index)
             loss, figures = module(batch.to(accelerate.device))
             accelerate.backward(loss)
             norm = accelerate.clip_grad_norm_(list(trainable.values()), settings.clip)

@@ -10,8 +10,8 @@ from setting import Setting, all_terms, make_setting
 
 from kldistill.alignment import align
 from kldistill.batches import Steps, collate, schedule
-from kldistill.distill import DistillStep
 from kldistill.errors import ConfigError
+from kldistill.objective import Objective
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_collate_pads_on_the_right(setting: Setting) -> None:
 def loss_and_gradients(setting: Setting, **share: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
     order = [[0, 3, 1, 5, 2]]
     batch = Steps(setting.states, setting.new_ids, setting.pieces, order, chunk=16, **share)[0]
-    step = DistillStep(setting.student, all_terms())
+    step = Objective(setting.student, all_terms())
     loss, figures = step(batch)
     values = torch.stack([loss.detach(), *figures.values()])
     return values, list(torch.autograd.grad(loss, list(setting.student.rows.parameters())))

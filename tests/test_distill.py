@@ -19,6 +19,7 @@ from kldistill import distill, evaluate, models, states, teacher
 from kldistill.batches import Batch, Steps
 from kldistill.config import RuntimeConfig
 from kldistill.job import Job
+from kldistill.objective import Objective
 from kldistill.pieces import PieceTable
 from kldistill.rows import Rows, Student
 from kldistill.snippets import encode
@@ -141,7 +142,7 @@ def test_kl_brings_the_student_closer_with_one_model_for_both_roles(
 
 def test_only_rows_get_a_gradient_and_an_optimiser_state(inputs: Inputs) -> None:
     student = Student(models.load(inputs.folders["model"]), Rows.load(inputs.folders["init"]), 512)
-    step = distill.DistillStep(student, distill.terms_of(configured(terms=["kl", "ce"]).loss))
+    step = Objective(student, distill.terms_of(configured(terms=["kl", "ce"]).loss))
     wants = {name for name, parameter in step.named_parameters() if parameter.requires_grad}
     assert wants == {"student.rows.input", "student.rows.output"}
 
@@ -172,7 +173,7 @@ def test_tied_rows_serve_both_ends(inputs: Inputs) -> None:
     found: dict[bool, list[Tensor]] = {}
     for tied in (True, False):
         student = Student(model, Rows(row, None if tied else row), 512)
-        loss, _ = distill.DistillStep(student, terms)(batch)
+        loss, _ = Objective(student, terms)(batch)
         found[tied] = list(torch.autograd.grad(loss, list(student.rows.parameters())))
     torch.testing.assert_close(found[True][0], found[False][0] + found[False][1], rtol=1e-4, atol=1e-7)
 
