@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from kldistill import __version__
+from kldistill.adapted import adapt
 from kldistill.config import ExportConfig
 from kldistill.errors import ModelError
 from kldistill.extension import extend
@@ -21,7 +22,7 @@ from kldistill.job import Job
 from kldistill.models import load, read_facts
 from kldistill.rows import Rows
 
-STAGES_WITH_ROWS = ("distill", "init")  # the later one wins
+STAGES_WITH_ROWS = ("finetune", "distill", "init")  # the latest one wins
 
 
 def build(cfg: ExportConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
@@ -60,7 +61,7 @@ def export_model(
     facts = read_facts(model_folder)
     rows = Rows.load(rows_folder)
     sizes = json.loads((tokens_folder / "vocabulary.json").read_text())
-    model = extend(load(model_folder), rows, sizes["old_size"])
+    model = extend(adapt(load(model_folder), rows_folder), rows, sizes["old_size"])
     assert model.config.get_text_config().vocab_size == sizes["new_size"]
     model.save_pretrained(out)
     # Copied byte for byte: the tokens stage has proved that plain AutoTokenizer reads these files.
