@@ -117,6 +117,10 @@ class Store:
         """Where the finished artifact lies, whether or not it exists."""
         return self.root / stage / fingerprint
 
+    def partial(self, stage: str, fingerprint: str) -> Path:
+        """Where it lies while it is being built."""
+        return self.root / stage / f"{fingerprint}.partial"
+
     def has(self, stage: str, fingerprint: str) -> bool:
         """Whether the artifact is there. It is not checked; ``build`` does that."""
         return os.path.lexists(self.path(stage, fingerprint))
@@ -158,7 +162,7 @@ class Store:
             if not force and os.path.lexists(folder):
                 verify(folder)
                 return folder
-            partial = folder.with_name(f"{fingerprint}.partial")
+            partial = self.partial(stage, fingerprint)
             if not force and os.path.lexists(partial / MANIFEST):
                 return self._publish(partial, folder)  # killed between sealing and renaming
             if not resumable or force or partial.is_symlink():

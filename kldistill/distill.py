@@ -68,6 +68,8 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         description=f"Distilling ({cfg.loss.name})",
         validate=validate,
     )
+    if not accelerate.is_main_process:
+        return
     student.rows.save(out)
     summary = {f"distill/{name}": value for name, value in figures.items()}
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

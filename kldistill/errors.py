@@ -33,3 +33,7 @@ class TrainingError(KldistillError):
 
 class EvaluationError(KldistillError):
     """A suite of tasks that cannot be built or judged."""
+
+
+class ProcessError(KldistillError):
+    """Another process of the same run has failed; its own message says why."""

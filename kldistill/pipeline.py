@@ -14,6 +14,7 @@ from kldistill.checks import check
 from kldistill.compose import Config, resolved
 from kldistill.config import TokensConfig
 from kldistill.job import Job
+from kldistill.processes import Processes, join
 from kldistill.records import redact
 from kldistill.table import COLUMNS, TITLE, final_rows
 from kldistill.tracking import Tracker
@@ -31,6 +32,7 @@ class Stage:
         version: raise it when the stage would write something else for the same slice and inputs.
         identity: what the slice's source holds right now, where the slice alone only names it.
         resumable: the function goes on from what an interrupted run left in its output folder.
+        together: where a run has several processes, all of them run the function; otherwise the main process alone.
     """
 
     run: Callable[[Any, Mapping[str, Path], Path, Job], None]
@@ -40,6 +42,7 @@ class Stage:
     version: int = 1
     identity: Callable[[Any], Mapping[str, Any]] | None = None
     resumable: bool = False
+    together: bool = False
 
 
 def _same(*names: str) -> dict[str, str]:
@@ -78,7 +81,11 @@ STEPS: dict[str, Stage] = {
     ),
     "teacher": Stage(teacher.build, _teacher, _same("model", "corpus")),
     "distill": Stage(
-        distill.build, lambda cfg: cfg.distill, _same("model", "tokens", "init", "teacher"), resumable=True
+        distill.build,
+        lambda cfg: cfg.distill,
+        _same("model", "tokens", "init", "teacher"),
+        resumable=True,
+        together=True,
     ),
     "evaluate_distilled": Stage(
         evaluate.evaluate_student,
@@ -129,6 +136,7 @@ def run(cfg: Config, folder: Path) -> dict[str, float]:
         ConfigError: before anything expensive, for a configuration that cannot work.
     """
     check(cfg)
+    processes = join(cfg.runtime)
     steps = plan(cfg.stages)
     again = rebuilt(steps, cfg.force)
     names = {
@@ -138,11 +146,17 @@ def run(cfg: Config, folder: Path) -> dict[str, float]:
     }
     prints: dict[str, str] = {}
     folders: dict[str, Path] = {}
+    if not processes.main:
+        store = Store(Path(cfg.outputs) / "artifacts")
+        for name in steps:
+            folders[name] = _walk(name, cfg, store, processes, None, prints, folders, name in again)
+        return {}
     with Tracker(folder, cfg.logger, resolved=names["config"], name=folder.name) as tracker:
         store = Store(Path(cfg.outputs) / "artifacts", say=tracker.say)
+        write_json(folder / "run.json", {"status": "running", **names})
         try:
             for name in steps:
-                folders[name] = _walk(name, cfg, store, tracker, prints, folders, name in again)
+                folders[name] = _walk(name, cfg, store, processes, tracker, prints, folders, name in again)
                 names["artifacts"][name] = os.path.relpath(folders[name], folder)
                 names["metrics"] |= summary(folders[name])
                 write_json(folder / "run.json", {"status": "running", **names})
@@ -168,34 +182,52 @@ def _walk(
     name: str,
     cfg: Config,
     store: Store,
-    tracker: Tracker,
+    processes: Processes,
+    tracker: Tracker | None,
     prints: dict[str, str],
     folders: Mapping[str, Path],
     force: bool,
 ) -> Path:
-    """Find or build one step's artifact."""
+    """Find or build one step's artifact. The main process has a tracker; the others have none."""
+    stage = STEPS[name]
+    slice_ = stage.config(cfg)
+    meta, prints[name] = identify(name, cfg, prints)
+    built = False
+
+    def build(out: Path) -> None:
+        nonlocal built
+        built = True
+        job = Job(cfg.runtime)
+        if tracker is not None:
+            tracker.say(f"{name}: building {prints[name]}")
+            job = tracker.job(name, cfg.runtime, out)
+        stage.run(slice_, {key: folders[source] for key, source in stage.inputs.items()}, out, job)
+
+    path = processes.build(
+        store,
+        name,
+        prints[name],
+        build,
+        together=stage.together,
+        meta=redact(meta),
+        resumable=stage.resumable,
+        force=force,
+    )
+    if tracker is not None and not built:
+        tracker.say(f"{name}: found {prints[name]}")
+        tracker.replay(name, path)
+    return path
+
+
+def identify(name: str, cfg: Config, prints: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+    """All that decides what a step writes, and its fingerprint. ``prints`` are those of the steps that it reads."""
     stage = STEPS[name]
     slice_ = stage.config(cfg)
     content: dict[str, Any] = {"config": resolved(slice_)}
     if stage.identity is not None:
         content["identity"] = dict(stage.identity(slice_))
     inputs = {key: prints[source] for key, source in stage.inputs.items()}
-    prints[name] = fingerprint(name, stage.version, content, inputs)
-    built = False
-
-    def build(out: Path) -> None:
-        nonlocal built
-        built = True
-        tracker.say(f"{name}: building {prints[name]}")
-        job = tracker.job(name, cfg.runtime, out)
-        stage.run(slice_, {key: folders[source] for key, source in stage.inputs.items()}, out, job)
-
-    meta = redact({"version": stage.version, **content, "inputs": inputs})
-    path = store.build(name, prints[name], build, meta=meta, resumable=stage.resumable, force=force)
-    if not built:
-        tracker.say(f"{name}: found {prints[name]}")
-        tracker.replay(name, path)
-    return path
+    return {"version": stage.version, **content, "inputs": inputs}, fingerprint(name, stage.version, content, inputs)
 
 
 def summary(artifact: Path) -> dict[str, float]:

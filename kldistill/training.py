@@ -119,7 +119,9 @@ def train(
             assert norm is not None
             # Before the step: what is not finite must reach neither the parameters nor a checkpoint. (With fp16 the
             # gradient may overflow now and then; accelerate's scaler then skips the step by itself.)
-            _check_finite(loss, "loss", step, settings.lr)
+            shown = accelerate.reduce({"loss": loss.detach(), **figures}, "mean")  # of all processes
+            assert isinstance(shown, dict)
+            _check_finite(shown["loss"], "loss", step, settings.lr)
             if settings.precision != "fp16":
                 _check_finite(norm, "gradient's norm", step, settings.lr)
             optimizer.step()
@@ -129,8 +131,7 @@ def train(
             state["training_seconds"] += seconds
             job.log(
                 {
-                    "loss": loss.item(),
-                    **{name: value.item() for name, value in figures.items()},
+                    **{name: value.item() for name, value in shown.items()},
                     "lr": lr,
                     "gradient_norm": float(norm),
                     "tokens_per_second": batch.n_tokens / seconds,
