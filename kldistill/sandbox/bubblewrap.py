@@ -1,0 +1,105 @@
+"""The command line of bubblewrap, and whether it works here.
+
+Source: https://github.com/containers/bubblewrap, version 0.4 or later; what a version lacks is left out as said below.
+"""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+from kldistill.sandbox.limits import Limits, Verdict
+
+PROBE = "import ctypes, resource, select, json\nassert json.loads('[1]') == [1]\n"
+ENVIRONMENT = {
+    "LANG": "C.UTF-8",
+    "MALLOC_ARENA_MAX": "2",  # each arena of a thread takes 64 MiB of address space
+    "PATH": "/usr/bin:/bin",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONHASHSEED": "0",  # the order of a set must not decide a verdict
+    "PYTHONUTF8": "1",
+    "TMPDIR": "/tmp",
+}
+SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/sbin", "/nix/store")
+
+
+def python() -> list[str]:
+    """The interpreter without site packages, user's packages, and the working folder in its path."""
+    return [os.path.realpath(getattr(sys, "_base_executable", sys.executable)), "-s", "-S", "-P"]
+
+
+def command(limits: Limits, inner: Sequence[str]) -> list[str]:
+    """Command line that runs ``inner`` as first process of a sandbox of its own.
+
+    Namespaces of its own: user, mount, process ids, network (with nothing but a loopback), IPC, host name, cgroups. The root
+    is an empty file system that shows ``/usr`` and the interpreter; it and ``/proc`` are read-only (bubblewrap alone
+    leaves ``/proc/sys`` writable to a program whose user outside is root). ``/tmp`` and ``/dev/shm`` are empty and
+    private, in memory, of ``limits.file_bytes`` each. No capabilities, no new privileges.
+    """
+    size = str(limits.file_bytes)
+    arguments = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
+    arguments += ["--unshare-cgroup-try", "--cap-drop", "ALL", "--uid", "1000", "--gid", "1000"]
+    arguments += ["--hostname", "sandbox", "--die-with-parent", "--new-session", "--as-pid-1", "--clearenv"]
+    if "--disable-userns" in options():  # 0.8 or later: no namespaces inside the sandbox, where it would be root
+        arguments.append("--disable-userns")
+    for key, value in ENVIRONMENT.items():
+        arguments += ["--setenv", key, value]
+    arguments += mounts()
+    arguments += ["--proc", "/proc", "--remount-ro", "/proc"]
+    arguments += ["--dev", "/dev", *tmpfs("/dev/shm", size), "--remount-ro", "/dev", *tmpfs("/tmp", size)]
+    return [*arguments, "--remount-ro", "/", "--chdir", "/tmp", "--", *inner]
+
+
+def tmpfs(path: str, size: str) -> list[str]:
+    """Arguments for an empty file system in memory. Without ``--size`` (before 0.6) it may take half of the memory."""
+    return [*(["--size", size] if "--size" in options() else []), "--tmpfs", path]
+
+
+@functools.cache
+def mounts() -> tuple[str, ...]:
+    """Arguments that show the system's programs and the interpreter's files, read-only, and nothing else."""
+    found: list[str] = []
+    for path in SYSTEM:
+        if os.path.islink(path):
+            found += ["--symlink", os.readlink(path), path]
+        elif os.path.isdir(path):
+            found += ["--ro-bind", path, path]
+    seen = [Path(path) for path in SYSTEM]
+    prefix = Path(os.path.realpath(sys.base_prefix))
+    standard = [Path(os.path.realpath(sysconfig.get_path(name))) for name in ("stdlib", "platstdlib")]
+    for path in (prefix / "lib", prefix / "lib64", Path(python()[0]), *standard):
+        if path.exists() and not path.is_symlink() and not any(path.is_relative_to(parent) for parent in seen):
+            found += ["--ro-bind", str(path), str(path)]
+            seen.append(path)
+    if os.path.exists("/etc/ld.so.cache"):  # where the system's libraries are
+        found += ["--ro-bind", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    return tuple(found)
+
+
+@functools.cache
+def options() -> str:
+    """What ``bwrap --help`` says; empty if there is no bubblewrap."""
+    if shutil.which("bwrap") is None:
+        return ""
+    return subprocess.run(["bwrap", "--help"], capture_output=True, text=True, check=False).stdout
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """Why programs cannot run in bubblewrap here, in one line; ``None`` if they can. Tries it, once a process."""
+    from kldistill.sandbox.pool import SandboxError, judge  # it needs the command above
+
+    if not sys.platform.startswith("linux"):
+        return "bubblewrap needs Linux"
+    if shutil.which("bwrap") is None:
+        return "bubblewrap is not installed"
+    limits = Limits()
+    try:
+        outcome = judge(PROBE, limits, boxed=True)
+    except SandboxError as error:
+        return f"the kernel, or the container around this, forbids it: {error}"
+    return None if outcome.verdict is Verdict.PASSED else f"Python does not work in it: {outcome.detail}"

@@ -1,0 +1,178 @@
+"""Judges programs in parallel: threads that each wait for one sandboxed process."""
+
+import functools
+import marshal
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import astuple
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from kldistill.config import require
+from kldistill.progress import Bar
+from kldistill.sandbox import bubblewrap
+from kldistill.sandbox.limits import Limits, Outcome, SandboxError, Verdict
+
+GRACE = 30.0  # seconds beyond the wall limit in which the sandbox may start and answer
+READY = "ready\n"
+# Reads the supervisor's code, runs it, and hands it the rest, the program.
+BOOT = (
+    "import marshal,sys\n"
+    "with open(0,'rb') as f: exec(marshal.loads(f.read(int(sys.argv[1])))); program=f.read()\n"
+    "import os; os.open('/dev/null',os.O_RDWR)\n"
+    "main(program,*map(float,sys.argv[2:4]),*map(int,sys.argv[4:]))"
+)
+
+
+class Sandbox:
+    """Runs programs that nobody has read, each in a sandbox of its own, and says what became of each.
+
+    Args:
+        limits: of every program.
+        workers: programs at a time; ``None`` for one a core.
+        allow_unsandboxed: where bubblewrap does not work, run programs as plain processes: same limits, empty environment,
+            empty working folder, but as this user, with all files and the network in reach. Dangerous.
+
+    Raises:
+        SandboxError: bubblewrap does not work here, and ``allow_unsandboxed`` is not set.
+
+    ``with Sandbox(limits) as sandbox: outcomes = sandbox.run(programs, "Judging")``. Leaving it kills what still runs.
+    """
+
+    def __init__(self, limits: Limits, *, workers: int | None = None, allow_unsandboxed: bool = False) -> None:
+        require(workers is None or workers >= 1, "workers", workers, "must be at least 1, or None for one a core")
+        reason = bubblewrap.unavailable()
+        if reason is not None and not allow_unsandboxed:
+            raise SandboxError(
+                f"Generated programs need a sandbox: {reason}. Install bubblewrap (apt install bubblewrap) and allow user "
+                "namespaces, or, in a machine that you can throw away, set eval.allow_unsandboxed=true."
+            )
+        self.limits = limits
+        self.boxed = reason is None
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._pool = ThreadPoolExecutor(workers or cores(), thread_name_prefix="sandbox")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def submit(self, program: str) -> Future[Outcome]:
+        """Have ``program`` (Python source) run; its outcome comes later.
+
+        Returns:
+            The outcome; or ``SandboxError`` if the sandbox itself did not start, which says nothing about the program.
+        """
+        return self._pool.submit(judge, program, self.limits, boxed=self.boxed, running=self)
+
+    def run(self, programs: Sequence[str], description: str | None = None) -> list[Outcome]:
+        """Outcomes of ``programs``, in their order; with ``description`` under a progress bar."""
+        futures = [self.submit(program) for program in programs]
+        try:
+            if description is None:
+                return [future.result() for future in futures]
+            with Bar(description, total=len(futures), unit="programs") as bar:
+                for future in as_completed(futures):
+                    future.result()
+                    bar.advance()
+            return [future.result() for future in futures]
+        finally:  # after an error or Ctrl-C
+            for future in futures:
+                future.cancel()
+
+    def close(self) -> None:
+        """Kill what still runs, forget what waits."""
+        with self._lock:
+            self._closed = True
+            for process in self._running:
+                kill(process)
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def enter(self, process: subprocess.Popen[bytes]) -> None:
+        """A program has started."""
+        with self._lock:
+            self._running.add(process)
+            if self._closed:
+                kill(process)
+
+    def leave(self, process: subprocess.Popen[bytes]) -> None:
+        """A program has ended."""
+        with self._lock:
+            self._running.discard(process)
+
+
+def judge(program: str, limits: Limits, *, boxed: bool, running: Sandbox | None = None) -> Outcome:
+    """Run one program and wait for it; see ``Sandbox``.
+
+    Args:
+        boxed: in bubblewrap, or as a plain process.
+        running: is told when the process starts and ends.
+
+    Raises:
+        SandboxError: the sandbox did not start.
+    """
+    code = supervisor()
+    inner = [*bubblewrap.python(), "-c", BOOT, str(len(code)), *map(str, astuple(limits)), str(int(boxed))]
+    with tempfile.TemporaryDirectory(prefix="kldistill-sandbox-", ignore_cleanup_errors=True) as folder:
+        process = subprocess.Popen(
+            bubblewrap.command(limits, inner) if boxed else inner,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=bubblewrap.ENVIRONMENT if boxed else bubblewrap.ENVIRONMENT | {"TMPDIR": folder},
+            cwd="/" if boxed else folder,
+            start_new_session=True,  # Ctrl-C is for the evaluation, which then kills this
+        )
+        if running is not None:
+            running.enter(process)
+        try:
+            answer, _ = process.communicate(code + program.encode("utf-8", "surrogatepass"), limits.wall_seconds + GRACE)
+        except subprocess.TimeoutExpired:
+            return Outcome(Verdict.TIMED_OUT, 0.0, limits.wall_seconds, "the sandbox did not answer in time")
+        finally:
+            kill(process)
+            process.communicate()
+            if running is not None:
+                running.leave(process)
+    return understood(answer.decode("utf-8", "replace"))
+
+
+def understood(answer: str) -> Outcome:
+    """The supervisor's answer as an outcome."""
+    if not answer.startswith(READY):
+        raise SandboxError(f"the sandbox did not start: {' '.join(answer.split())[-300:] or 'it said nothing'}")
+    fields = answer.removeprefix(READY).rstrip("\n").split("\t")
+    if len(fields) != 4:
+        return Outcome(Verdict.CRASHED, 0.0, 0.0, "its supervisor was killed")
+    return Outcome(Verdict(fields[0]), float(fields[1]), float(fields[2]), fields[3])
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process with its session; inside bubblewrap everything dies with it."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it has ended
+
+
+@functools.cache
+def supervisor() -> bytes:
+    """Code of the supervisor for this very interpreter, compiled once instead of once a program."""
+    path = Path(__file__).with_name("supervisor.py")
+    return marshal.dumps(compile(path.read_bytes(), path.name, "exec", dont_inherit=True))
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
