@@ -6,6 +6,9 @@ saves it (``adapter/``), ``full`` all weights of the body, embedding and head (`
 
 import copy
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,7 +42,9 @@ def unfreeze(model: PreTrainedModel, rows: Rows, old_size: int, cfg: FinetuneCon
         nn.Module.to(model, torch.float32).requires_grad_(True)
     rows.requires_grad_(cfg.train_rows)
     if cfg.gradient_checkpointing and student.body_learns:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # The newer name, where transformers has it: it warns of the older one.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     return student.train(), adapter
 
 
@@ -67,7 +72,8 @@ def add_adapter(student: Student, cfg: LoraConfig) -> Any:
         fan_in_fan_out=turned,
     )
     try:
-        view = peft.get_peft_model(model, settings)
+        with _quiet():
+            view = peft.get_peft_model(model, settings)
     except ValueError as error:
         raise ConfigError(f"finetune.lora.target_modules={cfg.target_modules!r}: {error}") from error
     if model.get_output_embeddings() is not student.lm_head or model.get_input_embeddings() is not student.embedding:
@@ -113,10 +119,19 @@ def adapt(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             import peft
 
             device = str(next(model.parameters()).device)
-            view = peft.PeftModel.from_pretrained(model, str(folder / ADAPTER), torch_device=device)
+            with _quiet():
+                view = peft.PeftModel.from_pretrained(model, str(folder / ADAPTER), torch_device=device)
             model = cast(PreTrainedModel, cast(Any, view).merge_and_unload())
         elif method == "full":
             load_model(model, str(folder / BODY))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"{folder}: the fine-tuned weights cannot be read: {error}") from error
     return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a warning that the user cannot mend: peft asks transformers for something by an older name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield

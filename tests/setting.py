@@ -1,5 +1,7 @@
 """What distillation starts from, in small: a random model, fake new tokens, and its states of a few snippets."""
 
+import json
+import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -7,7 +9,9 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from kldistill import models, states, tiny
+from kldistill import models, states, teacher, tiny
+from kldistill.config import RuntimeConfig
+from kldistill.job import Job
 from kldistill.losses import ce, hidden, kl
 from kldistill.losses.weighted import Term
 from kldistill.pieces import PieceTable
@@ -15,7 +19,7 @@ from kldistill.rows import Rows, Student
 from kldistill.snippets import Snippet, encode
 from kldistill.sources import Document
 from kldistill.states import States
-from kldistill.teacher import bare
+from kldistill.teacher import TeacherConfig, bare
 
 CPU = torch.device("cpu")
 
@@ -62,6 +66,43 @@ def make_setting(model: Path, tokens: Path, folder: Path, n: int = 6, tied: bool
     new_ids = encode(AutoTokenizer.from_pretrained(tokens / "tokenizer"), [snippet.text for snippet in snippets])
     assert sum(token >= pieces.old_size for row in new_ids for token in row) > 5
     return Setting(teacher, student, pieces, states.read(folder, "some"), new_ids)
+
+
+def train_a_little(source: Path, out: Path) -> Path:
+    """A copy of the model after some steps on its text, so that it has something to pass on."""
+    model, tokenizer = models.load(source), models.load_tokenizer(source)
+    ids = encode(tokenizer, ["".join(lines()[:1200])])[0]
+    ids_NT = torch.tensor(ids[: len(ids) // 64 * 64]).view(-1, 64)
+    model.requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        batch = ids_NT[torch.randint(len(ids_NT), (8,), generator=generator)]
+        loss = torch.nn.functional.cross_entropy(model(batch).logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    shutil.copytree(source, out)
+    model.save_pretrained(out)
+    return out
+
+
+def make_inputs(source: Path, tokens: Path, root: Path, tied: bool, learnt: bool = True) -> dict[str, Path]:
+    """Artifacts that training reads, below ``root``: model (after some steps if ``learnt``), tokens, a small corpus,
+    random rows (``init``), and the teacher's states of 12 snippets.
+    """
+    folders = {"model": train_a_little(source, root / "model") if learnt else source, "tokens": tokens}
+    for name in ("corpus", "init", "teacher"):
+        folders[name] = root / name
+        folders[name].mkdir()
+    for at, (split, n) in enumerate({"train": 12, "validation": 4, "test": 3, "general": 3}.items()):
+        records = [json.dumps(document._asdict()) + "\n" for document in documents(n, start=20 * at)]
+        (folders["corpus"] / f"{split}.jsonl").write_text("".join(records))
+    generator = torch.Generator().manual_seed(0)
+    rows = [0.2 * torch.randn(24, 32, generator=generator) for _ in range(2)]
+    Rows(rows[0], None if tied else rows[1], {"input": "random"}).save(folders["init"])
+    teacher.build(TeacherConfig(300, 12, 2000), folders, folders["teacher"], Job(RuntimeConfig(device="cpu")))
+    return folders
 
 
 def all_terms() -> dict[str, Term]:

@@ -1,7 +1,6 @@
 """The stages teacher, distill and evaluate on a tiny model that has learnt a little of its text."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import torch
 from conftest import MakeModel, MakeTokens
 from safetensors import safe_open
-from setting import documents, lines
+from setting import make_inputs
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -56,41 +55,11 @@ def configured(**settings: Any) -> DistillConfig:
     )
 
 
-def train_a_little(source: Path, out: Path) -> Path:
-    """A copy of the model after some steps on its text, so that it has something to pass on."""
-    model, tokenizer = models.load(source), models.load_tokenizer(source)
-    ids = encode(tokenizer, ["".join(lines()[:1200])])[0]
-    ids_NT = torch.tensor(ids[: len(ids) // 64 * 64]).view(-1, 64)
-    model.requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(40):
-        batch = ids_NT[torch.randint(len(ids_NT), (8,), generator=generator)]
-        loss = torch.nn.functional.cross_entropy(model(batch).logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    shutil.copytree(source, out)
-    model.save_pretrained(out)
-    return out
-
-
 @pytest.fixture(scope="module")
 def inputs(tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     root = tmp_path_factory.mktemp("distill_")
     source = tiny_model(tied=False)
-    folders = {"model": train_a_little(source, root / "model"), "tokens": fake_tokens(source)}
-    for name in ("corpus", "init", "teacher"):
-        folders[name] = root / name
-        folders[name].mkdir()
-    for at, (split, n) in enumerate({"train": 12, "validation": 4, "test": 3, "general": 3}.items()):
-        records = [json.dumps(document._asdict()) + "\n" for document in documents(n, start=20 * at)]
-        (folders["corpus"] / f"{split}.jsonl").write_text("".join(records))
-    generator = torch.Generator().manual_seed(0)
-    rows = [0.2 * torch.randn(24, 32, generator=generator) for _ in range(2)]
-    Rows(rows[0], rows[1], {"input": "random"}).save(folders["init"])
-    teacher.build(TeacherConfig(300, 12, 2000), folders, folders["teacher"], Job(RuntimeConfig(device="cpu")))
-    return Inputs(folders, root)
+    return Inputs(make_inputs(source, fake_tokens(source), root, tied=False), root)
 
 
 def test_the_teacher_stage_reports_what_it_drew(inputs: Inputs) -> None:
