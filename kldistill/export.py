@@ -1,74 +1,94 @@
 """The ``export`` stage: the extended model as a plain Hugging Face folder that needs no kldistill.
 
-V old vocabulary, W old and new tokens, D width.
+V old vocabulary, W old and new tokens.
 """
 
 import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import ModelCardData
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from kldistill import __version__
-from kldistill.adapted import adapt
-from kldistill.config import ExportConfig
+from kldistill import card, gguf_export, hub, trained
 from kldistill.errors import ModelError
-from kldistill.extension import extend
+from kldistill.export_config import ExportConfig
 from kldistill.job import Job
-from kldistill.models import load, read_facts
-from kldistill.rows import Rows
+from kldistill.models import read_facts
 
-STAGES_WITH_ROWS = ("finetune", "distill", "init")  # the latest one wins
+ROWS = ("rows", "finetune", "distill", "init")  # names of the input that has the rows; the first that is there
 
 
 def build(cfg: ExportConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
-    """Make the ``export`` artifact from ``model``, ``tokens`` and the rows of ``distill`` (or else of ``init``)."""
-    stage = next(name for name in STAGES_WITH_ROWS if name in inputs)
-    figures = read_figures(inputs[name] for name in ("tokens", stage))
+    """Make the ``export`` artifact, and upload it where ``cfg`` says so.
+
+    Args:
+        inputs: ``model``, ``tokens`` and ``rows`` (else ``finetune``, ``distill`` or ``init``, whichever comes first);
+            the figures of all other folders go into the model card too.
+        out: gets ``config.json``, ``generation_config.json``, ``model*.safetensors``, the tokenizer, ``README.md``,
+            ``figures.json`` and, with ``cfg.gguf``, ``model.gguf``.
+
+    Raises:
+        ConfigError: the upload cannot succeed (see ``hub.check``).
+        ModelError: the folder would not be read back as it was meant, or a GGUF file cannot express it.
+    """
+    rows = next(name for name in ROWS if name in inputs)
+    if cfg.push_to_hub is not None:
+        hub.check(cfg.push_to_hub, cfg.private)
+    if cfg.gguf:
+        gguf_export.check_model(inputs["model"])
     export_model(
-        inputs["model"], inputs["tokens"], inputs[stage], out, figures=figures, license=cfg.license, trained=stage
+        inputs["model"],
+        inputs["tokens"],
+        inputs[rows],
+        out,
+        others=[folder for name, folder in inputs.items() if name not in ("model", "tokens", rows)],
+        license=cfg.license,
+        gguf=cfg.gguf,
     )
     job.say("The extended model is a plain Hugging Face folder: AutoModelForCausalLM.from_pretrained reads it")
+    if cfg.push_to_hub is not None:
+        hub.push(out, cfg.push_to_hub, cfg.private, job.say)
 
 
 def export_model(
-    model_folder: Path,
-    tokens_folder: Path,
-    rows_folder: Path,
+    model: Path,
+    tokens: Path,
+    rows: Path,
     out: Path,
     *,
-    figures: Mapping[str, float] | None = None,
+    others: Iterable[Path] = (),
     license: str | None = None,
-    trained: str = "distill",
+    gguf: bool = False,
 ) -> None:
     """Write model, tokenizer, generation config and model card to ``out``.
 
-    Embedding and head have exactly W rows: padding is dropped, ``config.vocab_size`` is W. A tied model stays tied when
-    its new rows are; otherwise it is untied for good (``tie_word_embeddings`` false, the head saved).
+    Embedding and head have exactly W rows: padding is dropped, so no id beyond the tokenizer can be produced, and
+    ``config.vocab_size`` is W. A tied model stays tied when its new rows are; otherwise it is untied for good
+    (``tie_word_embeddings`` false, the head saved). Adapters are merged.
 
     Args:
-        figures: names and values of metrics for the model card, as in ``summary.json``.
+        model, tokens, rows: folders of the artifacts; ``rows`` of ``init``, ``distill`` or ``finetune``.
+        others: folders of artifacts whose ``summary.json`` goes into the card.
         license: of the result; None takes the base model's.
-        trained: the stage that the rows come from, ``distill`` or ``init``.
+        gguf: also write ``model.gguf``.
 
     Raises:
-        ModelError: the written tokenizer, loaded plainly, gives other ids than the run's.
+        ModelError: the written tokenizer, loaded plainly, gives other ids than the run's; or no GGUF can be written.
     """
-    facts = read_facts(model_folder)
-    rows = Rows.load(rows_folder)
-    sizes = json.loads((tokens_folder / "vocabulary.json").read_text())
-    model = extend(adapt(load(model_folder), rows_folder), rows, sizes["old_size"])
-    assert model.config.get_text_config().vocab_size == sizes["new_size"]
-    model.save_pretrained(out)
+    facts = read_facts(model)
+    sizes = json.loads((tokens / "vocabulary.json").read_text())
+    extended = trained.load_model(model, rows)
+    assert extended.config.get_text_config().vocab_size == sizes["new_size"]
+    extended.save_pretrained(out)
     # Copied byte for byte: the tokens stage has proved that plain AutoTokenizer reads these files.
-    shutil.copytree(tokens_folder / "tokenizer", out, dirs_exist_ok=True)
-    check_tokenizer(out, samples_of(tokens_folder))
-    card = model_card(facts, rows, sizes, figures or {}, license or facts.get("license"), trained)
-    (out / "README.md").write_text(card, encoding="utf-8")
+    shutil.copytree(tokens / "tokenizer", out, dirs_exist_ok=True)
+    check_tokenizer(out, samples_of(tokens))
+    if gguf:
+        gguf_export.write(extended, tokens / "tokenizer", out / gguf_export.FILE, name=facts["name"])
+    inputs = {"tokens": tokens, "rows": rows, **{str(folder): folder for folder in others}}
+    card.write(out, facts, inputs, read_figures(inputs.values()), license or facts.get("license"))
 
 
 def check_tokenizer(out: Path, samples: Iterable[str]) -> None:
@@ -101,64 +121,3 @@ def read_figures(folders: Iterable[Path]) -> dict[str, float]:
         if (folder / "summary.json").is_file():
             found |= json.loads((folder / "summary.json").read_text())
     return found
-
-
-def model_card(
-    facts: Mapping[str, Any],
-    rows: Rows,
-    sizes: Mapping[str, int],
-    figures: Mapping[str, float],
-    license: str | None,
-    trained: str,
-) -> str:
-    """The model card (README.md): metadata header, what was added, how, and what was measured."""
-    base = facts.get("base_model")
-    new = sizes["new_size"] - sizes["old_size"]
-    header = ModelCardData(
-        base_model=base,
-        license=license,
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["kldistill", "vocabulary-extension", "self-distillation"],
-    ).to_yaml()
-    name = facts["name"]
-    source = f"[{name}](https://huggingface.co/{base})" if base else f"`{name}`"
-    saved = figures.get("tokens/saved")
-    lines = [
-        "---",
-        header,
-        "---",
-        f"# {name} with {new:,} new tokens",
-        "",
-        f"{source} with its vocabulary extended from {sizes['old_size']:,} to {sizes['new_size']:,} tokens"
-        + (f"; they save {saved:.1%} of the tokens of held-out domain text." if saved is not None else "."),
-        "",
-        f"- Base model: {source}",
-        f"- Licence: {license or 'not known; ask the base model’s authors'}",
-        f"- New tokens: {new:,} (ids {sizes['old_size']:,} to {sizes['new_size'] - 1:,})",
-        f"- Embeddings: {'tied' if rows.tied else 'input and output apart'}",
-        "",
-        "## How it was made",
-        "",
-        f"With kldistill {__version__}. The tokenizer learnt the new tokens from domain text, after all its old "
-        "merges, so every new token has one exact spelling in old ones. "
-        f"The new rows started by {rows.made_by.get('input', 'an unknown method')} (input) and "
-        f"{rows.made_by.get('output', 'an unknown method')} (output)"
-        + (
-            " and were trained alone, to make the extended model predict what the original one predicts."
-            if trained == "distill"
-            else " and were not trained."
-        )
-        + " All other weights are the base model's.",
-        "",
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
-        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
-        "```",
-    ]
-    if figures:
-        lines += ["", "## Figures", "", "| metric | value |", "|---|---|"]
-        lines += [f"| `{key}` | {value:,.6g} |" for key, value in sorted(figures.items())]
-    return "\n".join(lines) + "\n"

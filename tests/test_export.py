@@ -1,6 +1,7 @@
 """The exported folder, loaded by a process that has never heard of kldistill."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAMILIES, MakeModel, MakeTokens
-from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kldistill import export, models, tiny
-from kldistill.config import ExportConfig
 from kldistill.errors import ModelError
+from kldistill.export_config import ExportConfig
 from kldistill.extension import extend
 from kldistill.job import Job
 from kldistill.rows import Rows, Student
@@ -31,10 +31,10 @@ KINDS = ["tied", "untied", "untied on request"]
 # Run from an empty folder with an isolated interpreter: neither the checkout nor PYTHONPATH is on the path.
 STRANGER = """
 import json, sys
+sys.modules["kldistill"] = None  # importing it fails
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-sys.modules["kldistill"] = None  # from here on, importing it fails
 torch.set_num_threads(1)
 for job in json.load(open(sys.argv[1])):
     tokenizer = AutoTokenizer.from_pretrained(job["folder"])
@@ -51,10 +51,10 @@ for job in json.load(open(sys.argv[1])):
 """
 
 
-def rows_for(model_folder: Path, n: int, tied: bool, out: Path) -> Path:
+def rows_for(model_folder: Path, n: int, tied: bool, out: Path, seed: int = 3) -> Path:
     """Random rows of the size of the old ones, unlike any of them."""
     weight = models.load(model_folder).get_input_embeddings().weight
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(seed)
     rows = [torch.randn(n, weight.shape[1], generator=generator) * weight[:512].std() for _ in range(2)]
     out.mkdir()
     Rows(rows[0], None if tied else rows[1], {"input": "last_piece", "output": "random"}).save(out)
@@ -77,7 +77,7 @@ def exported(
             rows = rows_for(model, 24, kind == "tied", base / "rows")
             out = base / "out"
             out.mkdir()
-            inputs = {"model": model, "tokens": tokens, "distill": rows}
+            inputs = {"model": model, "tokens": tokens, "rows": rows}
             export.build(ExportConfig(), inputs, out, Job())
             folders[family, kind] = base
             jobs.append({"folder": str(out), "texts": TEXTS, "out": str(base / "seen.safetensors")})
@@ -140,35 +140,91 @@ def test_the_folder_holds_what_it_should(
     assert talk.endswith("user: hi\n")
 
 
-def test_the_model_card(exported: dict[tuple[str, str], tuple[Path, dict[str, torch.Tensor]]]) -> None:
-    card = ModelCard.load(exported["llama", "tied"][0] / "out" / "README.md")
-    assert card.data.library_name == "transformers"
-    assert card.data.license == "apache-2.0"
-    assert "vocabulary-extension" in (card.data.tags or [])
-    for text in ("tiny", "24 new tokens", "512 to 536", "12.5%", "last_piece", "were trained alone", "tokens/saved"):
-        assert text in card.text
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_no_id_beyond_the_tokenizer_is_ever_generated(
+    family: str,
+    exported: dict[tuple[str, str], tuple[Path, dict[str, torch.Tensor]]],
+    tiny_model: MakeModel,
+) -> None:
+    """At a temperature that makes all ids alike, the padded original soon leaves its tokenizer; the export cannot."""
+    ids = torch.full((8, 1), 5)
+    longest = {}
+    for name, folder in (("original", tiny_model(family)), ("exported", exported[family, "tied"][0] / "out")):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        torch.manual_seed(0)
+        made = model.generate(
+            ids, do_sample=True, temperature=1e4, top_k=0, max_new_tokens=40, eos_token_id=None, pad_token_id=0
+        )
+        assert made.shape == (8, 41)
+        longest[name] = made.max().item() - max(tokenizer.get_vocab().values())
+    assert longest["original"] > 0
+    assert longest["exported"] <= 0
 
 
-def test_card_of_a_hub_model_without_figures() -> None:
-    facts = {"name": "M", "base_model": "org/M", "license": None}
-    rows = Rows(torch.zeros(2, 4), torch.zeros(2, 4), {"input": "mean", "output": "mean"})
-    text = export.model_card(facts, rows, {"old_size": 10, "new_size": 12}, {}, None, "init")
-    card = ModelCard(text)
-    assert card.data.base_model == "org/M"
-    assert card.data.license is None
-    assert "not known" in text and "were not trained" in text and "Figures" not in text
-
-
-def test_rows_of_init_are_exported_when_nothing_was_distilled(
-    tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path: Path
+@pytest.mark.parametrize(("names", "wanted"), [(("init",), "init"), (("init", "distill"), "distill")])
+def test_the_rows_are_those_of_the_latest_stage(
+    names: tuple[str, ...], wanted: str, tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path: Path
 ) -> None:
     model = tiny_model("gpt2")
+    inputs = {"model": model, "tokens": fake_tokens(model)}
+    for seed, name in enumerate(names):
+        inputs[name] = rows_for(model, 24, True, tmp_path / name, seed)
+        (inputs[name] / "summary.json").write_text(json.dumps({f"{name}/seconds": 7.5}))
+    (tmp_path / "out").mkdir()
+    export.build(ExportConfig(license="mit"), inputs, tmp_path / "out", Job())
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "out").get_input_embeddings().weight[512:]
+    assert torch.equal(made, Rows.load(inputs[wanted]).input)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "license: mit" in text
+    assert ("Trained: nothing" in text) == (wanted == "init")
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert figures == {"tokens/saved": 0.125, "tokens/added": 24, **{f"{name}/seconds": 7.5 for name in names}}
+
+
+def test_gguf_beside_the_folder_or_no_folder_at_all(
+    tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path: Path
+) -> None:
+    model = tiny_model("llama", tokenizer="gpt2")
+    inputs = {"model": model, "tokens": fake_tokens(model), "rows": rows_for(model, 24, True, tmp_path / "rows")}
+    out = tmp_path / "out"
+    out.mkdir()
+    export.build(ExportConfig(gguf=True), inputs, out, Job())
+    folder = AutoModelForCausalLM.from_pretrained(out)
+    file = AutoModelForCausalLM.from_pretrained(out, gguf_file="model.gguf", dtype=torch.float32)
+    ids = torch.arange(500, 536).unsqueeze(0)
+    assert torch.equal(folder(ids).logits, file(ids).logits)
+    assert "`model.gguf`" in (out / "README.md").read_text()
+    other = tiny_model("gemma3")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ModelError, match="gemma3_text models are not written"):
+        export.build(ExportConfig(gguf=True), inputs | {"model": other}, tmp_path / "other", Job())
+    assert not list((tmp_path / "other").iterdir())
+
+
+def test_nothing_of_this_machine_is_in_the_folder(
+    exported: dict[tuple[str, str], tuple[Path, dict[str, torch.Tensor]]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    here = str(tmp_path_factory.getbasetemp())
+    files = [file for file in (exported["llama", "untied"][0] / "out").iterdir() if file.suffix != ".safetensors"]
+    assert {"config.json", "generation_config.json", "tokenizer.json", "README.md"} <= {file.name for file in files}
+    assert not [file.name for file in files if here in file.read_text()]
+
+
+def test_sampling_settings_that_contradict_each_other_survive(
+    tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path: Path
+) -> None:
+    """Published generation configs have a temperature without sampling; transformers is strict about changed ones."""
+    source = tiny_model("llama")
+    model = tmp_path / "model"
+    shutil.copytree(source, model)
+    settings = json.loads((model / "generation_config.json").read_text()) | {"temperature": 0.6, "eos_token_id": [1, 0]}
+    (model / "generation_config.json").write_text(json.dumps(settings))
     rows = rows_for(model, 24, True, tmp_path / "rows")
     (tmp_path / "out").mkdir()
-    inputs = {"model": model, "tokens": fake_tokens(model), "init": rows}
-    export.build(ExportConfig(license="mit"), inputs, tmp_path / "out", Job())
-    text = (tmp_path / "out" / "README.md").read_text()
-    assert "license: mit" in text and "were not trained" in text
+    export.export_model(model, fake_tokens(source), rows, tmp_path / "out")
+    kept = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert (kept["temperature"], kept["eos_token_id"], kept["max_new_tokens"]) == (0.6, [1, 0], 16)
 
 
 def test_a_bias_of_the_head_is_extended(tiny_model: MakeModel) -> None:
