@@ -5,6 +5,7 @@ Source: https://github.com/containers/bubblewrap, version 0.4 or later; what a v
 
 import functools
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
-from kldistill.sandbox.limits import Limits, Verdict
+from kldistill.sandbox import seccomp
+from kldistill.sandbox.limits import Limits, SandboxError, Verdict
 
 PROBE = "import ctypes, resource, select, json\nassert json.loads('[1]') == [1]\n"
 ENVIRONMENT = {
@@ -35,10 +37,10 @@ def python() -> list[str]:
 def command(limits: Limits, inner: Sequence[str]) -> list[str]:
     """Command line that runs ``inner`` as first process of a sandbox of its own.
 
-    Namespaces of its own: user, mount, process ids, network (with nothing but a loopback), IPC, host name, cgroups. The root
-    is an empty file system that shows ``/usr`` and the interpreter; it and ``/proc`` are read-only (bubblewrap alone
-    leaves ``/proc/sys`` writable to a program whose user outside is root). ``/tmp`` and ``/dev/shm`` are empty and
-    private, in memory, of ``limits.file_bytes`` each. No capabilities, no new privileges.
+    Namespaces of its own: user, mount, process ids, network (with nothing but a loopback), IPC, host name, cgroups. The
+    root is an empty file system that shows ``/usr`` and the interpreter; it and ``/proc`` are read-only (bubblewrap
+    alone leaves ``/proc/sys`` writable to a program whose user outside is root). ``/tmp`` and ``/dev/shm`` are empty
+    and private, in memory, of ``limits.file_bytes`` each. No capabilities, no new privileges.
     """
     size = str(limits.file_bytes)
     arguments = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
@@ -91,10 +93,14 @@ def options() -> str:
 @functools.cache
 def unavailable() -> str | None:
     """Why programs cannot run in bubblewrap here, in one line; ``None`` if they can. Tries it, once a process."""
-    from kldistill.sandbox.pool import SandboxError, judge  # it needs the command above
+    from kldistill.sandbox.pool import judge  # it needs the command above
 
     if not sys.platform.startswith("linux"):
         return "bubblewrap needs Linux"
+    if not seccomp.machine_is_known():
+        return (
+            f"there is no filter of system calls for {platform.machine()}, only for {', '.join(seccomp.AUDIT_ARCHES)}"
+        )
     if shutil.which("bwrap") is None:
         return "bubblewrap is not installed"
     limits = Limits()

@@ -1,8 +1,10 @@
 """Judges programs in parallel: threads that each wait for one sandboxed process."""
 
+import contextlib
 import functools
 import marshal
 import os
+import platform
 import signal
 import subprocess
 import tempfile
@@ -16,17 +18,18 @@ from typing import Self
 
 from kldistill.config import require
 from kldistill.progress import Bar
-from kldistill.sandbox import bubblewrap
+from kldistill.sandbox import bubblewrap, seccomp
 from kldistill.sandbox.limits import Limits, Outcome, SandboxError, Verdict
 
 GRACE = 30.0  # seconds beyond the wall limit in which the sandbox may start and answer
 READY = "ready\n"
-# Reads the supervisor's code, runs it, and hands it the rest, the program.
+# Reads the supervisor's code and the seccomp filter, and hands them the rest, the program.
 BOOT = (
-    "import marshal,sys\n"
-    "with open(0,'rb') as f: exec(marshal.loads(f.read(int(sys.argv[1])))); program=f.read()\n"
-    "import os; os.open('/dev/null',os.O_RDWR)\n"
-    "main(program,*map(float,sys.argv[2:4]),*map(int,sys.argv[4:]))"
+    "import marshal,os,sys\n"
+    "with open(0,'rb') as f: code,sieve=marshal.load(f); program=f.read()\n"
+    "os.open('/dev/null',os.O_RDWR)\n"  # as standard input, since 0 is free
+    "exec(code)\n"
+    "main(program,sieve,*map(float,sys.argv[1:3]),*map(int,sys.argv[3:]))"
 )
 
 
@@ -36,8 +39,9 @@ class Sandbox:
     Args:
         limits: of every program.
         workers: programs at a time; ``None`` for one a core.
-        allow_unsandboxed: where bubblewrap does not work, run programs as plain processes: same limits, empty environment,
-            empty working folder, but as this user, with all files and the network in reach. Dangerous.
+        allow_unsandboxed: where bubblewrap does not work, run programs as plain processes: same limits, empty
+            environment, empty working folder, but as this user, with all files and the network in reach. Dangerous:
+            only for a machine that you can throw away.
 
     Raises:
         SandboxError: bubblewrap does not work here, and ``allow_unsandboxed`` is not set.
@@ -50,8 +54,8 @@ class Sandbox:
         reason = bubblewrap.unavailable()
         if reason is not None and not allow_unsandboxed:
             raise SandboxError(
-                f"Generated programs need a sandbox: {reason}. Install bubblewrap (apt install bubblewrap) and allow user "
-                "namespaces, or, in a machine that you can throw away, set eval.allow_unsandboxed=true."
+                f"Generated programs need a sandbox: {reason}. Install bubblewrap (apt install bubblewrap) and allow "
+                "user namespaces, or, in a machine that you can throw away, set eval.allow_unsandboxed=true."
             )
         self.limits = limits
         self.boxed = reason is None
@@ -122,8 +126,7 @@ def judge(program: str, limits: Limits, *, boxed: bool, running: Sandbox | None 
     Raises:
         SandboxError: the sandbox did not start.
     """
-    code = supervisor()
-    inner = [*bubblewrap.python(), "-c", BOOT, str(len(code)), *map(str, astuple(limits)), str(int(boxed))]
+    inner = [*bubblewrap.python(), "-c", BOOT, *map(str, astuple(limits))]
     with tempfile.TemporaryDirectory(prefix="kldistill-sandbox-", ignore_cleanup_errors=True) as folder:
         process = subprocess.Popen(
             bubblewrap.command(limits, inner) if boxed else inner,
@@ -137,7 +140,9 @@ def judge(program: str, limits: Limits, *, boxed: bool, running: Sandbox | None 
         if running is not None:
             running.enter(process)
         try:
-            answer, _ = process.communicate(code + program.encode("utf-8", "surrogatepass"), limits.wall_seconds + GRACE)
+            answer, _ = process.communicate(
+                supervisor(boxed) + program.encode("utf-8", "surrogatepass"), limits.wall_seconds + GRACE
+            )
         except subprocess.TimeoutExpired:
             return Outcome(Verdict.TIMED_OUT, 0.0, limits.wall_seconds, "the sandbox did not answer in time")
         finally:
@@ -160,17 +165,16 @@ def understood(answer: str) -> Outcome:
 
 def kill(process: subprocess.Popen[bytes]) -> None:
     """Kill a process with its session; inside bubblewrap everything dies with it."""
-    try:
+    with contextlib.suppress(ProcessLookupError):  # it has ended
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it has ended
 
 
 @functools.cache
-def supervisor() -> bytes:
-    """Code of the supervisor for this very interpreter, compiled once instead of once a program."""
+def supervisor(boxed: bool) -> bytes:
+    """Code of the supervisor, compiled once for this very interpreter instead of once a program, and its filter."""
     path = Path(__file__).with_name("supervisor.py")
-    return marshal.dumps(compile(path.read_bytes(), path.name, "exec", dont_inherit=True))
+    code = compile(path.read_bytes(), path.name, "exec", dont_inherit=True)
+    return marshal.dumps((code, seccomp.sieve(platform.machine()) if boxed else None))
 
 
 def cores() -> int:

@@ -1,21 +1,21 @@
 """Runs inside the sandbox, as its first process: starts one program, watches it, says what became of it.
 
 Stands alone: ``kldistill.sandbox.pool`` sends this file's code to a bare interpreter through standard input, with the
-program behind it, so it imports nothing of the package and little of the standard library (each import is paid for
-every program). It answers on standard output: ``ready`` and, later, one line with tabs: verdict, CPU seconds, wall
-seconds, detail.
+program behind it, so it imports nothing of the package and little of the standard library (every program pays for each
+import). It answers on standard output: ``ready`` and, later, one line with tabs: verdict, CPU seconds, wall seconds,
+detail.
 
 The program runs in a forked process, which it can do with as it likes. It cannot reach the supervisor: that one is
-process 1 of the sandbox, which the kernel lets no process inside kill; it is not "dumpable", so that nobody may trace
-it or open its files through ``/proc``; when it ends, the kernel kills whatever the program left behind.
+process 1 of the sandbox, which the kernel lets no process inside kill, and it is not "dumpable", so that nobody may
+trace it or open its files through ``/proc``. When it ends, the kernel kills whatever the program left behind.
 
 A program passes only if a secret reaches the supervisor which is made after the program has been forked off. It lies
-in a pipe until the last line is done, then is joined with a key from memory and sent; anything else in the report, before
-or after, spoils it. A program that exits early, or writes to every file it has, or sends back all that it can read or
-finds in the frames above it, does not pass. What shares an interpreter with the assertions can cheat, though: a program
-written against this very file could gather pipe and key and imitate the last step, a trace function can jump over lines,
-and an answer can be an object that is equal to everything. Only running the assertions in another process would end
-that, and the published tests do not allow it.
+in a pipe until the last line is done, then it is joined with a key from memory and sent; anything else in the report,
+before or after, spoils it. A program that exits early, or writes to every file that it has, or sends back what it can
+read or what it finds in the frames above it, does not pass. What shares an interpreter with its assertions can cheat,
+though: a program written against this very file could gather pipe and key and imitate the last step, a trace function
+can jump over lines, and an answer can be an object that is equal to everything. Only assertions in another process
+would end that, and the published tests are not written so.
 """
 
 import errno
@@ -27,6 +27,8 @@ import time
 
 TICK = 0.02  # seconds between two looks at the processes
 SECRET_BYTES = 16
+MESSAGE_BYTES = 4096  # no pipe tears a message of that size
+PR_SET_DUMPABLE, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 4, 22, 2
 DENIED = {
     *(errno.EPERM, errno.EACCES, errno.EROFS),
     *(errno.ENOSPC, errno.EFBIG, errno.EMFILE, errno.EAGAIN),
@@ -34,58 +36,64 @@ DENIED = {
 }
 
 
-def main(program, cpu_seconds, wall_seconds, memory_bytes, processes, file_bytes, output_bytes, boxed):
-    """Run ``program`` (UTF-8). Limits as in ``Limits``; ``boxed`` says whether this is process 1 of a sandbox."""
-    os.write(1, b"ready\n")
-    import _signal  # signal.py itself costs more than the rest of this file
+def main(program, sieve, cpu_seconds, wall_seconds, memory_bytes, processes, file_bytes, output_bytes):
+    """Run ``program`` (UTF-8).
+
+    ``sieve`` is the seccomp filter, or ``None`` outside a sandbox; the limits are those of ``Limits``.
+    """
+    import _signal  # signal.py itself costs more than all the rest
 
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # process 1 gets those signals that it handles
+    libc = library() if sieve is not None else None
     report, report_end = os.pipe()
     output, output_end = os.pipe()
     secret_end, secret = os.pipe()
     key = os.urandom(SECRET_BYTES)
-    started = time.monotonic()
     child = os.fork()
     if child == 0:
         for handle in (report, output, secret):
             os.close(handle)
+        confine(libc, sieve, cpu_seconds, memory_bytes, file_bytes)
         os.dup2(output_end, 1)
         os.dup2(output_end, 2)
         os.close(output_end)
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
-        confine(cpu_seconds, memory_bytes, processes if boxed else None, file_bytes)
+        os.write(report_end, b".")
         os.read(secret_end, 1)
         run(program, report_end, secret_end, key)
     for handle in (report_end, output_end, secret_end):
         os.close(handle)
-    if boxed:
-        hide()
+    if libc is not None and libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        sys.exit("prctl(PR_SET_DUMPABLE) failed")
+    if os.read(report, 1) != b".":
+        sys.exit("the limits could not be set")
+    os.write(1, b"ready\n")
+    started = time.monotonic()
     nonce = os.urandom(SECRET_BYTES)
     os.write(secret, b"g" + nonce)  # the first byte lets the program go
-    watched = Watched(child, boxed)
-    verdict, detail = watch(watched, report, output, started, cpu_seconds, wall_seconds, memory_bytes, processes,
-                            output_bytes, joined(nonce, key))
+    watched = Watched(child, alone=sieve is not None)
+    verdict, detail = watch(watched, report, output, cpu_seconds, wall_seconds, processes, output_bytes,
+                            proof=joined(nonce, key))  # fmt: skip
     fields = (verdict, f"{watched.spent():.3f}", f"{time.monotonic() - started:.3f}", detail)
     os.write(1, "\t".join(fields).encode("utf-8", "replace") + b"\n")
     os._exit(0)
 
 
 def joined(nonce, key):
-    """What a program that reached its end reports."""
+    """What a program that has reached its end reports."""
     return bytes(a ^ b for a, b in zip(nonce, key, strict=True))
 
 
-def hide():
-    """Close this process's files and memory in ``/proc`` to the program, which runs under the same user."""
+def library():
+    """The C library, for ``prctl``."""
     import ctypes
 
-    if ctypes.CDLL(None).prctl(4, 0, 0, 0, 0) != 0:  # PR_SET_DUMPABLE
-        sys.exit("prctl(PR_SET_DUMPABLE) failed")
+    return ctypes.CDLL(None, use_errno=True)
 
 
-def confine(cpu_seconds, memory_bytes, processes, file_bytes):
-    """Set the kernel's limits for this process and those that it starts. The CPU limit is a second late: the watch comes
-    first, and sees all processes together.
+def confine(libc, sieve, cpu_seconds, memory_bytes, file_bytes):
+    """Set the kernel's limits for this process. The CPU limit is a second or two late: the watch comes first, and is
+    the finer one. No limit on processes: it would not bind for root, and before Linux 5.14 count all of a user's.
     """
     limits = {
         resource.RLIMIT_CPU: int(cpu_seconds) + 2,
@@ -93,15 +101,22 @@ def confine(cpu_seconds, memory_bytes, processes, file_bytes):
         resource.RLIMIT_FSIZE: file_bytes,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NOFILE: 64,
-        resource.RLIMIT_STACK: 8 << 20,
     }
-    if processes is not None:  # outside a sandbox it would count all the user's processes
-        limits[resource.RLIMIT_NPROC] = processes + 1  # and the supervisor
+    if sys.platform == "linux":  # macOS refuses it
+        limits[resource.RLIMIT_STACK] = 8 << 20
     for kind, value in limits.items():
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (value, value))
-    os.nice(5)  # so that the watch comes in time
+    if sieve is None:
+        return
+    import ctypes
+
+    class Filter(ctypes.Structure):
+        _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_char_p))
+
+    if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(Filter(len(sieve) // 8, sieve)), 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_SECCOMP) failed")
 
 
 # ---- in the program's process
@@ -115,27 +130,27 @@ def run(program, report, secret, key):
     sys.modules["__main__"] = module
     sys.argv = ["program"]
     try:
-        exec(compile(program.decode("utf-8", "surrogatepass"), "<program>", "exec", dont_inherit=True), module.__dict__)
-    except MemoryError:
-        message = b"crashed\tMemoryError"
-    except BaseException as error:
-        message = explain(error)
-    else:
-        message = None
+        try:
+            source = program.decode("utf-8", "surrogatepass")
+            exec(compile(source, "<program>", "exec", dont_inherit=True), module.__dict__)
+        except MemoryError:
+            message = b"crashed\tMemoryError"
+        except BaseException as error:
+            message = explain(error)
+        else:
+            message = join(read(secret, length), key)
+        if getpid() == me:  # without a sandbox, a process that the program forked comes along here, too
+            write(report, message)
     finally:
-        if sys.exc_info()[0] is not None:  # explaining the exception raised one
-            leave(1)
-    if getpid() == me:  # a process that the program forked comes along here, too
-        write(report, message or join(read(secret, length), key))
-    leave(0)
+        leave(0)
 
 
 def failure(error):
     """The report of an exception: verdict, tab, detail."""
     try:
         detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    except BaseException:
-        detail = type(error).__name__
+    except BaseException:  # the program's own exception may do anything when asked for its text
+        detail = f"{type(error).__name__}"
     verdict = "failed"
     if isinstance(error, SystemExit):
         detail += " before the program's end"
@@ -145,9 +160,9 @@ def failure(error):
             verdict = "blocked"
         elif error.errno == errno.ENOMEM:
             verdict = "crashed"
-    elif isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+    elif isinstance(error, RuntimeError) and detail == "RuntimeError: can't start new thread":
         verdict = "blocked"
-    line = "".join(c if c.isprintable() else " " for c in detail.strip()[:200])
+    line = "".join(c if c.isprintable() else " " for c in detail[:200])
     return f"{verdict}\t{line}".encode("utf-8", "replace")
 
 
@@ -163,19 +178,14 @@ def denied(error):
 
 
 class Watched:
-    """The program's processes, as far as they are known.
+    """The program's processes: in a sandbox (``alone``) there is but one; outside, those of this session."""
 
-    In the sandbox these are all that ``/proc`` shows but the supervisor; outside, those of this session.
-    """
-
-    def __init__(self, child, boxed):
-        self.child, self.session = child, None if boxed else str(os.getsid(0)).encode()
+    def __init__(self, child, alone):
+        self.child, self.session = child, None if alone else str(os.getsid(0)).encode()
         self.status = None  # of the program's first process, once it has ended
         self.reaped = 0.0  # CPU seconds of processes that have ended
         self.alive = 0.0
-        self.resident = {}  # bytes of memory of each process
         self.tick = 1 / os.sysconf("SC_CLK_TCK")
-        self.page = os.sysconf("SC_PAGE_SIZE")
 
     def spent(self):
         """CPU seconds so far."""
@@ -196,48 +206,37 @@ class Watched:
         return self.status is not None
 
     def look(self):
-        """Processes with their threads, and bytes of memory (shared ones are counted for each)."""
-        tasks, ticks, resident = 0, 0, {}
-        own = str(os.getpid())
-        for pid in os.listdir("/proc") if os.path.isdir("/proc") else ():
-            if not pid.isdigit() or pid == own:
-                continue
+        """Count CPU seconds, and return the number of threads of all processes."""
+        pids = [self.child] if self.session is None else others()
+        threads, ticks = 0, 0
+        for pid in pids:
             try:
                 with open(f"/proc/{pid}/stat", "rb") as file:
                     text = file.read()
             except OSError:  # it has just ended
                 continue
             fields = text[text.rindex(b")") + 2 :].split()
-            if self.session is None or fields[3] == self.session:
-                ticks += sum(map(int, fields[11:15]))
-                tasks += int(fields[17])
-                resident[pid] = int(fields[21]) * self.page
-        self.alive, self.resident = ticks * self.tick, resident
-        return tasks, sum(resident.values())
-
-    def memory(self):
-        """Bytes of memory, each shared page counted once. Slow."""
-        return sum(map(self.proportional, self.resident))
-
-    def proportional(self, pid):
-        """Bytes of one process, its part of what it shares."""
-        try:
-            with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-                lines = file.read().split(b"\n")
-        except PermissionError:  # it hides: then all of it counts
-            return self.resident.get(pid, 0)
-        except OSError:  # it has just ended
-            return 0
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith(b"Pss:"))
+            if self.session in (None, fields[3]):
+                ticks += sum(map(int, fields[11:15]))  # its own and those of its children that have ended
+                threads += int(fields[17])
+        self.alive = ticks * self.tick
+        return threads
 
 
-def watch(watched, report, output, started, cpu_seconds, wall_seconds, memory_bytes, processes, output_bytes, proof):
+def others():
+    """Process ids of the machine but for this process; none on a system without ``/proc``."""
+    names = os.listdir("/proc") if os.path.isdir("/proc") else []
+    return [name for name in names if name.isdigit() and int(name) != os.getpid()]
+
+
+def watch(watched, report, output, cpu_seconds, wall_seconds, processes, output_bytes, proof):
     """Wait until the program ends or breaks a limit; verdict and detail."""
     poller = select.poll()
     poller.register(report, select.POLLIN)
     poller.register(output, select.POLLIN)
-    message, written, looked = b"", 0, started
-    patience = TICK
+    message, written = b"", 0
+    patience, started = TICK, time.monotonic()
+    looked = started
     while not watched.reap():
         for handle, _ in poller.poll(patience * 1000):
             data = os.read(handle, 1 << 16)
@@ -246,7 +245,7 @@ def watch(watched, report, output, started, cpu_seconds, wall_seconds, memory_by
             if handle == output:
                 written += len(data)
             else:
-                message = (message + data)[:4096]
+                message = (message + data)[:MESSAGE_BYTES]
                 patience = 0.001  # it is about to end
         if written > output_bytes:
             return "crashed", f"more than {output_bytes} bytes of output"
@@ -254,35 +253,25 @@ def watch(watched, report, output, started, cpu_seconds, wall_seconds, memory_by
         if now - looked < TICK:
             continue
         looked = now
-        tasks, memory = watched.look()
-        if tasks > processes:
-            return "blocked", f"more than {processes} processes"
-        if memory > memory_bytes and watched.memory() > memory_bytes:
-            return "crashed", f"more than {memory_bytes} bytes of memory"
+        if watched.look() > processes:
+            return "blocked", f"more than {processes} threads"
         if watched.spent() > cpu_seconds:
             return "timed_out", f"more than {cpu_seconds:g} CPU seconds"
         if now - started > wall_seconds:
             return "timed_out", f"more than {wall_seconds:g} seconds, {watched.spent():.2f} of them computing"
     message += drained(report)
-    written += len(drained(output, output_bytes + 1))
-    if written > output_bytes:
+    if written + len(drained(output)) > output_bytes:
         return "crashed", f"more than {output_bytes} bytes of output"
     return ended(watched, message, cpu_seconds, proof)
 
 
-def drained(handle, most=4096):
-    """What is left in a pipe, whether or not someone still holds its other end."""
+def drained(handle):
+    """What is left in a pipe, of a megabyte at most, whether or not someone still holds its other end."""
     os.set_blocking(handle, False)
-    data = b""
-    while len(data) < most:
-        try:
-            more = os.read(handle, 1 << 16)
-        except BlockingIOError:
-            break
-        if not more:
-            break
-        data += more
-    return data
+    try:
+        return os.read(handle, 1 << 20)
+    except BlockingIOError:
+        return b""
 
 
 def ended(watched, message, cpu_seconds, proof):
@@ -292,7 +281,7 @@ def ended(watched, message, cpu_seconds, proof):
         return "timed_out", f"more than {cpu_seconds:g} CPU seconds"
     if code < 0:
         return "crashed", f"killed by signal {-code}"
-    if message == proof and code == 0:
+    if code == 0 and message == proof:
         return "passed", ""
     verdict, tab, detail = message.partition(b"\t")
     if tab and verdict in (b"failed", b"blocked", b"crashed"):
