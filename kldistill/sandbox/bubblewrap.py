@@ -1,6 +1,6 @@
 """The command line of bubblewrap, and whether it works here.
 
-Source: https://github.com/containers/bubblewrap, version 0.4 or later; what a version lacks is left out as said below.
+Source: https://github.com/containers/bubblewrap, version 0.6 or later.
 """
 
 import functools
@@ -42,23 +42,16 @@ def command(limits: Limits, inner: Sequence[str]) -> list[str]:
     alone leaves ``/proc/sys`` writable to a program whose user outside is root). ``/tmp`` and ``/dev/shm`` are empty
     and private, in memory, of ``limits.file_bytes`` each. No capabilities, no new privileges.
     """
-    size = str(limits.file_bytes)
+    tmpfs = ("--size", str(limits.file_bytes), "--tmpfs")
     arguments = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
     arguments += ["--unshare-cgroup-try", "--cap-drop", "ALL", "--uid", "1000", "--gid", "1000"]
     arguments += ["--hostname", "sandbox", "--die-with-parent", "--new-session", "--as-pid-1", "--clearenv"]
-    if "--disable-userns" in options():  # 0.8 or later: no namespaces inside the sandbox, where it would be root
-        arguments.append("--disable-userns")
     for key, value in ENVIRONMENT.items():
         arguments += ["--setenv", key, value]
     arguments += mounts()
     arguments += ["--proc", "/proc", "--remount-ro", "/proc"]
-    arguments += ["--dev", "/dev", *tmpfs("/dev/shm", size), "--remount-ro", "/dev", *tmpfs("/tmp", size)]
+    arguments += ["--dev", "/dev", *tmpfs, "/dev/shm", "--remount-ro", "/dev", *tmpfs, "/tmp"]
     return [*arguments, "--remount-ro", "/", "--chdir", "/tmp", "--", *inner]
-
-
-def tmpfs(path: str, size: str) -> list[str]:
-    """Arguments for an empty file system in memory. Without ``--size`` (before 0.6) it may take half of the memory."""
-    return [*(["--size", size] if "--size" in options() else []), "--tmpfs", path]
 
 
 @functools.cache
@@ -83,14 +76,6 @@ def mounts() -> tuple[str, ...]:
 
 
 @functools.cache
-def options() -> str:
-    """What ``bwrap --help`` says; empty if there is no bubblewrap."""
-    if shutil.which("bwrap") is None:
-        return ""
-    return subprocess.run(["bwrap", "--help"], capture_output=True, text=True, check=False).stdout
-
-
-@functools.cache
 def unavailable() -> str | None:
     """Why programs cannot run in bubblewrap here, in one line; ``None`` if they can. Tries it, once a process."""
     from kldistill.sandbox.pool import judge  # it needs the command above
@@ -103,9 +88,10 @@ def unavailable() -> str | None:
         )
     if shutil.which("bwrap") is None:
         return "bubblewrap is not installed"
-    limits = Limits()
+    if "--size" not in subprocess.run(["bwrap", "--help"], capture_output=True, text=True, check=False).stdout:
+        return "this bubblewrap is too old, 0.6 or later is needed"
     try:
-        outcome = judge(PROBE, limits, boxed=True)
+        outcome = judge(PROBE, Limits(), boxed=True)
     except SandboxError as error:
         return f"the kernel, or the container around this, forbids it: {error}"
     return None if outcome.verdict is Verdict.PASSED else f"Python does not work in it: {outcome.detail}"

@@ -20,7 +20,8 @@ class Verdict(StrEnum):
             (``sys.exit(0)``, ``os._exit(0)``).
         TIMED_OUT: it used up its CPU or wall seconds.
         CRASHED: a signal killed it, it wanted too much memory, or it wrote too much output.
-        BLOCKED: the sandbox denied it something (network, files, disk space, processes), and that was its end.
+        BLOCKED: the sandbox denied it something (network, files, disk space, processes), and that was its end. A program
+            that catches the error and goes on is judged by its end like any other.
     """
 
     PASSED = "passed"
@@ -32,19 +33,20 @@ class Verdict(StrEnum):
 
 @dataclass
 class Limits:
-    """Limits of one program with all processes that it starts.
+    """Limits of one program.
 
     Attributes:
-        cpu_seconds: of all its processes together. This one decides, since a busy machine does not change it.
+        cpu_seconds: of all its threads, user and system. This one decides, since a busy machine does not change it.
         wall_seconds: of the clock; only for programs that wait for something. Keep it far above ``cpu_seconds``.
-        memory_bytes: address space of each process, and memory in use of all of them together.
-        processes: processes and threads at a time, the program itself included.
-        file_bytes: of one file, and of everything in ``/tmp``.
+        memory_bytes: its address space.
+        processes: its threads at a time, the main one included. It cannot start processes, except without a sandbox,
+            where all of them count and each has the memory.
+        file_bytes: of one file, of everything in ``/tmp``, and of everything in ``/dev/shm``.
         output_bytes: on standard output and standard error together.
     """
 
-    cpu_seconds: float = 5.0
-    wall_seconds: float = 60.0
+    cpu_seconds: float = 10.0
+    wall_seconds: float = 120.0
     memory_bytes: int = 1 << 30
     processes: int = 32
     file_bytes: int = 16 << 20

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import astuple
 from pathlib import Path
@@ -61,7 +61,7 @@ class Sandbox:
         self.boxed = reason is None
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
-        self._closed = False
+        self.closed = False
         self._pool = ThreadPoolExecutor(workers or cores(), thread_name_prefix="sandbox")
 
     def __enter__(self) -> Self:
@@ -78,7 +78,7 @@ class Sandbox:
         Returns:
             The outcome; or ``SandboxError`` if the sandbox itself did not start, which says nothing about the program.
         """
-        return self._pool.submit(judge, program, self.limits, boxed=self.boxed, running=self)
+        return self._pool.submit(judge, program, self.limits, boxed=self.boxed, sandbox=self)
 
     def run(self, programs: Sequence[str], description: str | None = None) -> list[Outcome]:
         """Outcomes of ``programs``, in their order; with ``description`` under a progress bar."""
@@ -98,59 +98,75 @@ class Sandbox:
     def close(self) -> None:
         """Kill what still runs, forget what waits."""
         with self._lock:
-            self._closed = True
+            self.closed = True
             for process in self._running:
                 kill(process)
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def enter(self, process: subprocess.Popen[bytes]) -> None:
-        """A program has started."""
+    @contextlib.contextmanager
+    def running(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
+        """While it lasts, ``close`` kills the process."""
         with self._lock:
             self._running.add(process)
-            if self._closed:
+            if self.closed:
                 kill(process)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running.discard(process)
 
-    def leave(self, process: subprocess.Popen[bytes]) -> None:
-        """A program has ended."""
-        with self._lock:
-            self._running.discard(process)
 
-
-def judge(program: str, limits: Limits, *, boxed: bool, running: Sandbox | None = None) -> Outcome:
+def judge(program: str, limits: Limits, *, boxed: bool, sandbox: Sandbox | None = None) -> Outcome:
     """Run one program and wait for it; see ``Sandbox``.
 
     Args:
         boxed: in bubblewrap, or as a plain process.
-        running: is told when the process starts and ends.
+        sandbox: is told when the process starts and ends.
 
     Raises:
-        SandboxError: the sandbox did not start.
+        SandboxError: the sandbox did not start, or was closed meanwhile.
     """
-    inner = [*bubblewrap.python(), "-c", BOOT, *map(str, astuple(limits))]
-    with tempfile.TemporaryDirectory(prefix="kldistill-sandbox-", ignore_cleanup_errors=True) as folder:
-        process = subprocess.Popen(
-            bubblewrap.command(limits, inner) if boxed else inner,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=bubblewrap.ENVIRONMENT if boxed else bubblewrap.ENVIRONMENT | {"TMPDIR": folder},
-            cwd="/" if boxed else folder,
-            start_new_session=True,  # Ctrl-C is for the evaluation, which then kills this
-        )
-        if running is not None:
-            running.enter(process)
+    source = program.encode("utf-8", "surrogatepass")
+    with contextlib.ExitStack() as stack:
         try:
-            answer, _ = process.communicate(
-                supervisor(boxed) + program.encode("utf-8", "surrogatepass"), limits.wall_seconds + GRACE
-            )
+            process = start(limits, boxed, stack)
+        except OSError as error:  # no memory, no process ids
+            raise SandboxError(f"the sandbox did not start: {error}") from None
+        if sandbox is not None:
+            stack.enter_context(sandbox.running(process))
+        try:
+            answer, _ = process.communicate(supervisor(boxed) + source, limits.wall_seconds + GRACE)
         except subprocess.TimeoutExpired:
-            return Outcome(Verdict.TIMED_OUT, 0.0, limits.wall_seconds, "the sandbox did not answer in time")
+            return Outcome(Verdict.TIMED_OUT, 0.0, limits.wall_seconds + GRACE, "the sandbox did not answer in time")
         finally:
             kill(process)
             process.communicate()
-            if running is not None:
-                running.leave(process)
+    if sandbox is not None and sandbox.closed:
+        raise SandboxError("the sandbox was closed while the program ran")
     return understood(answer.decode("utf-8", "replace"))
+
+
+def start(limits: Limits, boxed: bool, stack: contextlib.ExitStack) -> subprocess.Popen[bytes]:
+    """A process that waits for the supervisor's code; its folder, if it needs one, goes with ``stack``."""
+    command = [*bubblewrap.python(), "-c", BOOT, *map(str, astuple(limits))]
+    environment, folder = bubblewrap.ENVIRONMENT, "/"
+    if boxed:
+        command = bubblewrap.command(limits, command)
+    else:
+        folder = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="kldistill-program-", ignore_cleanup_errors=True)
+        )
+        environment = {**environment, "TMPDIR": folder}
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        cwd=folder,
+        start_new_session=True,  # Ctrl-C is for the evaluation, which then kills this
+    )
 
 
 def understood(answer: str) -> Outcome:

@@ -41,7 +41,7 @@ def main(program, sieve, cpu_seconds, wall_seconds, memory_bytes, processes, fil
 
     ``sieve`` is the seccomp filter, or ``None`` outside a sandbox; the limits are those of ``Limits``.
     """
-    import _signal  # signal.py itself costs more than all the rest
+    import _signal  # pyright: ignore[reportMissingImports]  # signal.py costs more than all the rest
 
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # process 1 gets those signals that it handles
     libc = library() if sieve is not None else None
