@@ -76,7 +76,12 @@ class Log:
 
 
 def run(
-    folder: Path, log: Log | None = None, problem: Problem | None = None, every: int = 5, **settings: Any
+    folder: Path,
+    log: Log | None = None,
+    problem: Problem | None = None,
+    every: int = 5,
+    factor: Callable[[str], float] = lambda name: 1.0,
+    **settings: Any,
 ) -> tuple[Problem, Log, dict[str, float], Stream]:
     problem, log, stream = problem or Problem(), log or Log(), Stream()
     job = Job(RuntimeConfig(device="cpu", checkpoint_every=every), log=log.log, rewind=log.rewind)
@@ -89,6 +94,7 @@ def run(
         job,
         description="Training",
         validate=lambda: {"validation_sum": problem.rows.detach().sum().item()},
+        factor=factor,
     )
     return problem, log, made, stream
 
@@ -170,6 +176,35 @@ def test_rates_of_cosine_and_constant(tmp_path: Path) -> None:
 def test_without_warm_up_the_first_step_is_a_whole_one(tmp_path: Path) -> None:
     _, log, *_ = run(tmp_path, steps=3, warmup=0.0, schedule="constant_with_warmup", lr=0.3)
     assert log.figures("lr") == pytest.approx([0.3] * 3)
+
+
+def test_a_parameter_may_have_a_rate_of_its_own(tmp_path: Path) -> None:
+    settings = {"steps": 1, "warmup": 0.0, "schedule": "constant_with_warmup", "lr": 0.1}
+    problem, log, *_ = run(tmp_path, factor=lambda name: 0.5 if name == "rows" else 7.0, **settings)
+    assert problem.rows.detach().abs().max().item() == pytest.approx(0.05, rel=1e-3)  # Adam's first step is its rate
+    assert log.figures("lr") == [0.1]
+
+
+class Noisy(Problem):
+    """Draws numbers in every step, as dropout does."""
+
+    def forward(self, batch: Points) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, figures = super().forward(batch)
+        return loss * (1 + torch.rand(())), figures
+
+
+def test_what_a_step_draws_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    whole, other = run(tmp_path / "a", problem=Noisy())[1], run(tmp_path / "c", problem=Noisy(), seed=1)[1]
+    log = Log(stop_at=13)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", log, Noisy())
+    log.stop_at = None
+    torch.rand(5)
+    run(tmp_path / "b", log, Noisy())
+    assert log.figures("loss") == whole.figures("loss")
+    assert other.figures("loss")[0] != whole.figures("loss")[0]
 
 
 def test_the_gradient_is_clipped_and_its_norm_logged_before(tmp_path: Path) -> None:
