@@ -3,7 +3,6 @@
 Tasks of one group (lines of one document) are no independent evidence, so resampling draws whole groups.
 """
 
-import math
 from collections.abc import Sequence
 
 from kldistill.intervals import ratio_interval
@@ -50,6 +49,9 @@ def mcnemar(gained: int, lost: int) -> float:
     """
     assert gained >= 0 and lost >= 0, "counts of tasks"
     n = gained + lost
-    tail = sum(math.comb(n, count) for count in range(min(gained, lost) + 1))
+    ways = tail = 1  # C(n, 0), C(n, 1), ... one from the other, and their sum
+    for count in range(min(gained, lost)):
+        ways = ways * (n - count) // (count + 1)
+        tail += ways
     # Integers of any size: their quotient is rounded once, at the end.
     return min(1.0, 2 * tail / 2**n)
