@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from kldistill.errors import ArtifactError, ConfigError
-from kldistill.finetune_config import FinetuneConfig, LoraConfig
+from kldistill.finetune_config import METHODS, FinetuneConfig, LoraConfig
 from kldistill.rows import Rows, Student, head_of
 
 FACTS, ADAPTER, BODY = "finetune.json", "adapter", "body.safetensors"
@@ -102,9 +102,20 @@ def save(student: Student, adapter: Any, cfg: FinetuneConfig, folder: Path, dtyp
 
 
 def method_of(folder: Path) -> str:
-    """How the body beside these rows was trained: ``lora``, ``full``, or ``rows`` where it is the original's."""
+    """How the body beside these rows was trained: ``lora``, ``full``, or ``rows`` where it is the original's.
+
+    Raises ``ArtifactError``.
+    """
     file = folder / FACTS
-    return json.loads(file.read_text())["method"] if file.is_file() else "rows"
+    if not file.is_file():
+        return "rows"
+    try:
+        method = json.loads(file.read_text())["method"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{file}: cannot be read: {error!r}") from error
+    if method not in METHODS:
+        raise ArtifactError(f"{file}: there is no method {method!r}; one of {METHODS} was expected.")
+    return method
 
 
 def adapt(model: PreTrainedModel, folder: Path) -> PreTrainedModel:

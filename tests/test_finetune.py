@@ -314,6 +314,14 @@ def test_a_damaged_folder_is_refused(tuned: Callable[[str, bool], Tuned], tmp_pa
             load_model(found.folders["model"], copied)
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"method": "prefix"}'])
+def test_a_folder_that_does_not_say_how_it_was_trained(content: str, tmp_path: Path) -> None:
+    assert adapted.method_of(tmp_path) == "rows"
+    (tmp_path / "finetune.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"finetune\.json"):
+        adapted.method_of(tmp_path)
+
+
 def test_nothing_to_do_is_an_error(make: Callable[[bool], dict[str, Path]], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"finetune.method='none'"):
         tune(make(False), tmp_path / "out", "none")
