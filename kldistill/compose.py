@@ -15,12 +15,37 @@ from omegaconf.errors import OmegaConfBaseException
 from kldistill import config, model_config, training_config
 from kldistill.config import RuntimeConfig
 from kldistill.errors import ConfigError
+from kldistill.eval_config import with_suites
+from kldistill.export_config import ExportConfig
+from kldistill.finetune_config import FinetuneConfig
+from kldistill.interpret.config import InterpretConfig
 
-STAGES = ["model", "corpus", "tokens", "init", "teacher", "distill", "evaluate", "export"]
+STAGES = [
+    "model",
+    "corpus",
+    "tokens",
+    "init",
+    "teacher",
+    "distill",
+    "finetune",
+    "evaluate",
+    "interpret",
+    "export",
+    "report",
+]
 
 # Overrides that say how or where to run, not what: they do not enter the name of a run's folder.
 _NOT_IN_NAME = ("experiment=", "stages=", "force=", "logger", "runtime.", "outputs=", "hydra")
 _LONGEST_NAME = 120
+
+
+def conf_folder() -> Path:
+    """The presets: beside the package in a checkout, inside it where it was installed from a wheel."""
+    for folder in (resources.files("kldistill") / "conf", Path(__file__).parents[1] / "conf"):
+        path = Path(str(folder))
+        if (path / "config.yaml").is_file():
+            return path
+    raise ConfigError("conf/config.yaml is missing from this installation of kldistill: install it again.")
 
 
 @dataclass
@@ -45,7 +70,9 @@ class Config:
     init: Any = MISSING
     loss: Any = MISSING
     distill: Any = MISSING
+    finetune: Any = MISSING
     eval: Any = MISSING
+    interpret: Any = MISSING
     export: Any = MISSING
     logger: Any = MISSING
 
@@ -62,8 +89,10 @@ SCHEMAS: dict[str, type] = {
     "loss": training_config.LossConfig,
     "loss_term": training_config.LossTerm,
     "distill": training_config.DistillConfig,
-    "eval": training_config.EvalConfig,
-    "export": config.ExportConfig,
+    "finetune": FinetuneConfig,
+    "eval": with_suites(conf_folder() / "eval" / "suite"),
+    "interpret": InterpretConfig,
+    "export": ExportConfig,
     "logger": config.LoggerConfig,
 }
 
@@ -74,17 +103,10 @@ def register() -> None:
     store.store(name="config_schema", node=Config)
     for name, schema in SCHEMAS.items():
         store.store(group="schema", name=name, node=schema)
+    suites = sorted(path.stem for path in (conf_folder() / "eval" / "suite").glob("*.yaml"))
+    store.store(group="eval/suite", name="all", node={"defaults": [f"{name}@{name}" for name in suites]})
     OmegaConf.register_new_resolver("kldistill.experiment", experiment_name, replace=True)
     OmegaConf.register_new_resolver("kldistill.overrides", overrides_name, replace=True)
-
-
-def conf_folder() -> Path:
-    """The presets: beside the package in a checkout, inside it where it was installed from a wheel."""
-    for folder in (resources.files("kldistill") / "conf", Path(__file__).parents[1] / "conf"):
-        path = Path(str(folder))
-        if (path / "config.yaml").is_file():
-            return path
-    raise ConfigError("conf/config.yaml is missing from this installation of kldistill: install it again.")
 
 
 def experiment_name(choice: str | None) -> str:

@@ -231,17 +231,6 @@ class InitConfig:
 
 
 @dataclass
-class ExportConfig:
-    """What the exported folder says of itself.
-
-    Attributes:
-        license: of the extended model; null takes the base model's.
-    """
-
-    license: str | None = None
-
-
-@dataclass
 class LoggerConfig:
     """Where figures go beside ``metrics.jsonl``."""
 

@@ -12,16 +12,15 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from kldistill import corpus, models, states
+from kldistill import corpus, models, states, trained
 from kldistill.devices import device_of
+from kldistill.eval_config import ScoringConfig
 from kldistill.intervals import ratio_interval
 from kldistill.job import Job
 from kldistill.pieces import PieceTable
-from kldistill.rows import Rows, Student
 from kldistill.scoring import FIGURES, Score, score_original, score_student, summarise
 from kldistill.snippets import cut, draw, encode
 from kldistill.teacher import bare
-from kldistill.training_config import EvalConfig
 
 TEXTS = {"domain": "test", "general": "general"}  # split of the corpus that each kind of text comes from
 
@@ -31,7 +30,7 @@ class EvaluateConfig:
     """One evaluation: the group ``eval``, and the name of the model (``original``, ``init``, ``distilled``)."""
 
     of: str
-    eval: EvalConfig = field(default_factory=EvalConfig)
+    eval: ScoringConfig = field(default_factory=ScoringConfig)
 
 
 def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
@@ -69,7 +68,7 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
     device = device_of(job.runtime)
     pieces = PieceTable.load(inputs["tokens"])
     tokenizer = AutoTokenizer.from_pretrained(inputs["tokens"] / "tokenizer")
-    student = Student(models.load(inputs["model"], device), Rows.load(inputs["rows"]), pieces.old_size).to(device)
+    student = trained.load_student(inputs["model"], inputs["rows"], device)
     scores: dict[str, list[Score]] = {}
     for name in TEXTS:
         texts = states.read(inputs["evaluate_original"], name)

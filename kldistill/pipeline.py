@@ -1,125 +1,21 @@
-"""The pipeline: which stages there are, what each reads, and one run through them."""
+"""The pipeline: one run through its steps (see ``kldistill.steps``)."""
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kldistill import corpus, distill, evaluate, export, figures, init, models, teacher, tokens
-from kldistill.artifacts import Store, fingerprint
+from kldistill import figures
+from kldistill.artifacts import Store
 from kldistill.checks import check
 from kldistill.compose import Config, resolved
-from kldistill.config import TokensConfig
 from kldistill.job import Job
 from kldistill.processes import Processes, join
 from kldistill.records import redact
-from kldistill.table import COLUMNS, TITLE, final_rows
+from kldistill.steps import Step, identify, plan, rebuilt, steps_of
+from kldistill.table import COLUMNS, SUITES_COLUMNS, SUITES_TITLE, TITLE, final_rows, suite_rows
 from kldistill.tracking import Tracker
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of the pipeline.
-
-    Attributes:
-        run: the stage's function: (its config slice, folders of its inputs, its output folder, job).
-        config: cuts the stage's slice out of the whole configuration; a stage never sees more.
-        inputs: what the stage calls each input, and which step makes it.
-        group: the name that ``stages=[...]`` and ``force=[...]`` use.
-        version: raise it when the stage would write something else for the same slice and inputs.
-        identity: what the slice's source holds right now, where the slice alone only names it.
-        resumable: the function goes on from what an interrupted run left in its output folder.
-        together: where a run has several processes, all of them run the function; otherwise the main process alone.
-    """
-
-    run: Callable[[Any, Mapping[str, Path], Path, Job], None]
-    config: Callable[[Config], Any]
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    group: str = ""
-    version: int = 1
-    identity: Callable[[Any], Mapping[str, Any]] | None = None
-    resumable: bool = False
-    together: bool = False
-
-
-def _same(*names: str) -> dict[str, str]:
-    return {name: name for name in names}
-
-
-def _terms(cfg: TokensConfig) -> dict[str, str]:
-    """Content of the user's list of terms: the slice only names the file."""
-    return {} if cfg.terms is None else {"terms": hashlib.sha256(Path(cfg.terms).read_bytes()).hexdigest()}
-
-
-def _teacher(cfg: Config) -> teacher.TeacherConfig:
-    d = cfg.distill
-    n_snippets = d.snippets or d.steps * d.batch_size
-    return teacher.TeacherConfig(d.snippet_bytes, n_snippets, d.validation_bytes, states=d.teacher == "self")
-
-
-def _evaluate(of: str) -> Callable[[Config], evaluate.EvaluateConfig]:
-    return lambda cfg: evaluate.EvaluateConfig(of, cfg.eval)
-
-
-# In the order in which they run.
-STEPS: dict[str, Stage] = {
-    "model": Stage(models.build, lambda cfg: cfg.model, identity=models.identity),
-    "corpus": Stage(corpus.build, lambda cfg: cfg.corpus, identity=corpus.identity),
-    "tokens": Stage(tokens.build, lambda cfg: cfg.tokens, _same("model", "corpus"), identity=_terms),
-    "init": Stage(init.build, lambda cfg: cfg.init, _same("model", "tokens")),
-    "evaluate_original": Stage(
-        evaluate.evaluate_original, _evaluate("original"), _same("model", "corpus"), group="evaluate"
-    ),
-    "evaluate_init": Stage(
-        evaluate.evaluate_student,
-        _evaluate("init"),
-        {**_same("model", "tokens", "evaluate_original"), "rows": "init"},
-        group="evaluate",
-    ),
-    "teacher": Stage(teacher.build, _teacher, _same("model", "corpus")),
-    "distill": Stage(
-        distill.build,
-        lambda cfg: cfg.distill,
-        _same("model", "tokens", "init", "teacher"),
-        resumable=True,
-        together=True,
-    ),
-    "evaluate_distilled": Stage(
-        evaluate.evaluate_student,
-        _evaluate("distilled"),
-        {**_same("model", "tokens", "evaluate_original"), "rows": "distill"},
-        group="evaluate",
-    ),
-    "export": Stage(export.build, lambda cfg: cfg.export, _same("model", "tokens", "distill")),
-}
-
-
-def plan(wanted: list[str]) -> list[str]:
-    """Steps to run, in order: those of the wanted stages, and all that these read."""
-    needed: set[str] = set()
-
-    def need(name: str) -> None:
-        needed.add(name)
-        for source in STEPS[name].inputs.values():
-            need(source)
-
-    for name, stage in STEPS.items():
-        if name in wanted or stage.group in wanted:
-            need(name)
-    return [name for name in STEPS if name in needed]
-
-
-def rebuilt(steps: list[str], force: list[str]) -> set[str]:
-    """Steps to build anew: the forced stages, and what follows from them."""
-    found: set[str] = set()
-    for name in steps:
-        stage = STEPS[name]
-        if name in force or stage.group in force or any(source in found for source in stage.inputs.values()):
-            found.add(name)
-    return found
 
 
 def run(cfg: Config, folder: Path) -> dict[str, float]:
@@ -137,8 +33,9 @@ def run(cfg: Config, folder: Path) -> dict[str, float]:
     """
     check(cfg)
     processes = join(cfg.runtime)
-    steps = plan(cfg.stages)
-    again = rebuilt(steps, cfg.force)
+    steps = steps_of(cfg)
+    planned = plan(steps, cfg.stages)
+    again = rebuilt(steps, planned, cfg.force)
     names = {
         "config": {**resolved(cfg), "stages": list(cfg.stages)},
         "artifacts": {},
@@ -148,15 +45,15 @@ def run(cfg: Config, folder: Path) -> dict[str, float]:
     folders: dict[str, Path] = {}
     if not processes.main:
         store = Store(Path(cfg.outputs) / "artifacts")
-        for name in steps:
-            folders[name] = _walk(name, cfg, store, processes, None, prints, folders, name in again)
+        for name in planned:
+            folders[name] = _walk(name, steps[name], cfg, store, processes, None, prints, folders, name in again)
         return {}
     with Tracker(folder, cfg.logger, resolved=names["config"], name=folder.name) as tracker:
         store = Store(Path(cfg.outputs) / "artifacts", say=tracker.say)
         write_json(folder / "run.json", {"status": "running", **names})
         try:
-            for name in steps:
-                folders[name] = _walk(name, cfg, store, processes, tracker, prints, folders, name in again)
+            for name in planned:
+                folders[name] = _walk(name, steps[name], cfg, store, processes, tracker, prints, folders, name in again)
                 names["artifacts"][name] = os.path.relpath(folders[name], folder)
                 names["metrics"] |= summary(folders[name])
                 write_json(folder / "run.json", {"status": "running", **names})
@@ -168,6 +65,9 @@ def run(cfg: Config, folder: Path) -> dict[str, float]:
         if rows:
             tracker.say(TITLE)
             tracker.table("result", COLUMNS, rows)
+        if suites := suite_rows(names["metrics"]):
+            tracker.say(SUITES_TITLE)
+            tracker.table("suites", SUITES_COLUMNS, suites)
         if "export" in folders:
             tracker.say(f"The extended model: {folders['export']}")
         figures.learning(folder)
@@ -180,6 +80,7 @@ def run(cfg: Config, folder: Path) -> dict[str, float]:
 
 def _walk(
     name: str,
+    step: Step,
     cfg: Config,
     store: Store,
     processes: Processes,
@@ -189,9 +90,7 @@ def _walk(
     force: bool,
 ) -> Path:
     """Find or build one step's artifact. The main process has a tracker; the others have none."""
-    stage = STEPS[name]
-    slice_ = stage.config(cfg)
-    meta, prints[name] = identify(name, cfg, prints)
+    meta, prints[name] = identify(name, step, cfg, prints)
     built = False
 
     def build(out: Path) -> None:
@@ -201,33 +100,23 @@ def _walk(
         if tracker is not None:
             tracker.say(f"{name}: building {prints[name]}")
             job = tracker.job(name, cfg.runtime, out)
-        stage.run(slice_, {key: folders[source] for key, source in stage.inputs.items()}, out, job)
+        inputs = {key: folders[source] for key, source in step.sources(folders).items()}
+        step.run(step.config(cfg), inputs, out, job)
 
     path = processes.build(
         store,
         name,
         prints[name],
         build,
-        together=stage.together,
+        together=step.together,
         meta=redact(meta),
-        resumable=stage.resumable,
+        resumable=step.resumable,
         force=force,
     )
     if tracker is not None and not built:
         tracker.say(f"{name}: found {prints[name]}")
         tracker.replay(name, path)
     return path
-
-
-def identify(name: str, cfg: Config, prints: Mapping[str, str]) -> tuple[dict[str, Any], str]:
-    """All that decides what a step writes, and its fingerprint. ``prints`` are those of the steps that it reads."""
-    stage = STEPS[name]
-    slice_ = stage.config(cfg)
-    content: dict[str, Any] = {"config": resolved(slice_)}
-    if stage.identity is not None:
-        content["identity"] = dict(stage.identity(slice_))
-    inputs = {key: prints[source] for key, source in stage.inputs.items()}
-    return {"version": stage.version, **content, "inputs": inputs}, fingerprint(name, stage.version, content, inputs)
 
 
 def summary(artifact: Path) -> dict[str, float]:

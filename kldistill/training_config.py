@@ -1,6 +1,4 @@
-"""Typed schemas of the groups that train and measure: loss, distill, eval. (The other groups':
-``kldistill.config``.)
-"""
+"""Typed schemas of the groups that train: loss and distill. (The other groups': ``kldistill.config``.)"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,30 +116,3 @@ class DistillConfig:
         require(
             self.precision in ("no", "bf16", "fp16"), "distill.precision", self.precision, "must be no, bf16 or fp16"
         )
-
-
-@dataclass
-class EvalConfig:
-    """Evaluation without generation.
-
-    Attributes:
-        domain_bytes, general_bytes: text that is scored, from the test split and from the general text.
-        window_bytes: documents are cut at lines into windows of about this many bytes, scored on their own.
-        batch_size: windows in one forward pass.
-        chunk: positions whose vocabulary-sized logits exist at a time.
-        resamples: of the bootstrap over documents.
-        seed: of the bootstrap.
-    """
-
-    domain_bytes: int = 40_000
-    general_bytes: int = 16_000
-    window_bytes: int = 1_500
-    batch_size: int = 4
-    chunk: int = 128
-    resamples: int = 2_000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for key in ("domain_bytes", "general_bytes", "batch_size", "chunk", "resamples"):
-            require(getattr(self, key) >= 1, f"eval.{key}", getattr(self, key), "must be at least 1")
-        require(self.window_bytes >= 32, "eval.window_bytes", self.window_bytes, "must be at least 32")

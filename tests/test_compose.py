@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from runs import config
 
-from kldistill import compose
+from kldistill import compose, tasks
 from kldistill.checks import check
 from kldistill.errors import ConfigError
 
@@ -44,7 +45,7 @@ def changed(base: DictConfig, key: str, value: Any) -> DictConfig:
 def choice_of(preset: Path) -> list[str]:
     """Overrides that choose the preset."""
     group, name = preset.parent.as_posix(), preset.stem
-    if group == ".":
+    if group in (".", "eval/suite"):  # every suite is in every configuration
         return []
     if group.startswith("loss/term"):
         return [f"+loss/term@loss.terms.{name}={name}"]
@@ -72,16 +73,30 @@ def test_there_are_presets_of_every_group() -> None:
 
 
 @pytest.mark.parametrize(
-    "preset", [p for p in PRESETS if len(p.parts) > 1 and p.parts[0] not in ("experiment", "hydra")]
+    "preset", [p for p in PRESETS if len(p.parts) == 2 and p.parts[0] not in ("experiment", "hydra")]
 )
 def test_every_preset_has_a_schema(preset: Path) -> None:
-    assert re.search(r"^  - /schema/\w+@_here_$", (CONF / preset).read_text(), flags=re.MULTILINE), "unchecked keys"
+    text = (CONF / preset).read_text()
+    if "\n  - default\n" in text:  # a variant of the group's default
+        text = (CONF / preset.parent / "default.yaml").read_text()
+    assert re.search(r"^  - /schema/\w+@_here_$", text, flags=re.MULTILINE), "unchecked keys"
+
+
+@pytest.mark.parametrize("preset", [p for p in PRESETS if p.parent == Path("eval/suite")])
+def test_the_keys_of_a_suite_are_the_fields_of_its_class(preset: Path, base: DictConfig) -> None:
+    node = OmegaConf.to_container(base.eval[preset.stem], resolve=True)
+    suite = tasks.suite_of(node)
+    assert {item.name for item in fields(suite)} == set(node) - {"_target_"}
 
 
 @pytest.mark.parametrize(
     "override, names",
     [
         ("distill.stepz=3", "distill.stepz"),
+        ("eval.limt=3", "eval.limt"),
+        ("eval.mbpp.paht=x", "eval.mbpp.paht"),
+        ("finetune.lora.rank=3", "finetune.lora.rank"),
+        ("interpret.n=3", "interpret.n"),
         ("tokens.n_news=3", "tokens.n_news"),
         ("modle=tiny", "modle"),
         ("loss=klx", "loss/klx"),
@@ -134,6 +149,12 @@ def test_a_choice_without_its_value_says_which_is_missing(choice: str, message: 
         ("tokens.n_new", None, "tokens.n_new=None: must be at least 1 (or give tokens.vocab_size)."),
         ("loss.terms.kl.weight", 0, "loss.terms.*.weight=0.0: must be above 0"),
         ("eval.window_bytes", 1, "eval.window_bytes=1: must be at least 32."),
+        ("eval.suites", ["humanevil"], "eval.suites=['humanevil']: suites are choice, completion, humaneval, mbpp."),
+        ("eval.limit", 0, "eval.limit=0: must be at least 1, or null for all."),
+        ("eval.n_samples", 5, "eval.n_samples=5: all samples of a task would be the same at eval.temperature=0"),
+        ("eval.limits.cpu_seconds", 0, "eval.limits.cpu_seconds=0.0: must be above 0."),
+        ("finetune.anchor", "ce", "finetune.anchor='ce': must be none or kl."),
+        ("export.push_to_hub", "me", "export.push_to_hub='me': must be a repository of the hub"),
         ("runtime.checkpoint_every", 0, "runtime.checkpoint_every=0: must be at least 1."),
         ("logger.mode", "loud", "logger.mode='loud': must be offline"),
     ],

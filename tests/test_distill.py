@@ -17,13 +17,14 @@ from transformers import AutoTokenizer
 from kldistill import distill, evaluate, models, states, teacher
 from kldistill.batches import Batch, Steps
 from kldistill.config import RuntimeConfig
+from kldistill.eval_config import ScoringConfig
 from kldistill.job import Job
 from kldistill.objective import Objective
 from kldistill.pieces import PieceTable
 from kldistill.rows import Rows, Student
 from kldistill.snippets import encode
 from kldistill.teacher import TeacherConfig
-from kldistill.training_config import DistillConfig, EvalConfig, LossConfig, LossTerm
+from kldistill.training_config import DistillConfig, LossConfig, LossTerm
 
 
 @dataclass
@@ -170,7 +171,7 @@ def test_without_a_teacher(inputs: Inputs) -> None:
 
 def test_evaluation_of_original_and_extended_model(inputs: Inputs) -> None:
     job = Job(RuntimeConfig(device="cpu"))
-    settings = EvalConfig(domain_bytes=1500, general_bytes=1500, window_bytes=300, resamples=50)
+    settings = ScoringConfig(domain_bytes=1500, general_bytes=1500, window_bytes=300, resamples=50)
     folders = {**inputs.folders, "rows": inputs.folders["init"], "evaluate_original": inputs.root / "evaluate_original"}
     figures: dict[str, float] = {}
     for of, stage in (("original", evaluate.evaluate_original), ("init", evaluate.evaluate_student)):

@@ -3,18 +3,19 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import read_run, run, write_corpus
+from runs import SMALL, config, read_run, run, write_corpus
 
-from kldistill import pipeline
+from kldistill import compose, pipeline
 from kldistill.errors import ArtifactError
+from kldistill.steps import Step, plan, rebuilt, steps_of
 
 SHARED = ["model", "corpus", "tokens", "init", "evaluate_original", "evaluate_init", "teacher"]
-OWN = ["distill", "evaluate_distilled", "export"]
+OWN = ["distill", "evaluate_distilled", "interpret", "export"]
 
 
 def named_for_good() -> list[str]:
@@ -57,44 +58,81 @@ def copied(first: dict[str, Any], outputs: Path, tmp_path: Path) -> Path:
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the steps that are really built from here on."""
     names: list[str] = []
-    for name, stage in pipeline.STEPS.items():
 
-        def watched(*arguments: Any, _name: str = name, _run: Callable[..., None] = stage.run) -> None:
-            names.append(_name)
-            _run(*arguments)
+    def watch(name: str, step: Step) -> Step:
+        def watched(*arguments: Any) -> None:
+            names.append(name)
+            step.run(*arguments)
 
-        monkeypatch.setitem(pipeline.STEPS, name, pipeline.Stage(**{**vars(stage), "run": watched}))
+        return replace(step, run=watched)
+
+    monkeypatch.setattr(
+        pipeline, "steps_of", lambda cfg: {name: watch(name, step) for name, step in steps_of(cfg).items()}
+    )
     return names
 
 
 # ---- plan
 
 
+def steps(*overrides: str) -> dict[str, Step]:
+    """The steps of a small configuration."""
+    return steps_of(compose.typed(config([*SMALL, "corpus.path=.", *overrides])))
+
+
 def test_a_plan_holds_what_the_wanted_stages_read_in_order() -> None:
-    assert pipeline.plan(["tokens"]) == ["model", "corpus", "tokens"]
-    assert pipeline.plan(["teacher"]) == ["model", "corpus", "teacher"]
-    assert pipeline.plan(["export"]) == ["model", "corpus", "tokens", "init", "teacher", "distill", "export"]
-    assert pipeline.plan([]) == []
-    everything = list(pipeline.STEPS)
-    assert pipeline.plan(["evaluate", "export"]) == everything == pipeline.plan(["export", "evaluate"])
+    every = steps()
+    assert plan(every, ["tokens"]) == ["model", "corpus", "tokens"]
+    assert plan(every, ["teacher"]) == ["model", "corpus", "teacher"]
+    assert plan(every, ["export"]) == ["model", "corpus", "tokens", "init", "teacher", "distill", "export"]
+    assert plan(every, ["interpret"]) == ["model", "corpus", "tokens", "init", "teacher", "distill", "interpret"]
+    assert plan(every, []) == [] == plan(every, ["finetune"])
+    whole = ["evaluate", "interpret", "export"]
+    assert plan(every, whole) == list(every) == plan(every, whole[::-1])
+
+
+def test_fine_tuning_adds_its_steps_and_is_what_is_exported() -> None:
+    every, tuned = steps(), steps("finetune=lora", "eval.suites=[completion]")
+    assert set(every) < set(tuned)
+    added = ["finetune", "evaluate_finetuned", "generate_finetuned_completion"]
+    at = list(tuned).index("finetune")
+    assert list(tuned)[at : at + 3] == added
+    for name, last in (("export", "rows"), ("interpret", "rows"), ("evaluate_finetuned", "rows")):
+        assert tuned[name].inputs[last] == "finetune"
+    assert every["export"].inputs["rows"] == "distill" == tuned["finetune"].inputs["rows"]
+    assert plan(tuned, ["export"])[-3:] == ["distill", "finetune", "export"]
+
+
+def test_every_suite_is_answered_by_every_model_after_the_original() -> None:
+    found = steps("finetune=rows", "eval.suites=[humaneval,completion]")
+    for suite in ("humaneval", "completion"):
+        names = [f"generate_{of}_{suite}" for of in ("original", "distilled", "finetuned")]
+        assert [name for name in found if name in names] == names
+        for name in names:
+            assert found[name].inputs["tasks"] == f"tasks_{suite}"
+            assert ("original" in found[name].inputs) == ("original" not in name)
+    assert not any("mbpp" in name or "choice" in name for name in found)
+    assert set(found["export"].optional) >= {"evaluate_finetuned", "generate_finetuned_humaneval"}
 
 
 def test_every_step_reads_only_steps_before_it() -> None:
     seen: set[str] = set()
-    for name, stage in pipeline.STEPS.items():
-        assert set(stage.inputs.values()) <= seen, name
+    for name, step in steps("finetune=lora", "eval.suites=[humaneval,completion]").items():
+        assert {*step.inputs.values(), *step.optional} <= seen, name
         seen.add(name)
 
 
 def test_forcing_a_stage_rebuilds_what_follows_from_it() -> None:
-    steps = list(pipeline.STEPS)
-    assert pipeline.rebuilt(steps, []) == set()
-    assert pipeline.rebuilt(steps, ["export"]) == {"export"}
-    assert pipeline.rebuilt(steps, ["distill"]) == {"distill", "evaluate_distilled", "export"}
-    assert pipeline.rebuilt(steps, ["evaluate"]) == {"evaluate_original", "evaluate_init", "evaluate_distilled"}
-    assert pipeline.rebuilt(steps, ["init"]) == {"init", "evaluate_init", "distill", "evaluate_distilled", "export"}
-    assert pipeline.rebuilt(steps, ["model"]) == set(steps) - {"corpus"}
-    assert pipeline.rebuilt(["model", "corpus", "tokens"], ["distill"]) == set()
+    every = steps()
+    measured = {"evaluate_original", "evaluate_init", "evaluate_distilled"}
+    assert rebuilt(every, list(every), []) == set()
+    assert rebuilt(every, list(every), ["export"]) == {"export"}
+    assert rebuilt(every, list(every), ["distill"]) == {"distill", "evaluate_distilled", "interpret", "export"}
+    assert rebuilt(every, list(every), ["evaluate"]) == {*measured, "export"}
+    follow = {"init", "evaluate_init", "distill", "evaluate_distilled", "interpret", "export"}
+    assert rebuilt(every, list(every), ["init"]) == follow
+    assert rebuilt(every, list(every), ["model"]) == set(every) - {"corpus"}
+    assert rebuilt(every, ["model", "corpus", "tokens"], ["distill"]) == set()
 
 
 # ---- one run
@@ -105,7 +143,7 @@ def test_run_json_holds_status_config_artifacts_and_the_stable_metrics(first: di
     assert first["status"] == "finished"
     assert first["config"]["distill"]["steps"] == 4 and first["config"]["model"]["family"] == "llama"
     assert "${" not in json.dumps(first["config"]), "resolved"
-    assert list(first["artifacts"]) == list(pipeline.STEPS)
+    assert list(first["artifacts"]) == list(steps())
     metrics = first["metrics"]
     for name in named_for_good():
         assert isinstance(metrics[name], float), name
@@ -148,7 +186,8 @@ def test_the_artifacts_are_whole_and_where_run_json_says(first: dict[str, Any], 
         assert (manifest["stage"], manifest["fingerprint"]) == (name, artifact.name)
         assert set(holds.get(name, [])) <= set(manifest["files"]), name
         assert manifest["inputs"] == {
-            key: Path(first["artifacts"][source]).name for key, source in pipeline.STEPS[name].inputs.items()
+            key: Path(first["artifacts"][source]).name
+            for key, source in steps()[name].sources(first["artifacts"]).items()
         }
     assert not list((outputs / "artifacts").rglob("*.partial"))
     assert not (folder / first["artifacts"]["distill"] / "checkpoint.safetensors").exists()
@@ -168,7 +207,7 @@ def test_another_loss_uses_all_that_does_not_depend_on_it(
 ) -> None:
     other = run(corpus, outputs, "loss=ce", name="ce")
     assert built == OWN
-    same = {name for name in pipeline.STEPS if other["artifacts"][name] == first["artifacts"][name]}
+    same = {name for name, path in first["artifacts"].items() if other["artifacts"][name] == path}
     assert same == set(SHARED)
     for name in ("tokens/saved", "eval/original/domain/bits_per_byte", "eval/init/domain/kl_to_teacher"):
         assert other["metrics"][name] == first["metrics"][name]
@@ -253,15 +292,18 @@ def test_a_stage_that_fails_marks_the_run_and_leaves_no_artifact(
         (out / "half.txt").write_text("half")
         raise OSError("the disk is full")
 
-    whole = pipeline.STEPS["init"]
-    monkeypatch.setitem(pipeline.STEPS, "init", pipeline.Stage(**{**vars(whole), "run": fail}))
+    def failing(cfg: compose.Config) -> dict[str, Step]:
+        found = steps_of(cfg)
+        return found | {"init": replace(found["init"], run=fail)}
+
+    monkeypatch.setattr(pipeline, "steps_of", failing)
     with pytest.raises(OSError, match="the disk is full"):
         run(corpus, tmp_path, "stages=[init]")
     found = read_run(tmp_path / "runs/run")
     assert (found["status"], found["error"]) == ("failed", "OSError: the disk is full")
     assert list(found["artifacts"]) == ["model", "corpus", "tokens"], "what was whole stays"
     assert [path.suffix for path in (tmp_path / "artifacts/init").iterdir()] == [".lock"]
-    monkeypatch.setitem(pipeline.STEPS, "init", whole)
+    monkeypatch.setattr(pipeline, "steps_of", steps_of)
     assert run(corpus, tmp_path, "stages=[init]")["status"] == "finished"
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import read_run, write_corpus
+from runs import SMALL, config, read_run, write_corpus
 
-from kldistill import pipeline
+from kldistill import compose
+from kldistill.steps import steps_of
 
-STAGES = list(pipeline.STEPS)
+STAGES = list(steps_of(compose.typed(config([*SMALL, "corpus.path=."]))))
 OVERRIDES = ["distill.steps=6", "runtime.checkpoint_every=2", "runtime.workers=1"]
 DIFFERENT = ("time", "tokens_per_second", "seconds", "peak_memory_bytes")  # between any two runs
 

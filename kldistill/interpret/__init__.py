@@ -1,0 +1,42 @@
+"""Stage ``interpret``: what the new rows have learnt, seen from inside the model. See docs/interpretability.md.
+
+What is heavy is imported when it is called: the schema in ``interpret.config`` is read before torch is needed.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from kldistill.interpret.config import InterpretConfig
+from kldistill.job import Job
+
+
+def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
+    """Compare the original model with the extended one, before (``init``) and after training (``rows``).
+
+    Args:
+        inputs: ``model``, ``tokens``, ``corpus``, ``init``, and ``rows``, the artifact of ``distill`` or ``finetune``.
+        out: gets ``interpret.json``, ``new_tokens.jsonl``, figures as ``*.svg`` with ``figures.json``, and
+            ``summary.json``.
+
+    Raises:
+        CorpusError: no new token is used in the test split.
+    """
+    from kldistill.interpret import stage
+
+    stage.build(cfg, inputs, out, job)
+
+
+def compare(folders: Mapping[str, Path], out: Path) -> Path | None:
+    """Draw several runs side by side.
+
+    Args:
+        folders: ``interpret`` artifacts by the name that the figure shows, such as the loss.
+        out: gets ``interpret_compare.svg`` and ``interpret_compare.json`` (its entry of ``figures.json``, and a table
+            of key numbers).
+
+    Returns:
+        The SVG, or None where there are fewer than two folders.
+    """
+    from kldistill.interpret import comparison
+
+    return comparison.compare(folders, out)

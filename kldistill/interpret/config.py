@@ -1,0 +1,38 @@
+"""Typed schema of the group ``interpret``."""
+
+from dataclasses import dataclass
+
+from kldistill.config import require
+
+
+@dataclass
+class InterpretConfig:
+    """How much text the stage looks at. The defaults take about a minute on two cores for a model of 135M parameters.
+
+    Attributes:
+        n_contexts: snippets of the test split, each with a new token in it.
+        context_bytes: documents are cut at lines into snippets of about this many bytes.
+        n_uses: uses of new tokens whose states are compared layer by layer, drawn from all uses in the contexts.
+        attention_contexts: of the contexts, how many are run once more for their attention; 0 leaves that out.
+        neighbours: new tokens whose nearest rows are listed.
+        resamples: of the bootstrap over documents.
+        seed: of the choice of contexts, uses and listed tokens, and of the bootstrap.
+    """
+
+    n_contexts: int = 24
+    context_bytes: int = 1_000
+    n_uses: int = 96
+    attention_contexts: int = 6
+    neighbours: int = 12
+    resamples: int = 2_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("n_contexts", "resamples"):
+            require(getattr(self, key) >= 1, f"interpret.{key}", getattr(self, key), "must be at least 1")
+        for key in ("attention_contexts", "neighbours"):
+            require(getattr(self, key) >= 0, f"interpret.{key}", getattr(self, key), "must be 0 (none) or more")
+        require(
+            self.n_uses >= 2, "interpret.n_uses", self.n_uses, "must be at least 2: one use is compared with others"
+        )
+        require(self.context_bytes >= 32, "interpret.context_bytes", self.context_bytes, "must be at least 32")

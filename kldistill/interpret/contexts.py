@@ -1,0 +1,110 @@
+"""Held-out text as both models see it, and the uses of new tokens in it.
+
+A *use* of a new token w is one place where the text has w. Two contexts belong to it: ``before``, whose next token is
+w, and ``after``, the first that has read it. In each, the student's row and the teacher's row end at the same byte.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from kldistill.alignment import Alignment, align
+from kldistill.pieces import PieceTable
+from kldistill.snippets import Text, cut, encode
+
+
+class Place(NamedTuple):
+    """A common boundary that something follows.
+
+    Attributes:
+        student_row, teacher_row: index of the last token before the boundary, in the student's and the teacher's ids.
+        piece, token: what follows: the next old piece, the next token of the student.
+        forbidden: pieces that cannot follow, as they would complete a longer token (docs/method.md, section 5).
+    """
+
+    student_row: int
+    teacher_row: int
+    piece: int
+    token: int
+    forbidden: tuple[int, ...] = ()
+
+
+class Use(NamedTuple):
+    """One place where the text has the new token ``token``, in context number ``context``."""
+
+    context: int
+    token: int
+    before: Place
+    after: Place
+
+
+@dataclass(frozen=True)
+class Context:
+    """A snippet, cut by both tokenizers, with their alignment."""
+
+    document: str
+    text: str
+    old_ids: list[int]
+    new_ids: list[int]
+    alignment: Alignment
+
+    def places(self) -> list[Place]:
+        """All common boundaries that something follows, in order."""
+        a = self.alignment
+        forbidden: dict[int, list[int]] = {}
+        for position, piece in zip(a.zero_position.tolist(), a.zero_piece.tolist(), strict=True):
+            forbidden.setdefault(position, []).append(piece)
+        return [
+            Place(row, old, self.old_ids[old + 1], self.new_ids[row + 1], tuple(forbidden.get(index, ())))
+            for index, (row, old) in enumerate(zip(a.student_row.tolist(), a.teacher_row.tolist(), strict=True))
+        ]
+
+    def uses(self, index: int) -> list[Use]:
+        """The uses of new tokens with a common boundary on both sides and something after; ``index`` numbers this
+        context.
+        """
+        by_row = {place.student_row: place for place in self.places()}
+        return [
+            Use(index, token, by_row[row - 1], by_row[row])
+            for row, token in enumerate(self.new_ids)
+            if token >= self.alignment.old_size and row - 1 in by_row and row in by_row
+        ]
+
+
+def read(
+    documents: Iterable[Text],
+    old_tokenizer: PreTrainedTokenizerBase,
+    new_tokenizer: PreTrainedTokenizerBase,
+    pieces: PieceTable,
+    *,
+    n: int,
+    size: int,
+    seed: int,
+) -> list[Context]:
+    """The first ``n`` snippets of about ``size`` bytes, in an order by seeded hash, that hold a use of a new token."""
+
+    def rank(item: tuple[str, str]) -> bytes:
+        return hashlib.blake2b(f"{seed}\0{item[0]}\0{item[1]}".encode(), digest_size=16).digest()
+
+    found: list[Context] = []
+    for document, text in sorted(cut(documents, size), key=rank):
+        if len(found) == n:
+            break
+        old_ids, new_ids = encode(old_tokenizer, [text])[0], encode(new_tokenizer, [text])[0]
+        context = Context(document, text, old_ids, new_ids, align(old_ids, new_ids, pieces))
+        if context.uses(0):
+            found.append(context)
+    return found
+
+
+def draw_uses(contexts: Sequence[Context], n: int, seed: int) -> list[Use]:
+    """At most ``n`` of all uses in the contexts, drawn without replacement, in the order of the text."""
+    uses = [use for index, context in enumerate(contexts) for use in context.uses(index)]
+    if len(uses) <= n:
+        return uses
+    kept = sorted(random.Random(seed).sample(range(len(uses)), n))
+    return [uses[index] for index in kept]

@@ -1,0 +1,86 @@
+"""The few figures of the stage that go into ``summary.json``, with intervals where they are means over text."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from kldistill.interpret.calibration import SMALLEST, Positions
+from kldistill.intervals import ratio_interval
+
+
+class Headline:
+    """Means with 95 % bootstrap intervals over documents, by name.
+
+    Args:
+        documents: the document of each use.
+        resamples, seed: of the bootstrap.
+    """
+
+    def __init__(self, documents: Sequence[str], resamples: int, seed: int) -> None:
+        self.documents = list(documents)
+        self.resamples, self.seed = resamples, seed
+        self.figures: dict[str, float] = {}
+
+    def add(self, name: str, values: Float[np.ndarray, " n"], documents: Sequence[str] | None = None) -> None:
+        """The mean of one value per use (or per entry of ``documents``); nothing where there is no value."""
+        if not len(values):
+            return
+        names = self.documents if documents is None else documents
+        low, high = ratio_interval(
+            names, values.tolist(), [1.0] * len(values), resamples=self.resamples, seed=self.seed
+        )
+        self.figures |= {name: float(values.mean()), f"{name}/low": low, f"{name}/high": high}
+
+    def add_calibration(self, of: str, p: Positions, documents: Sequence[str], old_size: int) -> None:
+        """Signed differences in nats before new tokens, what is left to a first piece where the text has it alone, and
+        the KL after new tokens and elsewhere.
+        """
+        new, known = p.token >= old_size, np.isfinite(p.target["token"])
+
+        def nats(mass: str, where: np.ndarray) -> None:
+            values = [np.log(np.maximum(side[mass][where], SMALLEST)) for side in (p.student, p.target)]
+            name = f"{of}/calibration/{mass}_nats_before_{'new' if where is before_new else 'old'}"
+            self.add(name, values[0] - values[1], _chosen(documents, where))
+
+        before_new, before_old = known & new, known & ~new & p.candidates
+        nats("token", before_new)
+        nats("first", before_new)
+        nats("own", before_old)
+        total = p.kl_first + p.kl_split
+        self.add(f"{of}/kl/after_new", total[p.after_new], _chosen(documents, p.after_new))
+        self.add(f"{of}/kl/elsewhere", total[~p.after_new], _chosen(documents, ~p.after_new))
+
+
+def _chosen(documents: Sequence[str], where: np.ndarray) -> list[str]:
+    return [name for name, kept in zip(documents, where.tolist(), strict=True) if kept]
+
+
+def headline(report: dict[str, Any], found: Headline) -> dict[str, float]:
+    """All figures of ``summary.json``, under ``interpret/``. What could not be measured is absent."""
+    figures: dict[str, float | None] = {"uses": report["contexts"]["uses"], **found.figures}
+    for name, of in report.get("agreement", {}).items():
+        figures |= {f"{name}/agreement/{key}": of[key] for key in ("detokenised_layer", "detokenised_share")}
+    for name, of in report.get("lens", {}).get("after", {}).items():
+        if name != "original":
+            figures |= {f"{name}/lens/{key}": of[key] for key in ("meeting_layer", "meeting_share")}
+    for name, of in report.get("calibration", {}).items():
+        new, first = of["new_tokens"], of["given_first_piece"]
+        figures[f"{name}/calibration/expected_over_observed"] = _ratio(new["expected"], new["observed"])
+        figures[f"{name}/calibration/expected_over_target"] = _ratio(first["expected"], first["target"])
+    for name, of in report.get("attention", {}).items():
+        figures |= {f"{name}/attention/ratio": of["ratio"], f"{name}/attention/variation": of["mean_variation"]}
+    rows = report.get("geometry", {})
+    for side in ("input", "output"):
+        for name in ("init", "trained") if side in rows else ():
+            of = rows[side]
+            figures[f"{name}/geometry/{side}_norm_ratio"] = of[name]["norm"]["median"] / of["old"]["norm"]["median"]
+            figures[f"{name}/geometry/{side}_cosine_to_pieces"] = of[name]["cosine_to_mean_of_pieces"]["mean"]
+            figures[f"{name}/geometry/{side}_anisotropy"] = of[name]["anisotropy"]
+    return {f"interpret/{key}": value for key, value in figures.items() if value is not None and not math.isnan(value)}
+
+
+def _ratio(above: float, below: float) -> float | None:
+    return above / below if below else None

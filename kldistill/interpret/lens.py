@@ -1,0 +1,108 @@
+"""The logit lens (nostalgebraist, 2020): what both models would predict if they stopped at a layer.
+
+The head reads each layer's state through the final norm. The student's prediction is brought to the old vocabulary by
+summing, for each old piece, over all tokens that start with it (the group mass Q of docs/method.md), so that both are
+distributions over the next *piece*. Pieces that cannot follow are taken out of the teacher's, at every layer.
+
+Shape suffixes: K states, P places, D width, V old vocabulary, W new vocabulary, J subtree memberships.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kldistill.interpret.contexts import Place
+from kldistill.interpret.layers import Layers, lasting_from, per_layer
+from kldistill.losses.kl import log_masses
+from kldistill.pieces import PieceTable
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+class Reading(NamedTuple):
+    """A model and its states at some places, all layers."""
+
+    layers: Layers
+    states: Float[Tensor, "K P D"]
+
+
+# What is measured of each model, layer by layer and place by place, shape (K, P).
+Curves = dict[str, Float[np.ndarray, "K P"]]
+
+
+def measure(
+    teacher: Reading, students: Mapping[str, Reading], places: Sequence[Place], pieces: PieceTable
+) -> dict[str, Curves]:
+    """Read every layer of the teacher (key ``original``) and of the students.
+
+    Of each model: ``rank`` (from 1) and ``probability`` of the piece that follows, and ``to_final``, the KL in nats of
+    the teacher's last prediction to this one. Of a student also: ``token_rank`` and ``token_probability`` of its own
+    next token among all its tokens, ``js`` (Jensen-Shannon divergence in nats, at most ln 2) and ``same_top`` (1 where
+    both think the same piece likeliest) against the teacher at the same layer.
+    """
+    device = teacher.states.device
+    piece_P = torch.tensor([place.piece for place in places], device=device)
+    token_P = torch.tensor([place.token for place in places], device=device)
+    pairs = [(row, piece) for row, place in enumerate(places) for piece in place.forbidden]
+    forbidden = torch.tensor(pairs, dtype=torch.int64, device=device).reshape(-1, 2).unbind(1)
+    owner_J, member_J = (torch.from_numpy(ids).to(device) for ids in (pieces.mass_owner, pieces.mass_member))
+    final_PV = _teacher(teacher, -1, forbidden)
+    made: dict[str, dict[str, list[Tensor]]] = {name: {} for name in ("original", *students)}
+
+    def add(name: str, **values: Tensor) -> None:
+        for key, value_P in values.items():
+            made[name].setdefault(key, []).append(value_P.double().cpu())
+
+    for k in range(len(teacher.states)):
+        log_p_PV = _teacher(teacher, k, forbidden)
+        add("original", **_of_piece(log_p_PV, piece_P), to_final=_kl(final_PV, log_p_PV))
+        for name, student in students.items():
+            log_q_PW = torch.log_softmax(student.layers.logits(student.states[k]), -1)
+            log_Q_PV = log_masses(log_q_PW, owner_J, member_J)[:, : pieces.old_size]
+            own = {f"token_{key}": value for key, value in _of_piece(log_q_PW, token_P).items()}
+            same_top = log_p_PV.argmax(-1) == log_Q_PV.argmax(-1)
+            to_final = _kl(final_PV, log_Q_PV)
+            add(name, **_of_piece(log_Q_PV, piece_P), **own, to_final=to_final, js=_js(log_p_PV, log_Q_PV))
+            add(name, same_top=same_top)
+    return {name: {key: torch.stack(rows).numpy() for key, rows in of.items()} for name, of in made.items()}
+
+
+def summarise(curves: Mapping[str, Curves]) -> dict[str, Any]:
+    """The curves over layers, and where the students meet the teacher: the first layer from which on both think the
+    same piece likeliest, up to the last layer: its median over the uses where they do, and the share of those.
+    """
+    found: dict[str, Any] = {}
+    for name, of in curves.items():
+        found[name] = {key: per_layer(values) for key, values in of.items()}
+        if "same_top" in of:
+            meets = lasting_from(of["same_top"] > 0)
+            met = meets[meets >= 0]
+            found[name]["meeting_layer"] = float(np.median(met)) if len(met) else None
+            found[name]["meeting_share"] = float(len(met) / len(meets))
+    return found
+
+
+def _teacher(teacher: Reading, k: int, forbidden: Sequence[Tensor]) -> Float[Tensor, "P V"]:
+    logits_PV = teacher.layers.logits_old(teacher.states[k])
+    logits_PV[forbidden[0], forbidden[1]] = -torch.inf
+    return torch.log_softmax(logits_PV, -1)
+
+
+def _of_piece(log_p_PX: Float[Tensor, "P X"], id_P: Int[Tensor, " P"]) -> dict[str, Tensor]:
+    own_P1 = log_p_PX.gather(1, id_P[:, None])
+    return {"rank": 1 + (log_p_PX > own_P1).sum(-1), "probability": own_P1[:, 0].exp()}
+
+
+def _kl(log_p: Float[Tensor, "P V"], log_q: Float[Tensor, "P V"]) -> Float[Tensor, " P"]:
+    p = log_p.exp()
+    # Where p is 0 the summand is 0, not 0 * inf.
+    return (p * (log_p.masked_fill(p == 0, 0) - log_q.masked_fill(p == 0, 0))).sum(-1)
+
+
+def _js(log_p: Float[Tensor, "P V"], log_q: Float[Tensor, "P V"]) -> Float[Tensor, " P"]:
+    middle = ((log_p.exp() + log_q.exp()) / 2).clamp_min(_TINY).log()
+    return (_kl(log_p, middle) + _kl(log_q, middle)) / 2

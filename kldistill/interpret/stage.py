@@ -1,0 +1,224 @@
+"""The stage's steps: read text, run the models, measure, write."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kldistill import corpus
+from kldistill.devices import device_of
+from kldistill.errors import CorpusError, ModelError
+from kldistill.interpret import agreement, attention, calibration, figures, geometry, lens, reliability
+from kldistill.interpret.config import InterpretConfig
+from kldistill.interpret.contexts import Context, Use, draw_uses, read
+from kldistill.interpret.headline import Headline, headline
+from kldistill.interpret.models import STUDENTS, Models, Pass
+from kldistill.job import Job
+from kldistill.progress import Bar
+from kldistill.rows import Rows, embedding_of, head_of
+from kldistill.trained import load_tokenizer
+
+INEXACT = "some new tokens are AddedTokens, which have no exact pieces"
+
+# States at the places before and after each use, by model.
+States = dict[str, dict[str, list[Float[Tensor, "K P D"]]]]
+Parts = dict[str, list[tuple[calibration.Positions, calibration.Cells]]]
+
+
+def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
+    """See ``kldistill.interpret.build``."""
+    made = Models.load(inputs, device_of(job.runtime))
+    old_tokenizer, new_tokenizer = (load_tokenizer(inputs["model"], of) for of in (None, inputs["tokens"]))
+    contexts = read(
+        corpus.read(inputs["corpus"], "test"), old_tokenizer, new_tokenizer, made.pieces,
+        n=cfg.n_contexts, size=cfg.context_bytes, seed=cfg.seed,
+    )  # fmt: skip
+    uses = draw_uses(contexts, cfg.n_uses, cfg.seed)
+    if len(uses) < 2:
+        raise CorpusError(
+            "interpret: the test split has fewer than two uses of new tokens. Give the corpus more text, or leave the "
+            "stage out of stages=[...]."
+        )
+    head = Headline([contexts[use.context].document for use in uses], cfg.resamples, cfg.seed)
+    report: dict[str, Any] = {"contexts": _of_text(contexts, uses), "left_out": {}}
+    records = [json.loads(line) for line in (inputs["tokens"] / "new_tokens.jsonl").read_text("utf-8").splitlines()]
+
+    def name(token: int) -> str:
+        old = token < made.pieces.old_size
+        return str(old_tokenizer.decode([token])) if old else records[token - made.pieces.old_size]["string"]
+
+    def attempt(what: str, reason: str | None, measure: Callable[[], dict[str, Any]]) -> None:
+        """Measure, or say why it cannot be done with this model or these tokens."""
+        if reason is None:
+            try:
+                report.update(measure())
+                return
+            except ModelError as error:
+                reason = str(error)
+        report["left_out"][what] = reason
+        job.say(f"interpret: {what} is left out: {reason}")
+
+    inexact = None if made.pieces.exact else INEXACT
+    states, parts = _passes(made, contexts, uses)
+    tokens: dict[int, dict[str, Any]] = {}
+    attempt("calibration", inexact, lambda: _calibration(made, contexts, parts, head, tokens))
+    attempt("agreement", made.unreadable, lambda: _agreement(states, uses, head))
+    attempt("lens", made.unreadable or inexact, lambda: _lens(made, states, uses, head))
+    states.clear()
+    whole = [context for context in contexts if attention.usable(context)][: cfg.attention_contexts]
+    none = "interpret.attention_contexts=0" if not cfg.attention_contexts else "no context is cut at common boundaries"
+    attempt("attention", None if whole else none, lambda: _attention(made, whole))
+    points: dict[str, Any] = {}
+    attempt("geometry", inexact, lambda: _geometry(cfg, made, records, name, points))
+
+    _write_json(out / "interpret.json", report)
+    with (out / "new_tokens.jsonl").open("w", encoding="utf-8") as file:
+        for record in records:
+            shown = {"id": record["id"], "string": record["string"], "pieces": [name(id) for id in record["pieces"]]}
+            found = tokens.get(record["id"], {"n": 0})
+            file.write(json.dumps({**shown, "count": record["count"], **found}, ensure_ascii=False) + "\n")
+    _write_json(out / "figures.json", figures.draw(report, points, out))
+    summary = headline(report, head)
+    _write_json(out / "summary.json", summary)
+    job.log(summary)
+
+
+def _of_text(contexts: Sequence[Context], uses: Sequence[Use]) -> dict[str, int]:
+    return {
+        "n": len(contexts),
+        "documents": len({context.document for context in contexts}),
+        "bytes": sum(len(context.text.encode()) for context in contexts),
+        "old_tokens": sum(len(context.old_ids) for context in contexts),
+        "new_tokens": sum(len(context.new_ids) for context in contexts),
+        "uses": sum(len(context.uses(0)) for context in contexts),
+        "drawn_uses": len(uses),
+        "distinct_tokens": len({use.token for use in uses}),
+    }
+
+
+@torch.no_grad()
+def _passes(made: Models, contexts: Sequence[Context], uses: Sequence[Use]) -> tuple[States, Parts]:
+    """Run every model over every context once: keep the states at the drawn uses, and compare the probabilities.
+
+    The states come in the order of the uses, which is that of the contexts.
+    """
+    states: States = {at: {name: [] for name in ("original", *STUDENTS)} for at in ("before", "after")}
+    parts: Parts = {name: [] for name in STUDENTS}
+    with Bar("Three models on held-out text", total=len(contexts), unit="contexts") as bar:
+        for index, context in enumerate(contexts):
+            here = [use for use in uses if use.context == index]
+            original = made.run("original", context.old_ids)
+            _keep(states, "original", original, here, "teacher_row")
+            teacher_BV = made.teacher.logits_old(original.hidden) if made.pieces.exact else None
+            for name, student in made.students.items():
+                found = made.run(name, context.new_ids)
+                _keep(states, name, found, here, "student_row")
+                if teacher_BV is not None:
+                    logits_AW = student.logits(found.hidden)
+                    parts[name].append(calibration.measure(logits_AW, teacher_BV, context, made.pieces))
+            bar.advance()
+    return states, parts
+
+
+def _keep(states: States, name: str, found: Pass, uses: Sequence[Use], row: str) -> None:
+    if found.states is not None and uses:
+        for at, of in states.items():
+            of[name].append(found.states[:, [getattr(getattr(use, at), row) for use in uses]])
+
+
+def _calibration(
+    made: Models, contexts: Sequence[Context], parts: Parts, head: Headline, tokens: dict[int, dict[str, Any]]
+) -> dict[str, Any]:
+    """Masses against their targets, and the KL, at every common boundary; fills ``tokens`` for the trained model."""
+    documents = [context.document for context in contexts for _ in range(context.alignment.n_common)]
+    found = {}
+    for name in STUDENTS:
+        positions, cells = reliability.join(parts[name])
+        found[name] = reliability.summarise(positions, cells, made.pieces.old_size)
+        head.add_calibration(name, positions, documents, made.pieces.old_size)
+        if name == "trained":
+            tokens.update(reliability.by_token(positions, made.pieces.old_size))
+    return {"calibration": found}
+
+
+def _agreement(states: States, uses: Sequence[Use], head: Headline) -> dict[str, Any]:
+    """Hidden states after the uses."""
+    joined = {name: torch.cat(of, dim=1) for name, of in states["after"].items()}
+    found = {}
+    for name in STUDENTS:
+        near = agreement.measure(joined["original"], joined[name], [use.token for use in uses])
+        found[name] = agreement.summarise(near)
+        head.add(f"{name}/agreement/cosine", near["centred"][-1])
+    return {"agreement": found}
+
+
+def _lens(made: Models, states: States, uses: Sequence[Use], head: Headline) -> dict[str, Any]:
+    """The logit lens before and after the uses."""
+    found = {}
+    for at, of in states.items():
+        readings = {name: lens.Reading(made.layers[name], torch.cat(of[name], dim=1)) for name in of}
+        teacher = readings.pop("original")
+        curves = lens.measure(teacher, readings, [getattr(use, at) for use in uses], made.pieces)
+        found[at] = lens.summarise(curves)
+        for name in STUDENTS:
+            head.add(f"{name}/lens/js_{at}", curves[name]["js"][-1])
+    return {"lens": found}
+
+
+def _attention(made: Models, contexts: Sequence[Context]) -> dict[str, Any]:
+    """Attention to new tokens, on contexts that are cut at common boundaries throughout."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in STUDENTS}
+    with Bar("Attention", total=len(contexts), unit="contexts") as bar:
+        for context in contexts:
+            with attention.eager(made.teacher):
+                teacher = attention.maps(made.teacher, context.old_ids)
+            for name, student in made.students.items():
+                with attention.eager(student):
+                    maps = attention.maps(student, context.new_ids)
+                found[name].append(attention.measure(maps, teacher, context))
+            bar.advance()
+    return {"attention": {name: attention.summarise(parts) for name, parts in found.items()}}
+
+
+def _geometry(
+    cfg: InterpretConfig,
+    made: Models,
+    records: Sequence[dict[str, Any]],
+    name: Callable[[int], str],
+    points: dict[str, Any],
+) -> dict[str, Any]:
+    """Rows before and after training among the old ones; fills ``points`` with what the PCA plot shows."""
+    size, pieces = made.pieces.old_size, made.pieces.pieces
+    model = made.teacher.model
+    old = {"input": embedding_of(model).weight[:size].float(), "output": head_of(model).weight[:size].float()}
+    rows = {side: {of: _rows(made.students[of].rows, side) for of in STUDENTS} for side in old}
+    tied = made.students["trained"].rows.tied
+    found: dict[str, Any] = {"tied": tied}
+    for side in ("input",) if tied else ("input", "output"):
+        found[side] = geometry.measure(old[side], rows[side], pieces, cfg.seed)
+        points[side], found[side]["principal_variance"] = geometry.principal(old[side], rows[side], cfg.seed)
+    shuffled = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(cfg.seed))
+    chosen = sorted(shuffled[: cfg.neighbours].tolist())
+    near = {of: geometry.neighbours(old["input"], rows["input"][of], chosen, name) for of in STUDENTS}
+    found["neighbours"] = [
+        {
+            "id": records[index]["id"],
+            "string": records[index]["string"],
+            "pieces": [name(piece) for piece in pieces[index]],
+            **{of: near[of][number] for of in STUDENTS},
+        }
+        for number, index in enumerate(chosen)
+    ]
+    return {"geometry": found}
+
+
+def _rows(rows: Rows, side: str) -> Float[Tensor, "N D"]:
+    return (rows.input if side == "input" else rows.head).detach()
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
