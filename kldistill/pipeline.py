@@ -48,7 +48,10 @@ def run(cfg: Config, folder: Path) -> dict[str, float]:
         for name in planned:
             folders[name] = _walk(name, steps[name], cfg, store, processes, None, prints, folders, name in again)
         return {}
-    with Tracker(folder, cfg.logger, resolved=names["config"], name=folder.name) as tracker:
+    kind = "train" if "distill" in planned else planned[-1] if planned else None
+    # A run's folder lies in its experiment's, so a sweep is a group.
+    named = {"name": folder.name, "group": folder.parent.name, "job_type": kind}
+    with Tracker(folder, cfg.logger, resolved=names["config"], **named) as tracker:
         store = Store(Path(cfg.outputs) / "artifacts", say=tracker.say)
         write_json(folder / "run.json", {"status": "running", **names})
         try:
@@ -70,8 +73,9 @@ def run(cfg: Config, folder: Path) -> dict[str, float]:
             tracker.table("suites", SUITES_COLUMNS, suites)
         if "export" in folders:
             tracker.say(f"The extended model: {folders['export']}")
-        figures.learning(folder)
-        figures.standing(names["metrics"], folder)
+        for picture in (figures.learning(folder), figures.standing(names["metrics"], folder)):
+            if picture is not None:
+                tracker.image(f"pictures/{picture.stem}", picture)
         tracker.say(f"All figures of this run: {folder / 'run.json'}")
         tracker.summary(names["metrics"])
         write_json(folder / "run.json", {"status": "finished", **names})

@@ -36,7 +36,7 @@ class Tracker:
         folder: the run's folder; made if need be. Running again in it continues the same wandb run.
         config: which logger. ``none`` and mode ``disabled`` never import wandb.
         resolved: the whole resolved configuration, for wandb; nested keys are joined by dots.
-        name, job_type: of the wandb run.
+        name, job_type, group: of the wandb run; a group in ``config`` comes first.
         console: where tables and lines for the user go; standard output by default.
 
     Raises:
@@ -51,6 +51,7 @@ class Tracker:
         resolved: Mapping[str, Any] | None = None,
         name: str | None = None,
         job_type: str | None = None,
+        group: str | None = None,
         console: Console | None = None,
     ) -> None:
         self.folder = folder
@@ -59,8 +60,9 @@ class Tracker:
         folder.mkdir(parents=True, exist_ok=True)
         truncate(folder / METRICS, read_lines(folder / METRICS))
         mode = chosen_mode(config)
-        self._wandb = None if mode == "disabled" else WandbRun(folder, config, mode, resolved or {}, name, job_type)
-        if self._wandb is not None:
+        self._wandb: WandbRun | None = None
+        if mode != "disabled":
+            self._wandb = WandbRun(folder, config, mode, resolved or {}, name, job_type, group)
             self.say(self._wandb.where)
 
     def __enter__(self) -> Self:
@@ -122,6 +124,11 @@ class Tracker:
             append(out / TABLES, line)
         self.console.print(_render(redact(name), redact(list(columns)), redact(plain)))
         self._send(line)
+
+    def image(self, name: str, path: Path) -> None:
+        """Send a picture to wandb; it stays where it is on disk."""
+        if self._wandb is not None:
+            self._wandb.image(name, path)
 
     def say(self, text: str) -> None:
         """Tell the user one line."""

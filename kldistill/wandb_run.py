@@ -23,8 +23,9 @@ class WandbRun:
 
     Args:
         mode: ``offline``, ``online`` or ``shared``.
-        resolved: the whole resolved configuration; nested keys are joined by dots.
+        resolved: the whole resolved configuration; nested keys are joined by dots, and ``labels`` of it added.
         name, job_type: of the run.
+        group: of the run, unless the configuration names one.
 
     Raises:
         ConfigError: if wandb cannot be imported or started.
@@ -38,6 +39,7 @@ class WandbRun:
         resolved: Mapping[str, Any],
         name: str | None = None,
         job_type: str | None = None,
+        group: str | None = None,
     ) -> None:
         try:
             import wandb
@@ -53,17 +55,18 @@ class WandbRun:
         truncate(self._sent_file, lines)
         self._sent = set(lines)
         self._axes: set[str] = set()
+        chosen = labels(resolved)
         arguments = sys.argv
         sys.argv = redact(list(arguments))  # wandb records the command line
         try:
             self._run = wandb.init(
                 project=config.project,
                 entity=config.entity,
-                group=config.group,
-                tags=config.tags or None,
+                group=config.group or group,
+                tags=redact([*config.tags, *(f"{key}={value}"[:64] for key, value in chosen.items())]) or None,
                 name=name,
                 job_type=job_type,
-                config=redact(flatten(resolved)),
+                config=redact({**flatten(resolved), **chosen}),
                 allow_val_change=True,
                 mode=mode,  # type: ignore[arg-type]
                 dir=str(folder),
@@ -105,6 +108,12 @@ class WandbRun:
         self._sent.add(line)
         append(self._sent_file, line)
 
+    def image(self, name: str, path: Path) -> None:
+        """Send a picture, whatever was sent of this name before."""
+        from wandb import Image
+
+        self._run.log({name: Image(str(path))})
+
     def summary(self, figures: Mapping[str, Any]) -> None:
         """Set final figures."""
         self._run.summary.update(redact(figures))
@@ -145,6 +154,26 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def labels(resolved: Mapping[str, Any]) -> dict[str, str]:
+    """One word each for ``model``, ``init``, ``loss`` and ``finetune``: what panels group by, and the run's tags.
+
+    As config keys they have no dot, which wandb's own tools would take for a nested value.
+    """
+    found: dict[str, str] = {}
+    for group in ("model", "init", "loss", "finetune"):
+        node = resolved.get(group)
+        if not isinstance(node, Mapping):
+            continue
+        if group == "init" and {"input", "output"} <= set(node):
+            sides = [str(node[side]["_target_"]).rpartition(".")[2] for side in ("input", "output")]
+            found[group] = "_".join(dict.fromkeys(sides))
+        else:
+            value = node.get("name") or node.get("method") or str(node.get("path") or "").rstrip("/").rpartition("/")[2]
+            if value:
+                found[group] = str(value)
+    return found
 
 
 def _run_id(path: Path) -> str:
