@@ -1,0 +1,142 @@
+"""Reads what runs left on disk: ``run.json``, the curves, the overrides, and the artifacts that a run names.
+
+Whatever is not there (a stage that did not run, an artifact that was deleted) is None or empty here; the pages say so.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kldistill.errors import KldistillError
+from kldistill.records import read_lines, redact
+from kldistill.table import NAMES
+
+RUN = "run.json"
+FINISHED, RUNNING, FAILED, ABSENT = "finished", "running", "failed", "absent"
+
+
+class ReportError(KldistillError):
+    """A folder that no report can be made of."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as its folder tells it, with nothing secret in it.
+
+    Attributes:
+        folder: the run's own folder.
+        status: ``finished``, ``running``, ``failed`` (its ``error`` says why), or ``absent``: it left no ``run.json``.
+        config: the resolved configuration, nested.
+        artifacts: folder of every finished step.
+        metrics: the flat map of final figures.
+        overrides: what the command line said, as Hydra recorded it; None where Hydra had no part in it.
+        choices: which preset of every group was taken, as Hydra recorded it.
+    """
+
+    folder: Path
+    status: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    artifacts: Mapping[str, Path] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    error: str = ""
+    overrides: list[str] | None = None
+    choices: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def last(self) -> str | None:
+        """The last model that the run has evaluated: ``finetuned``, ``distilled``, ``init``; None where it has none."""
+        made = [of for of in NAMES if of != "original" and any(key.startswith(f"eval/{of}/") for key in self.metrics)]
+        return made[-1] if made else None
+
+    def final(self) -> dict[str, float]:
+        """Final figures with those of the last model under ``eval/...``, without the model's name, so that runs that
+        end with different stages can be compared; figures of its other models are left out.
+        """
+        own = {key: value for key, value in self.metrics.items() if not key.startswith("eval/")}
+        start = f"eval/{self.last}/"
+        return own | {f"eval/{k.removeprefix(start)}": v for k, v in self.metrics.items() if k.startswith(start)}
+
+    def file(self, step: str, name: str) -> Path | None:
+        """A file of the artifact of a step, if both are there."""
+        path = self.artifacts[step] / name if step in self.artifacts else None
+        return path if path is not None and path.exists() else None
+
+    def summaries(self) -> Iterator[tuple[str, Path, Mapping[str, float]]]:
+        """(step, artifact, figures) of every artifact with a ``summary.json``."""
+        for step, folder in self.artifacts.items():
+            path = folder / "summary.json"
+            if path.is_file():
+                yield step, folder, json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder. Without a ``run.json`` the run is ``absent``; with one that is no run's it is ``failed``."""
+    overrides, choices = _of_hydra(folder / ".hydra")
+    path = folder / RUN
+    if not path.is_file():
+        return Run(folder, ABSENT, overrides=overrides, choices=choices)
+    try:
+        content = redact(json.loads(path.read_text(encoding="utf-8")))
+        artifacts = {step: folder / where for step, where in content["artifacts"].items()}
+        return Run(
+            folder,
+            str(content["status"]),
+            content["config"],
+            artifacts,
+            {key: value for key, value in content["metrics"].items() if isinstance(value, int | float)},
+            str(content.get("error", "")),
+            overrides,
+            choices,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{RUN} cannot be read: {type(error).__name__}: {error}"
+        return Run(folder, FAILED, error=reason, overrides=overrides, choices=choices)
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """Every run below ``folder``, also those that failed before they wrote anything, sorted by folder.
+
+    Raises:
+        ReportError: there is none.
+    """
+    found = {path.parent for path in folder.rglob(RUN)}
+    found |= {path.parents[1] for path in folder.rglob(".hydra/overrides.yaml")}
+    if not found:
+        raise ReportError(f"{folder}: no run.json below it. Name the folder of a run, or of a sweep's runs.")
+    return [read_run(path) for path in sorted(found)]
+
+
+def lines(path: Path | None) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file, redacted; none where there is no file."""
+    return [] if path is None else [redact(json.loads(line)) for line in read_lines(path)]
+
+
+def curves(run: Run, stage: str) -> dict[str, list[tuple[float, float]]]:
+    """``{figure: [(step, value), ...]}`` of everything that a stage logged by step, in order of steps."""
+    found: dict[str, dict[float, float]] = {}
+    for line in lines(run.folder / "metrics.jsonl"):
+        if line["stage"] != stage or line["step"] is None:
+            continue
+        for name, value in line.items():
+            if name.startswith(f"{stage}/") and isinstance(value, int | float):
+                found.setdefault(name.removeprefix(f"{stage}/"), {})[line["step"]] = value
+    return {name: sorted(points.items()) for name, points in found.items()}
+
+
+def _of_hydra(folder: Path) -> tuple[list[str] | None, dict[str, str]]:
+    """The overrides and the choices that Hydra recorded."""
+    overrides, choices = None, {}
+    if (path := folder / "overrides.yaml").is_file():
+        overrides = [str(entry) for entry in redact(OmegaConf.to_container(OmegaConf.load(path)) or [])]
+    if (path := folder / "hydra.yaml").is_file():
+        node = OmegaConf.load(path)
+        assert isinstance(node, DictConfig)
+        found = OmegaConf.select(node, "hydra.runtime.choices")
+        if isinstance(found, DictConfig):
+            raw = OmegaConf.to_container(found, resolve=False)
+            choices = {str(key): redact(str(value)) for key, value in dict(raw).items() if value is not None}  # type: ignore[arg-type]
+    return overrides, choices
