@@ -40,10 +40,11 @@ _GENERATED = re.compile(
 def build(cfg: CorpusConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
     """Write ``train``, ``validation``, ``test`` and ``general`` as JSON Lines, and ``summary.json``, into ``out``.
 
+    It reads none of the ``inputs``.
+
     Raises:
         CorpusError: a source cannot be read, or a split would be empty.
     """
-    assert not inputs, "the corpus stage has no inputs"
     skipped: Counter[str] = Counter()
     documents = _usable(_read(cfg.source, "corpus.source", "Reading the corpus"), cfg, skipped, code=True)
     read = {"documents": len(documents), "bytes": sum(_bytes(document) for document in documents)}

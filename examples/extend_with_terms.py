@@ -1,0 +1,28 @@
+"""Teach a model your own terms on your own texts: MODEL (folder or hub id) TEXTS (folder) OUT TERM... [KEY=VALUE...]"""
+
+import sys
+from pathlib import Path
+
+from kldistill import corpus, distill, export, init, models, teacher, tokens
+from kldistill.api import configure, slice_of
+from kldistill.job import Job
+
+STAGES = dict(model=models, corpus=corpus, tokens=tokens, init=init, teacher=teacher, distill=distill, export=export)
+
+
+def extend(model: str, texts: str, out: Path, terms: list[str], settings: list[str]) -> Path:
+    out.mkdir(parents=True)
+    (out / "terms.txt").write_text("\n".join(terms), encoding="utf-8")
+    values = {"model.path": model, "corpus.path": texts, "tokens.terms": str(out / "terms.txt")}
+    cfg = configure("model=hf", "corpus=local_files", "tokens=list", *settings, values=values)
+    made: dict[str, Path] = {}
+    for name, stage in STAGES.items():
+        made[name] = out / name
+        made[name].mkdir()
+        stage.build(slice_of(cfg, name), made, made[name], Job(cfg.runtime, say=print))
+    return made["export"]
+
+
+if __name__ == "__main__":
+    words, settings = [w for w in sys.argv[4:] if "=" not in w], [w for w in sys.argv[4:] if "=" in w]
+    print("The extended model:", extend(sys.argv[1], sys.argv[2], Path(sys.argv[3]), words, settings))
