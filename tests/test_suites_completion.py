@@ -127,6 +127,11 @@ def test_a_term_at_the_beginning_has_no_middle(tmp_path: Path) -> None:
     ]
 
 
+def test_no_identifier_is_cut_in_two(tmp_path: Path) -> None:
+    made = sources(tmp_path, {"a": "\nx = a_mask\ny = b.mask + c_mask\nz = d(mask)\n"})
+    assert sorted(task.reference for task in Completion(where="middle").tasks(made)) == ["mask + c_mask", "mask)"]
+
+
 def test_mixed_is_about_half_and_half(some: Sources) -> None:
     tasks = Completion(n=1000).tasks(some)
     assert 400 < sum(task.prompt.endswith("\n") for task in tasks) < 600

@@ -12,6 +12,7 @@ from programs import passes
 
 from kldistill.errors import ConfigError, EvaluationError
 from kldistill.judge import program_of
+from kldistill.sandbox import Limits, Sandbox, Verdict, unavailable
 from kldistill.suites import humaneval
 from kldistill.suites.humaneval import STOP, HumanEval
 from kldistill.suites.mutants import mutants
@@ -44,6 +45,23 @@ def test_canonical_solutions_survive_the_stop_rule(tasks: list[Task]) -> None:
 def test_all_canonical_solutions_pass(tasks: list[Task]) -> None:
     verdicts = passes([program_of(task, task.reference) for task in tasks], seconds=60)
     assert [task.id for task, passed in zip(tasks, verdicts, strict=True) if not passed] == []
+
+
+@pytest.mark.skipif(unavailable() is not None, reason=f"no sandbox here: {unavailable()}")
+def test_the_sandbox_says_the_same(tasks: list[Task]) -> None:
+    """In the sandbox, with the limits that generated programs get: all canonical solutions pass, mutants do not."""
+    wrong = []
+    for task in tasks[::16]:
+        found = [mutant for mutant in mutants(task.before, task.reference, "0") if mutant.kind == "comparison"]
+        wrong += [program_of(task, mutant.text) for mutant in found if not mutant.risky][:1]
+    right = [program_of(task, task.reference) for task in tasks]
+    expected = passes(wrong)
+    assert len(wrong) >= 5 and not all(expected)
+    with Sandbox(Limits()) as sandbox:
+        outcomes = sandbox.run([*right, *wrong])
+    verdicts = [outcome.verdict is Verdict.PASSED for outcome in outcomes]
+    assert [task.id for task, passed in zip(tasks, verdicts, strict=False) if not passed] == []
+    assert verdicts[len(tasks) :] == expected
 
 
 def test_nothing_and_nonsense_fail(tasks: list[Task]) -> None:

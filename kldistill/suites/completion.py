@@ -45,8 +45,9 @@ class Completion:
 
     Attributes:
         n: lines, chosen by a hash of their place; all if there are fewer.
-        where: the prompt ends at the beginning of the line (``line``), before a term inside it and the blanks in front
-            of the term (``middle``), or at either (``mixed``: half and half, as far as lines have a term inside).
+        where: the prompt ends at the beginning of the line (``line``); or inside it, before a term that begins an
+            identifier and the blanks in front of the term (``middle``); or at either, as a hash of the line says, if it
+            has such a term (``mixed``).
         prompt_bytes: text in front, at most: whole lines, unless the last alone is longer.
         budget: bytes of a completion, at most; longer references are left out.
         seed: of the choice.
@@ -95,12 +96,12 @@ class Completion:
     def _task(self, place: Place) -> Task | None:
         """The task of a line, or ``None`` if it has none: too long, or no term inside where one is needed."""
         line = place.line
-        inside = [at for at in place.terms if line[:at].strip()]
+        inside = [at for at in place.terms if _starts_word(line, at) and line[:at].strip()]
         middle = self.where == "middle" or (self.where == "mixed" and self._hash("where", place) % 2 == 1)
         if self.where == "middle" and not inside:
             return None
         cut = len(line[: inside[self._hash("term", place) % len(inside)]].rstrip()) if middle and inside else 0
-        prompt = self._prompt(place.document.text[: place.start + cut])
+        prompt = self._prompt(place.document.text, place.start + cut)
         reference = line[cut:].rstrip()
         if not prompt.strip() or len(reference.encode()) > self.budget:
             return None
@@ -114,15 +115,15 @@ class Completion:
             group=place.document.id,
         )
 
-    def _prompt(self, text: str) -> str:
-        """The last whole lines of a text that fit; of a last line that is too long by itself, whole characters."""
-        data = text.encode()
+    def _prompt(self, text: str, end: int) -> str:
+        """The last whole lines before a place that fit; of a last line that is too long by itself, whole characters."""
+        data = text[max(0, end - self.prompt_bytes - 1) : end].encode()
         if len(data) <= self.prompt_bytes:
-            return text
+            return data.decode()
         # With the byte before the window: if that ends a line, the window begins with a whole one.
-        end = data[-self.prompt_bytes - 1 :]
-        _, found, lines = end.partition(b"\n")
-        return lines.decode() if found and lines.strip() else end[1:].decode(errors="ignore")
+        window = data[-self.prompt_bytes - 1 :]
+        _, found, lines = window.partition(b"\n")
+        return lines.decode() if found and lines.strip() else window[1:].decode(errors="ignore")
 
     def _hash(self, purpose: str, place: Place) -> int:
         key = f"{self.seed}\0{purpose}\0{place.document.id}\0{place.number}"
@@ -160,6 +161,11 @@ def _whole(text: str, start: int, end: int) -> bool:
     """Whether a term is no part of a longer word; an underscore ends a word."""
     before = start > 0 and text[start].isalnum() and text[start - 1].isalnum()
     return not before and not (end < len(text) and text[end - 1].isalnum() and text[end].isalnum())
+
+
+def _starts_word(line: str, at: int) -> bool:
+    """Whether a place is not in the middle of an identifier, underscores included, where nobody stops typing."""
+    return at == 0 or not (line[at - 1].isalnum() or line[at - 1] == "_")
 
 
 def _prose(text: str) -> set[int]:
