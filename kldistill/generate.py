@@ -13,16 +13,18 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from kldistill import judge, models, trained
 from kldistill.devices import device_of
 from kldistill.eval_config import GenerateConfig
-from kldistill.generation import Completion, Request, generate, rank
+from kldistill.generation import Completion, Request, generate
 from kldistill.job import Job
 from kldistill.outcomes import compared, figures
+from kldistill.ranking import rank
 from kldistill.records import append, dump, read_lines
 from kldistill.sandbox import Outcome, Sandbox
+from kldistill.spelling import Spelling, adoption
 from kldistill.suites.task import Task, read
 from kldistill.tasks import TASKS
 from kldistill.vocabulary import old_size
@@ -89,11 +91,11 @@ def head(task: Task, sample: int) -> dict[str, Any]:
     return {"task": task.id, "sample": sample, "group": task.group, "prompt_sha256": digest}
 
 
-def loaded(inputs: Mapping[str, Path], job: Job) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, int]:
-    """The model and its tokenizer, ready to generate, and V."""
+def loaded(inputs: Mapping[str, Path], job: Job) -> tuple[PreTrainedModel, Spelling, int]:
+    """The model, what its tokens spell, and V."""
     model = trained.load_model(inputs["model"], inputs.get("rows"), device_of(job.runtime))
     size = old_size(models.load_tokenizer(inputs["model"]))
-    return model, trained.load_tokenizer(inputs["model"], inputs.get("tokens")), size
+    return model, Spelling(trained.load_tokenizer(inputs["model"], inputs.get("tokens"))), size
 
 
 def written(
@@ -105,12 +107,12 @@ def written(
     """
     programs = tasks[0].kind == "program"
     with Sandbox(cfg.limits, allow_unsandboxed=cfg.allow_unsandboxed) if programs else nullcontext() as sandbox:
-        model, tokenizer, size = loaded(inputs, job)
+        model, spelling, size = loaded(inputs, job)
         requests = [Request(task.prompt, task.budget, task.stop, cfg.n_samples, key=task.id) for task in tasks]
         running: list[tuple[dict[str, Any], Future[Outcome]]] = []
         for index, completions in generate(
             model,
-            tokenizer,
+            spelling,
             requests,
             batch_size=cfg.generation_batch,
             temperature=cfg.temperature,
@@ -121,7 +123,10 @@ def written(
             task = tasks[index]
             for sample, completion in enumerate(completions):
                 record = head(task, sample) | facts(completion)
-                record |= used(completion, task, tokenizer, size)
+                used, spelt = adoption(
+                    spelling, task.prompt, completion.text, completion.token_ids, completion.healed, size
+                )
+                record |= {"new_used": used, "new_spelt": spelt}
                 if sandbox is None:
                     exact, similarity = judge.judge_text(task, completion.text)
                     yield record | {"exact_match": exact, "edit_similarity": similarity}
@@ -158,11 +163,11 @@ def ranked(
     cfg: GenerateConfig, tasks: Sequence[Task], inputs: Mapping[str, Path], job: Job
 ) -> Iterator[dict[str, Any]]:
     """Records of tasks where one of several continuations is right."""
-    model, tokenizer, _ = loaded(inputs, job)
+    model, spelling, _ = loaded(inputs, job)
     begun = time.perf_counter()
     questions = [(task.prompt, task.options) for task in tasks]
     description = f"{cfg.of.capitalize()} model on {cfg.suite}"
-    for index, nats in rank(model, tokenizer, questions, batch_size=cfg.generation_batch, description=description):
+    for index, nats in rank(model, spelling, questions, batch_size=cfg.generation_batch, description=description):
         seconds, begun = time.perf_counter() - begun, time.perf_counter()
         yield head(tasks[index], 0) | {
             "log_probabilities": [round(value, 4) for value in nats],
