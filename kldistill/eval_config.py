@@ -55,7 +55,7 @@ class EvalConfig(ScoringConfig):
     n_samples: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
-    generation_batch: int = 16
+    generation_batch: int = 32
     limits: Limits = field(default_factory=Limits)
     allow_unsandboxed: bool = False
 
@@ -120,7 +120,7 @@ class GenerateConfig:
     n_samples: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
-    generation_batch: int = 16
+    generation_batch: int = 32
     limits: Limits = field(default_factory=Limits)
     allow_unsandboxed: bool = False
     resamples: int = 2_000

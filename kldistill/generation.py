@@ -118,8 +118,8 @@ def generate(
             queue = deque(sorted(group, key=lambda prompt: -len(prompt.ids)))
             while queue or rows.rows:
                 done: list[Row] = []
-                # Others join when half of the places are free: a prompt alone would stop all rows for little.
-                if queue and (not rows.rows or len(rows.rows) <= batch_size // 2):
+                # Others join when a quarter of the places is free: a prompt alone would stop all rows for little.
+                if queue and (not rows.rows or len(rows.rows) <= 3 * batch_size // 4):
                     joining = []
                     places = batch_size - len(rows.rows)
                     while queue and (not joining or requests[queue[0].index].n <= places):
