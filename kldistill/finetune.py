@@ -84,6 +84,8 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
         ),
         factor=lambda name: cfg.rows_lr / cfg.lr if cfg.rows_lr and ".rows." in name else 1.0,
     )
+    if not accelerate.is_main_process:
+        return
     adapted.save(student, adapter, cfg, out, dtype)
     summary = {f"finetune/{name}": value for name, value in figures.items()}
     summary |= {"finetune/trainable_parameters": n_trainable, "finetune/snippets": len(texts.snippets)}
