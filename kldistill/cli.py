@@ -56,7 +56,7 @@ def _member(cfg: DictConfig, folder: Path) -> None:
         _speak_up()
         _run(cfg, folder, again=False)
     except Exception as error:
-        log.error("%s: %s", type(error).__name__, error)
+        log.error("%s: %s: %s", folder.name, type(error).__name__, error)
         _to_file("Where it happened:")
         if os.environ.get("RANK", "0") == "0":
             sweeps.mark_failed(folder, cfg, error)

@@ -68,16 +68,15 @@ class Processes:
             The folder of the finished artifact, when it is finished.
 
         Raises:
-            ConfigError: this process sees other inputs than the main process does.
+            ConfigError: the processes do not all see the same inputs; raised in all of them.
             ProcessError: the main process has failed, or has ended.
         """
         if self.world == 1:
             return store.build(stage, fingerprint, builder, **options)
-        number = int(fingerprint[:15], 16)  # 60 bits: a word is a signed integer of 64
-        if self._word(number) != number:
+        if not self._agree(int(fingerprint[:15], 16)):
             raise ConfigError(
-                f"Process {self.rank} would build another {stage} than the main process: the files or the packages "
-                "that it sees differ. All processes of a run must see the same."
+                f"The processes of this run would each build another {stage}: the files or the packages that they see "
+                "differ. All must see the same."
             )
         if self.main:
             return self._lead(store, stage, fingerprint, builder, together, options)
@@ -128,6 +127,12 @@ class Processes:
         word = torch.tensor([number if self.main else 0], dtype=torch.int64)
         self._exchange(lambda: distributed.broadcast(word, src=0, group=self.group))
         return int(word)
+
+    def _agree(self, number: int) -> bool:
+        """Whether all processes have the same number (of 60 bits: torch's integers are signed, of 64)."""
+        ends = torch.tensor([number, -number])
+        self._exchange(lambda: distributed.all_reduce(ends, op=distributed.ReduceOp.MAX, group=self.group))
+        return int(ends.sum()) == 0
 
     def _meet(self) -> None:
         """Wait until all processes are here."""

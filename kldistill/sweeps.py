@@ -115,7 +115,8 @@ def mark_failed(folder: Path, cfg: DictConfig, error: BaseException) -> None:
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if record.get("status") in (None, "finished"):  # of another attempt, before this one was refused
         record = {"config": OmegaConf.to_container(cfg), "artifacts": {}, "metrics": {}}
-    record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+    failure = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+    record = {**failure, **{key: value for key, value in record.items() if key not in failure}}
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(json.dumps(redact(record), indent=2, default=str) + "\n", encoding="utf-8")
     os.replace(temporary, path)
