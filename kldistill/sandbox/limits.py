@@ -20,8 +20,8 @@ class Verdict(StrEnum):
             (``sys.exit(0)``, ``os._exit(0)``).
         TIMED_OUT: it used up its CPU or wall seconds.
         CRASHED: a signal killed it, it wanted too much memory, or it wrote too much output.
-        BLOCKED: the sandbox denied it something (network, files, disk space, processes), and that was its end. A program
-            that catches the error and goes on is judged by its end like any other.
+        BLOCKED: the sandbox denied it something (network, files, disk space, processes), and that was its end. A
+            program that catches the error and goes on is judged by its end like any other.
     """
 
     PASSED = "passed"

@@ -2,7 +2,8 @@
 
 Namespaces hide the machine; this takes away what they do not cover: other processes (so that the limits of one process
 are the limits of the program, for root too, whom ``RLIMIT_NPROC`` does not bind), sockets (``AF_VSOCK`` reaches past a
-network namespace), namespaces within namespaces, memory that no limit counts, and parts of the kernel with a history of holes.
+network namespace), namespaces within namespaces, memory that no limit counts, and parts of the kernel with a history of
+holes.
 
 Source: https://www.kernel.org/doc/html/latest/userspace-api/seccomp_filter.html; numbers from the kernel's
 arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h.
