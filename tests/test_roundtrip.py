@@ -121,3 +121,21 @@ def test_same_ids_on_a_megabyte_and_same_logits(tiny_model: MakeModel, corpus_fo
             expected = student.logits(student.hidden(torch.tensor([rows[0][:400]])))
         assert seen["logits"].shape[-1] == 512 + 48
         assert torch.allclose(seen["logits"], expected, atol=1e-4), kind
+        check_for_servers(folders["out"], tied=kind[3])
+
+
+def check_for_servers(out: Path, tied: bool) -> None:
+    """What docs/serving.md says of every folder: one size everywhere, and no file of the old vocabulary."""
+    config = json.loads((out / "config.json").read_text())
+    tensors = load_file(out / "model.safetensors")
+    heights = [
+        tensor.shape[0] for name, tensor in tensors.items() if name.endswith(("embed_tokens.weight", "wte.weight"))
+    ]
+    heads = [tensor.shape[0] for name, tensor in tensors.items() if "lm_head" in name]
+    size = 1 + max(Tokenizer.from_file(str(out / "tokenizer.json")).get_vocab().values())
+    assert [config["vocab_size"], size] == [560, 560] and heights == [560]
+    assert heads == ([] if tied else [560])
+    assert config["tie_word_embeddings"] is tied
+    old = {"vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "added_tokens.json"}
+    assert not old & {file.name for file in out.iterdir()}
+    assert "auto_map" not in config
