@@ -217,14 +217,17 @@ def write_suites(made: Path) -> dict[str, float]:
 def write_interpretation(folder: Path, tokens: list[dict[str, Any]]) -> None:
     """What the stage interpret writes: a row a token, and a figure with a hostile part."""
     rows = [
-        {"id": token["id"], "n": at, "nll": 5 - at / 10, "adoption": 0.02 * at, "target": 0.03 * at}
+        {
+            **{"id": token["id"], "n": at, "nll": 5 - at / 10, "adoption": 0.02 * at, "target": 0.03 * at},
+            **{"token_student": 0.02 * at, "token_target": 0.03 * at},
+        }
         if at
-        else {"id": token["id"], "n": 0, "nll": None, "adoption": None, "target": None}
+        else {"id": token["id"], "n": 0}
         for at, token in enumerate(tokens)
     ]
     write_jsonl(folder / "new_tokens.jsonl", rows)
     drawing = (
-        '<svg xmlns="http://www.w3.org/2000/svg" width="200pt" height="100pt" viewBox="0 0 200 100">'
+        '<svg xmlns="http://www.w3.org/2000/svg" width="560pt" height="100pt" viewBox="0 0 560 100">'
         '<script>alert(2)</script><rect id="a" width="20" height="20" style="fill: #0072b2" onclick="alert(3)"/>'
         '<text x="5" y="50">layer</text></svg>'
     )

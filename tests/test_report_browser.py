@@ -1,4 +1,4 @@
-"""The pages in a real browser, headless: no error, no request, sorting, a phone's width, and the colours of the night."""
+"""The pages in a real browser, headless: no error, no request, sorting, a phone's width, the colours of the night."""
 
 import json
 import shutil

@@ -2,6 +2,7 @@
 
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from kldistill.report.charts import binned, new_axes, running_mean, thinned
@@ -84,12 +85,10 @@ def test_long_curves_are_thinned_without_losing_their_course() -> None:
     assert len(x) <= 400
     assert y == pytest.approx([2 * at for at in x])
     assert thinned([(1, 5.0), (2, 7.0)]) == ([1.0, 2.0], [5.0, 7.0])
-    assert running_mean([0.0, 3.0, 6.0], 1) == [1.5, 3.0, 4.5]
+    assert running_mean([0.0, 3.0, 9.0, 6.0], 2) == [0.0, 4.0, 6.0, 6.0]
 
 
 def test_bands_are_weighted_means() -> None:
-    import numpy as np
-
     x, y = np.array([0.01, 0.011, 0.5]), np.array([0.0, 1.0, 0.7])
     centres, means = binned(x, y, np.array([3.0, 1.0, 1.0]), 0.01, n_bins=2)
     assert means == pytest.approx([0.25, 0.7])

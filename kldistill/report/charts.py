@@ -19,15 +19,17 @@ MARKERS = {"original": "s", "init": "^", "distilled": "o", "finetuned": "D"}
 _SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MOST_POINTS = 400  # of a curve: more than a screen shows
 _MOST_TOKENS = 1_000  # in the calibration's scatter
+_LOWEST = 1e-6  # probability there
 _SMALL = (4.2, 3.0)
 
 
 class Chart(NamedTuple):
-    """A figure with its title, and a sentence or two on how to read it."""
+    """A figure with its title, and a sentence or two on how to read it. A ``wide`` one needs two columns."""
 
     title: str
     svg: Markup
     reading: str
+    wide: bool = False
 
 
 def new_axes(size: tuple[float, float] = _SMALL) -> tuple[Figure, Axes]:
@@ -97,8 +99,9 @@ def thinned(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[fl
 
 
 def running_mean(values: Sequence[float], half: int) -> list[float]:
-    """Mean of each value and its ``half`` neighbours on both sides, as far as there are any."""
-    return [float(np.mean(values[max(0, at - half) : at + half + 1])) for at in range(len(values))]
+    """Mean of each value and its ``half`` neighbours on both sides; towards the ends of fewer, as many on each side."""
+    reach = [min(half, at, len(values) - 1 - at) for at in range(len(values))]
+    return [float(np.mean(values[at - n : at + n + 1])) for at, n in enumerate(reach)]
 
 
 def standing(metrics: Mapping[str, float]) -> Iterator[Chart]:
@@ -211,18 +214,21 @@ def calibration(tokens: Sequence[Mapping[str, Any]]) -> Chart | None:
     make of it (the push-forward).
 
     Args:
-        tokens: rows with ``adoption``, ``target`` and ``n`` (uses).
+        tokens: what the interpret stage found of each: ``n`` uses, and the mean of both probabilities over those whose
+            target is known, ``token_student`` and ``token_target``.
 
     Returns:
         None where no token has both.
     """
-    rows = [row for row in tokens if (row.get("adoption") or 0) > 0 and (row.get("target") or 0) > 0 and row.get("n")]
-    rows = sorted(rows, key=lambda row: -row["n"])[:_MOST_TOKENS]
+    keys = ("token_student", "token_target")
+    known = [row for row in tokens if row["n"] and all(row.get(key) is not None for key in keys)]
+    known = sorted(known, key=lambda row: -row["n"])[:_MOST_TOKENS]
+    rows = [row for row in known if min(row[key] for key in keys) >= _LOWEST]
     if not rows:
         return None
-    student, target = (np.array([row[key] for row in rows], dtype=float) for key in ("adoption", "target"))
+    student, target = (np.array([row[key] for row in rows], dtype=float) for key in keys)
     uses = np.array([row["n"] for row in rows], dtype=float)
-    lowest = 10 ** math.floor(math.log10(max(min(student.min(), target.min()), 1e-6)))
+    lowest = 10 ** math.floor(math.log10(min(student.min(), target.min())))
     figure, axes = new_axes((4.2, 3.8))
     axes.plot([lowest, 1], [lowest, 1], color=MUTED, linewidth=1, linestyle="--", label="equal")
     axes.scatter(target, student, s=6 + 60 * uses / uses.max(), color=COLOURS["distilled"], alpha=0.35, linewidths=0)
@@ -232,8 +238,10 @@ def calibration(tokens: Sequence[Mapping[str, Any]]) -> Chart | None:
     axes.set(xlabel="target: pushed-forward teacher", ylabel="student")
     axes.grid(color=GRID)
     legend(axes)
-    over = float(np.sum(uses * student) / np.sum(uses * target))
-    said = f"{len(rows)} new tokens. Weighted by use, the student gives {over:.2f} times the target."
+    given, asked = (sum(row["n"] * row[key] for row in known) for key in keys)
+    said = f"{len(known)} new tokens; weighted by use, the student gives {given / asked:.2f} times the target."
+    if len(rows) < len(known):
+        said += f" {len(known) - len(rows)} lie below the axes."
     return Chart(
         "Probability of new tokens: student against target",
         of_figure(figure, "calibration", f"Student's mean probability of each new token against the target. {said}"),

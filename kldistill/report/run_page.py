@@ -10,7 +10,7 @@ from kldistill.records import redact
 from kldistill.report import asked, charts, examples, new_tokens
 from kldistill.report.data import ABSENT, ReportError, Run, read_run
 from kldistill.report.page import as_json, render, write
-from kldistill.report.svg import inline
+from kldistill.report.svg import inline, is_wide
 from kldistill.table import COLUMNS, NAMES, SUITES_COLUMNS, final_rows, suite_rows, with_interval
 
 _GAP = 1e-4  # bits/byte: a gap to the original smaller than this is none
@@ -35,7 +35,7 @@ def render_run(folder: Path) -> Path:
         raise ReportError(f"{folder}: no run.json in it. Name the folder of a run, or of a sweep's runs.")
     content = gather(run)
     write(folder / "report.json", as_json(content))
-    write(folder / "report.html", render("run.html.j2", **content, charts=draw(run, content["new_tokens"])))
+    write(folder / "report.html", render("run.html.j2", **content, charts=draw(run)))
     return folder / "report.html"
 
 
@@ -130,13 +130,13 @@ def tiles(run: Run) -> list[dict[str, str]]:
     return found
 
 
-def draw(run: Run, tokens: list[dict[str, Any]]) -> dict[str, Any]:
+def draw(run: Run) -> dict[str, Any]:
     """The page's figures by section."""
     return {
         "standing": list(charts.standing(run.metrics)),
         "learning": list(charts.learning(run)),
         "suites": list(charts.suites(run.metrics)),
-        "calibration": charts.calibration(tokens),
+        "calibration": charts.calibration(new_tokens.interpreted(run)),
         "interpret": interpret_figures(run),
     }
 
@@ -150,7 +150,8 @@ def interpret_figures(run: Run) -> list[charts.Chart]:
     found = []
     for at, (name, about) in enumerate(described.items()):
         text = (path.parent / Path(name).name).read_text(encoding="utf-8")
-        found.append(charts.Chart(about["title"], inline(text, f"interpret-{at}", about["alt"]), about["caption"]))
+        svg = inline(text, f"interpret-{at}", about["alt"])
+        found.append(charts.Chart(about["title"], svg, about["caption"], is_wide(svg)))
     return found
 
 

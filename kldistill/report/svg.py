@@ -6,6 +6,7 @@ the palette its light or dark shade.
 
 import io
 import re
+from typing import Any
 from xml.etree import ElementTree
 
 from markupsafe import Markup
@@ -43,6 +44,7 @@ _NEUTRAL = {
 _VARIABLES = {colour: f"var(--{name})" for colour, name in (_NEUTRAL | PALETTE).items()}
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}\b|\b(?:black|white)\b")
 
+_COLUMN = 520  # pixels
 _LENGTH = re.compile(r"([0-9.]+)(?:pt|px)?")
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
@@ -58,7 +60,7 @@ _OUTSIDE = re.compile(r"url\((?!#)|@import|expression\(", flags=re.IGNORECASE)
 _IMAGE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/=\s]*")
 
 # Text stays text: it can be searched, copied and read aloud, and takes the page's font.
-RC = {
+RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "kldistill",
     "font.size": 10,
@@ -124,6 +126,12 @@ def inline(text: str, name: str, alt: str) -> Markup:
     _own_size(root)
     root.attrib |= {"role": "img", "aria-labelledby": f"{name}-title", "fill": "currentColor"}
     return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def is_wide(figure: str) -> bool:
+    """Whether an inlined figure is too wide for a column, or for a phone without scrolling."""
+    found = re.search(r'style="width: (\d+)px', figure)
+    return found is not None and int(found.group(1)) > _COLUMN
 
 
 def _clean(element: ElementTree.Element, name: str) -> None:
