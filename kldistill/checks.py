@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from kldistill import gguf
+from kldistill import gguf, gguf_export, hub, tasks
 from kldistill.compose import STAGES, Config, resolved
 from kldistill.config import require
 from kldistill.errors import ConfigError
 from kldistill.inits import needs_pieces
 from kldistill.model_config import SmolLM2Config
 from kldistill.models import component
+from kldistill.sandbox import Sandbox
 
 
 def check(cfg: Config) -> None:
@@ -34,6 +35,10 @@ def check(cfg: Config) -> None:
                 "every new token, and AddedTokens have none. Use loss=ce, kl_old or hidden, or "
                 "tokens.as_added_tokens=false."
             )
+    _check_finetune(cfg)
+    _check_suites(cfg)
+    if "export" in cfg.stages:
+        _check_export(cfg)
     for side in ("input", "output"):
         target = str(getattr(cfg.init, side)["_target_"])
         if cfg.tokens.as_added_tokens and needs_pieces(component(target, f"init.{side}")):
@@ -61,6 +66,45 @@ def check(cfg: Config) -> None:
         cfg.distill.precision,
         "fp16 needs an accelerator; use no or bf16 on a CPU",
     )
+
+
+def _check_finetune(cfg: Config) -> None:
+    """The anchor compares with the teacher, piece by piece."""
+    if cfg.finetune.method == "none" or cfg.finetune.anchor == "none":
+        return
+    if cfg.distill.teacher == "none":
+        raise ConfigError(
+            "finetune.anchor=kl with distill.teacher=none: the KL compares with the teacher's states. Use "
+            "distill.teacher=self, or finetune.anchor=none."
+        )
+    if cfg.tokens.as_added_tokens:
+        raise ConfigError(
+            "finetune.anchor=kl with tokens.as_added_tokens=true: the KL needs the exact pieces of every new token, "
+            "and AddedTokens have none. Use finetune.anchor=none, or tokens.as_added_tokens=false."
+        )
+
+
+def _check_suites(cfg: Config) -> None:
+    """The chosen suites' own keys and files; and generated programs run in a sandbox or not at all."""
+    every = cfg.eval.all_suites()
+    for name in cfg.eval.suites:
+        suite = tasks.suite_of(every[name])
+        for used in every[name].get("of", []):
+            if used not in every:
+                raise ConfigError(f"eval.{name}.of: there is no suite {used!r} (there are: {', '.join(every)}).")
+            tasks.suite_of(every[used]).identity()
+        suite.identity()
+        if suite.runs_code and "evaluate" in cfg.stages:
+            with Sandbox(cfg.eval.limits, allow_unsandboxed=cfg.eval.allow_unsandboxed):
+                pass  # it says at once what is missing
+
+
+def _check_export(cfg: Config) -> None:
+    """What the exported folder is to become, as far as the configuration tells whether it can."""
+    if cfg.export.gguf:
+        gguf_export.check_tokens(cfg.tokens.boundary, cfg.tokens.as_added_tokens)
+    if cfg.export.push_to_hub is not None:
+        hub.check(cfg.export.push_to_hub, cfg.export.private)
 
 
 def _known_size(model: Any) -> int | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kldistill import figures
+from kldistill import figures, report
 from kldistill.artifacts import Store
 from kldistill.checks import check
 from kldistill.compose import Config, resolved
@@ -14,7 +14,7 @@ from kldistill.job import Job
 from kldistill.processes import Processes, join
 from kldistill.records import redact
 from kldistill.steps import Step, identify, plan, rebuilt, steps_of
-from kldistill.table import COLUMNS, SUITES_COLUMNS, SUITES_TITLE, TITLE, final_rows, suite_rows
+from kldistill.table import COLUMNS, SUITES_COLUMNS, SUITES_TITLE, TITLE, final_names, final_rows, suite_rows
 from kldistill.tracking import Tracker
 
 
@@ -64,22 +64,32 @@ def run(cfg: Config, folder: Path) -> dict[str, float]:
             failure = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
             write_json(folder / "run.json", {**failure, **names})
             raise
-        rows = final_rows(names["metrics"])
-        if rows:
-            tracker.say(TITLE)
-            tracker.table("result", COLUMNS, rows)
-        if suites := suite_rows(names["metrics"]):
-            tracker.say(SUITES_TITLE)
-            tracker.table("suites", SUITES_COLUMNS, suites)
+        names["metrics"] |= final_names(names["metrics"])
+        _show(names["metrics"], folder, tracker)
         if "export" in folders:
             tracker.say(f"The extended model: {folders['export']}")
-        for picture in (figures.learning(folder), figures.standing(names["metrics"], folder)):
-            if picture is not None:
-                tracker.image(f"pictures/{picture.stem}", picture)
         tracker.say(f"All figures of this run: {folder / 'run.json'}")
         tracker.summary(names["metrics"])
         write_json(folder / "run.json", {"status": "finished", **names})
+        # Last, as the page is of what stands in the folder; where it fails, the run is whole all the same.
+        if "report" in cfg.stages:
+            page = report.render_run(folder)
+            tracker.image("report", page)
+            tracker.say(f"The report: {page}")
     return names["metrics"]
+
+
+def _show(metrics: Mapping[str, float], folder: Path, tracker: Tracker) -> None:
+    """The tables at the end of a run, and its pictures."""
+    if rows := final_rows(metrics):
+        tracker.say(TITLE)
+        tracker.table("result", COLUMNS, rows)
+    if rows := suite_rows(metrics):
+        tracker.say(SUITES_TITLE)
+        tracker.table("suites", SUITES_COLUMNS, rows)
+    for picture in (figures.learning(folder), figures.standing(metrics, folder)):
+        if picture is not None:
+            tracker.image(f"pictures/{picture.stem}", picture)
 
 
 def _walk(

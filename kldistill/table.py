@@ -127,3 +127,19 @@ def suite_rows(metrics: Mapping[str, float]) -> list[list[str]]:
 def _number(metrics: Mapping[str, float], key: str, form: str) -> str:
     value = metrics.get(key)
     return "–" if value is None else f"{value:{form}}"
+
+
+def final_names(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Figures on suites of the last model of the run under names without the model, such as ``eval/humaneval/pass@1``:
+    whatever a run trained, dashboards find its result in one place.
+    """
+    trained = [model for model in ("finetuned", "distilled") if any(f"eval/{model}/" in key for key in metrics)]
+    if not trained:
+        return {}
+    head = f"eval/{trained[0]}/"
+    texts = tuple(f"{head}{text}/" for text in ("domain", "general", "plain"))
+    return {
+        f"eval/{key.removeprefix(head)}": value
+        for key, value in metrics.items()
+        if key.startswith(head) and not key.startswith(texts)
+    }

@@ -126,7 +126,7 @@ class Tracker:
         self._send(line)
 
     def image(self, name: str, path: Path) -> None:
-        """Send a picture to wandb; it stays where it is on disk."""
+        """Send a picture or a page to wandb; it stays where it is on disk."""
         if self._wandb is not None:
             self._wandb.image(name, path)
 

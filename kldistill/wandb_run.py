@@ -109,10 +109,11 @@ class WandbRun:
         append(self._sent_file, line)
 
     def image(self, name: str, path: Path) -> None:
-        """Send a picture, whatever was sent of this name before."""
-        from wandb import Image
+        """Send a picture or a page, whatever was sent of this name before."""
+        from wandb import Html, Image
 
-        self._run.log({name: Image(str(path))})
+        page = path.suffix in (".html", ".svg")
+        self._run.log({name: Html(path.read_text(), inject=False) if page else Image(str(path))})
 
     def summary(self, figures: Mapping[str, Any]) -> None:
         """Set final figures."""

@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from kldistill.config import require
 from kldistill.errors import EvaluationError
@@ -32,6 +32,8 @@ class Choice:
         tries: mutants of each task that are run, at most.
         seed: of the mutants, and of the order of the tasks.
     """
+
+    runs_code: ClassVar[bool] = True
 
     of: list[str] = field(default_factory=lambda: ["humaneval", "mbpp"])
     mutants: int = 3

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from kldistill import corpus, tokens
 from kldistill.config import require
@@ -52,6 +52,8 @@ class Completion:
         budget: bytes of a completion, at most; longer references are left out.
         seed: of the choice.
     """
+
+    runs_code: ClassVar[bool] = False
 
     n: int = 1_000
     where: str = "mixed"

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from kldistill.config import require
 from kldistill.errors import EvaluationError
@@ -27,6 +27,8 @@ class HumanEval:
         budget: bytes of a completion, at most. Five canonical solutions (20, 81, 95, 129, 140) are longer than the
             default, the longest has 864 bytes.
     """
+
+    runs_code: ClassVar[bool] = True
 
     budget: int = 512
 

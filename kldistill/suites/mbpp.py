@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from kldistill.config import require
 from kldistill.errors import EvaluationError
@@ -43,6 +43,8 @@ class Mbpp:
         shots: solved tasks in front of the one that is asked: 2, 3 and 4 as published.
         budget: bytes of a completion, at most. 99 % of the canonical solutions have less than 642.
     """
+
+    runs_code: ClassVar[bool] = True
 
     path: str | None = None
     dataset: str = "google-research-datasets/mbpp"

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from kldistill.errors import ArtifactError
 
@@ -42,7 +42,13 @@ class Task:
 
 
 class Suite(Protocol):
-    """A source of tasks: a frozen dataclass whose fields are the keys of its YAML file, checked in __post_init__."""
+    """A source of tasks: a frozen dataclass whose fields are the keys of its YAML file, checked in __post_init__.
+
+    Attributes:
+        runs_code: whether programs are run for it, so that a sandbox is needed. Of the class, no field.
+    """
+
+    runs_code: ClassVar[bool]
 
     def tasks(self, sources: "Sources") -> list[Task]:
         """All tasks, in a fixed order (a limit takes the first ones). Raises ``ValueError`` subclasses."""
