@@ -25,7 +25,7 @@ REACH = 32  # student tokens after the new one that are looked at: later ones ha
 @contextmanager
 def eager(student: Student) -> Iterator[None]:
     """Let the model compute its attention so that the weights can be had; afterwards as before."""
-    before = student.model.config._attn_implementation
+    before = student.model.config._attn_implementation or "eager"
     student.model.set_attn_implementation("eager")
     try:
         yield

@@ -42,6 +42,19 @@ class Use(NamedTuple):
     after: Place
 
 
+class Rival(NamedTuple):
+    """Another place where the original model reads the last piece of a use's token, but not at the end of that token.
+
+    Attributes:
+        context, teacher_row: where it is.
+        use: index of the use that it rivals.
+    """
+
+    context: int
+    teacher_row: int
+    use: int
+
+
 @dataclass(frozen=True)
 class Context:
     """A snippet, cut by both tokenizers, with their alignment."""
@@ -108,3 +121,20 @@ def draw_uses(contexts: Sequence[Context], n: int, seed: int) -> list[Use]:
         return uses
     kept = sorted(random.Random(seed).sample(range(len(uses)), n))
     return [uses[index] for index in kept]
+
+
+def draw_rivals(contexts: Sequence[Context], uses: Sequence[Use], n: int, seed: int) -> list[Rival]:
+    """At most ``n`` rivals of each use, drawn without replacement, in the order of the text."""
+    places: dict[int, list[tuple[int, int]]] = {}
+    ends: dict[tuple[int, int], int] = {}
+    for index, context in enumerate(contexts):
+        for row, piece in enumerate(context.old_ids):
+            places.setdefault(piece, []).append((index, row))
+        ends |= {(index, use.after.teacher_row): use.token for use in context.uses(index)}
+    chance = random.Random(seed)
+    found = []
+    for number, use in enumerate(uses):
+        piece = contexts[use.context].old_ids[use.after.teacher_row]
+        others = [place for place in places[piece] if ends.get(place) != use.token]
+        found += [Rival(*place, number) for place in chance.sample(others, min(n, len(others)))]
+    return sorted(found)

@@ -82,24 +82,26 @@ def _agreement(agreement: Mapping[str, Any], out: Path) -> dict[str, Description
     left.set_title("centred cosine to the original's state")
     left.set_ylim(-0.2, 1.02)
     left.legend(loc="lower right")
-    _lines(right, agreement, "distance", "median")
-    right.set_title("relative distance (median)")
-    right.set_ylim(bottom=0)
+    _lines(right, agreement, "ahead")
+    right.set_title("nearer to this word than to others (share)")
+    right.set_ylim(0, 1.02)
     save(figure, out / "agreement.svg")
     values = {name: of["centred"]["mean"][-1] for name, of in agreement.items()}
-    layer = trained["detokenised_layer"]
-    at = "" if layer is None else f", at the median from layer {layer:.0f} on"
+    layer, share = trained["detokenised_layer"], trained["detokenised_share"]
+    words = "Right: only where other places with the same last piece were at hand."
+    if share is not None:
+        at = "" if layer is None else f", at the median from layer {layer:.0f} on"
+        words = f"After training {share:.0%} of the uses are so up to the last layer{at}: the word is detokenised."
+    shares = [f"{of['ahead']['mean'][-1]:.0%}" for of in agreement.values() if "ahead" in of]
     return {
         "agreement.svg": {
             "title": "State at the new token against the state at its last piece",
             "alt": "Two line charts over layers. Left: centred cosine between the extended model's state at a new "
             f"token and the original's at its last piece; at the last layer {values['init']:.2f} before and "
-            f"{values['trained']:.2f} after training. Right: median distance, relative to the length of the original's "
-            "state; at the last layer "
-            f"{agreement['init']['distance']['median'][-1]:.2f} and {trained['distance']['median'][-1]:.2f}.",
-            "caption": "1 is the same direction, 0 what states of unrelated words have. After training "
-            f"{trained['detokenised_share']:.0%} of the uses are detokenised{at}: nearer to the original's state at "
-            "this very use than to that at any other.",
+            f"{values['trained']:.2f} after training. Right: share of uses whose state is nearer to the original's at "
+            "this very word than at other words with the same last piece; at the last layer "
+            f"{' before and '.join(shares) or 'not known'} after training.",
+            "caption": f"Left: 1 is the same direction, 0 what states of unrelated words have. {words}",
         }
     }
 
@@ -174,9 +176,9 @@ def _calibration(calibration: Mapping[str, Any], out: Path) -> dict[str, Descrip
             "diagram of the conditional probability that the text goes on into a new token once its first piece is "
             "given, against the original model's and against how often the text did.",
             "caption": "Left: 0 is exactly what the original model asks for; above, the extended one says it more "
-            f"often. Right: given the first piece, the text went on into a new token {t['observed']} times; the original "
-            f"expects {t['target']:.0f}, the extended model {i['expected']:.0f} before and {t['expected']:.0f} after "
-            "training.",
+            f"often. Right: given the first piece, the text went on into a new token {t['observed']} times; the "
+            f"original expects {t['target']:.0f}, the extended model {i['expected']:.0f} before and "
+            f"{t['expected']:.0f} after training.",
         }
     }
 
@@ -250,7 +252,7 @@ def _principal(side: str, sets: Mapping[str, Any], variance: Sequence[float], ou
             "title": f"Principal components of the {side} rows",
             "alt": f"Scatter plot of {len(sets['old'])} old rows and {len(sets['trained'])} new rows before and after "
             f"training, along the two directions of most variance ({variance[0]:.1%} and {variance[1]:.1%}).",
-            "caption": "Where new rows lie apart from the old ones, every layer can tell them by it. Two directions show "
-            "little of the whole.",
+            "caption": "Where new rows lie apart from the old ones, every layer can tell them by it. Two directions "
+            "show little of the whole.",
         }
     }

@@ -21,6 +21,7 @@ from kldistill.losses.kl import log_masses
 from kldistill.pieces import PieceTable
 
 _TINY = torch.finfo(torch.float32).tiny
+_NEVER = -1e4  # a logit whose probability is 0, but whose products with 0 are 0
 
 
 class Reading(NamedTuple):
@@ -88,7 +89,7 @@ def summarise(curves: Mapping[str, Curves]) -> dict[str, Any]:
 
 def _teacher(teacher: Reading, k: int, forbidden: Sequence[Tensor]) -> Float[Tensor, "P V"]:
     logits_PV = teacher.layers.logits_old(teacher.states[k])
-    logits_PV[forbidden[0], forbidden[1]] = -torch.inf
+    logits_PV[forbidden[0], forbidden[1]] = _NEVER
     return torch.log_softmax(logits_PV, -1)
 
 
@@ -98,11 +99,10 @@ def _of_piece(log_p_PX: Float[Tensor, "P X"], id_P: Int[Tensor, " P"]) -> dict[s
 
 
 def _kl(log_p: Float[Tensor, "P V"], log_q: Float[Tensor, "P V"]) -> Float[Tensor, " P"]:
-    p = log_p.exp()
-    # Where p is 0 the summand is 0, not 0 * inf.
-    return (p * (log_p.masked_fill(p == 0, 0) - log_q.masked_fill(p == 0, 0))).sum(-1)
+    return torch.linalg.vecdot(log_p.exp(), log_p - log_q)
 
 
 def _js(log_p: Float[Tensor, "P V"], log_q: Float[Tensor, "P V"]) -> Float[Tensor, " P"]:
-    middle = ((log_p.exp() + log_q.exp()) / 2).clamp_min(_TINY).log()
-    return (_kl(log_p, middle) + _kl(log_q, middle)) / 2
+    p, q = log_p.exp(), log_q.exp()
+    middle = ((p + q) / 2).clamp_min(_TINY).log()
+    return (torch.linalg.vecdot(p, log_p - middle) + torch.linalg.vecdot(q, log_q - middle)) / 2

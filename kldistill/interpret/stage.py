@@ -14,7 +14,7 @@ from kldistill.devices import device_of
 from kldistill.errors import CorpusError, ModelError
 from kldistill.interpret import agreement, attention, calibration, figures, geometry, lens, reliability
 from kldistill.interpret.config import InterpretConfig
-from kldistill.interpret.contexts import Context, Use, draw_uses, read
+from kldistill.interpret.contexts import Context, Rival, Use, draw_rivals, draw_uses, read
 from kldistill.interpret.headline import Headline, headline
 from kldistill.interpret.models import STUDENTS, Models, Pass
 from kldistill.job import Job
@@ -22,6 +22,7 @@ from kldistill.progress import Bar
 from kldistill.rows import Rows, embedding_of, head_of
 from kldistill.trained import load_tokenizer
 
+RIVALS = 8  # of each use at most
 INEXACT = "some new tokens are AddedTokens, which have no exact pieces"
 
 # States at the places before and after each use, by model.
@@ -63,10 +64,11 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
         job.say(f"interpret: {what} is left out: {reason}")
 
     inexact = None if made.pieces.exact else INEXACT
-    states, parts = _passes(made, contexts, uses)
+    rivals = draw_rivals(contexts, uses, RIVALS, cfg.seed)
+    states, parts = _passes(made, contexts, uses, rivals)
     tokens: dict[int, dict[str, Any]] = {}
     attempt("calibration", inexact, lambda: _calibration(made, contexts, parts, head, tokens))
-    attempt("agreement", made.unreadable, lambda: _agreement(states, uses, head))
+    attempt("agreement", made.unreadable, lambda: _agreement(states, uses, rivals, head))
     attempt("lens", made.unreadable or inexact, lambda: _lens(made, states, uses, head))
     states.clear()
     whole = [context for context in contexts if attention.usable(context)][: cfg.attention_contexts]
@@ -101,18 +103,24 @@ def _of_text(contexts: Sequence[Context], uses: Sequence[Use]) -> dict[str, int]
 
 
 @torch.no_grad()
-def _passes(made: Models, contexts: Sequence[Context], uses: Sequence[Use]) -> tuple[States, Parts]:
+def _passes(
+    made: Models, contexts: Sequence[Context], uses: Sequence[Use], rivals: Sequence[Rival]
+) -> tuple[States, Parts]:
     """Run every model over every context once: keep the states at the drawn uses, and compare the probabilities.
 
-    The states come in the order of the uses, which is that of the contexts.
+    The states come in the order of the uses, or of the rivals, which is that of the contexts.
     """
     states: States = {at: {name: [] for name in ("original", *STUDENTS)} for at in ("before", "after")}
+    states["rivals"] = {"original": []}
     parts: Parts = {name: [] for name in STUDENTS}
     with Bar("Three models on held-out text", total=len(contexts), unit="contexts") as bar:
         for index, context in enumerate(contexts):
             here = [use for use in uses if use.context == index]
             original = made.run("original", context.old_ids)
             _keep(states, "original", original, here, "teacher_row")
+            if original.states is not None:
+                rows = [rival.teacher_row for rival in rivals if rival.context == index]
+                states["rivals"]["original"].append(original.states[:, rows])
             teacher_BV = made.teacher.logits_old(original.hidden) if made.pieces.exact else None
             for name, student in made.students.items():
                 found = made.run(name, context.new_ids)
@@ -126,8 +134,8 @@ def _passes(made: Models, contexts: Sequence[Context], uses: Sequence[Use]) -> t
 
 def _keep(states: States, name: str, found: Pass, uses: Sequence[Use], row: str) -> None:
     if found.states is not None and uses:
-        for at, of in states.items():
-            of[name].append(found.states[:, [getattr(getattr(use, at), row) for use in uses]])
+        for at in ("before", "after"):
+            states[at][name].append(found.states[:, [getattr(getattr(use, at), row) for use in uses]])
 
 
 def _calibration(
@@ -145,12 +153,14 @@ def _calibration(
     return {"calibration": found}
 
 
-def _agreement(states: States, uses: Sequence[Use], head: Headline) -> dict[str, Any]:
+def _agreement(states: States, uses: Sequence[Use], rivals: Sequence[Rival], head: Headline) -> dict[str, Any]:
     """Hidden states after the uses."""
     joined = {name: torch.cat(of, dim=1) for name, of in states["after"].items()}
+    at_rivals, of_rivals = torch.cat(states["rivals"]["original"], dim=1), [rival.use for rival in rivals]
     found = {}
     for name in STUDENTS:
-        near = agreement.measure(joined["original"], joined[name], [use.token for use in uses])
+        tokens = [use.token for use in uses]
+        near = agreement.measure(joined["original"], joined[name], tokens, at_rivals, of_rivals)
         found[name] = agreement.summarise(near)
         head.add(f"{name}/agreement/cosine", near["centred"][-1])
     return {"agreement": found}
@@ -159,7 +169,8 @@ def _agreement(states: States, uses: Sequence[Use], head: Headline) -> dict[str,
 def _lens(made: Models, states: States, uses: Sequence[Use], head: Headline) -> dict[str, Any]:
     """The logit lens before and after the uses."""
     found = {}
-    for at, of in states.items():
+    for at in ("before", "after"):
+        of = states[at]
         readings = {name: lens.Reading(made.layers[name], torch.cat(of[name], dim=1)) for name in of}
         teacher = readings.pop("original")
         curves = lens.measure(teacher, readings, [getattr(use, at) for use in uses], made.pieces)

@@ -18,7 +18,7 @@ INK, MUTED, GRID = "#000000", "#595959", "#b0b0b0"
 SERIES = {"original": COLOURS["original"], "init": COLOURS["init"], "trained": COLOURS["distilled"]}
 LABELS = {"original": "original", "init": "before training", "trained": "after training"}
 MARKERS = {"original": "s", "init": "^", "trained": "o"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "kldistill",
     "font.size": 10,
