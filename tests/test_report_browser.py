@@ -154,7 +154,8 @@ def test_a_phone_scrolls_tables_not_the_page(browser: webdriver.Chrome, pages: P
     show(browser, pages[name], width=390)
     browser.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
     assert run_js(browser, "document.documentElement.scrollWidth") <= 390
-    wider = "Array.from(document.querySelectorAll('svg.figure, .box, pre'), e => e.getBoundingClientRect().right)"
+    parts = "document.querySelectorAll('figure:not(.wide) svg, .drawing, .box, pre')"
+    wider = f"Array.from({parts}, e => e.getBoundingClientRect().right)"
     assert max(run_js(browser, wider)) <= 390
     scrolling = "Array.from(document.querySelectorAll('.box')).some(e => e.scrollWidth > e.clientWidth)"
     assert run_js(browser, scrolling)

@@ -40,8 +40,10 @@ def new_axes(size: tuple[float, float] = _SMALL) -> tuple[Figure, Axes]:
 
 
 def legend(axes: Axes) -> None:
-    """The legend, without a frame."""
-    axes.legend(frameon=False, fontsize=9)
+    """The legend above the axes, where it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = min(len(labels), 3)
+    axes.figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=9)
 
 
 def learning(run: Run) -> Iterator[Chart]:
@@ -200,7 +202,7 @@ def suites(metrics: Mapping[str, float]) -> Iterator[Chart]:
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(0, 100)
         axes.set_xlabel("% of tasks" if names != ["edit_similarity"] else "%")
-        figure.legend(loc="outside upper left", ncols=len(models), frameon=False, fontsize=9)
+        legend(axes)
         yield Chart(
             suite,
             of_figure(figure, f"suite-{suite}", f"Rates on {suite}. {'; '.join(said)}."),
