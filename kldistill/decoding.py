@@ -1,21 +1,23 @@
 """Rows that are written side by side: one key-value cache, rows that leave when they are done, others that join.
 
 Shapes: B rows, T columns of the cache, W vocabulary. Rows are padded in front, so their newest tokens stand together;
-where columns are padding for a row, its mask is 0. Positions are given, so padding shifts nothing. The cache keeps
-every column, also for layers with a sliding window: their masks hide what they must not see.
+where columns are padding for a row, its mask is 0. Positions are given, so padding shifts nothing.
 """
 
 import random
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
+from kldistill.cache import Cache
+from kldistill.shared_prefix import Prefix
 from kldistill.spelling import Spelling
 
 
@@ -62,30 +64,33 @@ class Row:
 
 
 class Rows:
-    """The rows that are being written with one model."""
+    """The rows that are being written with one model, all after the same ``prefix`` if there is one."""
 
     def __init__(
-        self, model: PreTrainedModel, spelling: Spelling, eos: set[int], temperature: float, top_p: float
+        self,
+        model: PreTrainedModel,
+        spelling: Spelling,
+        eos: set[int],
+        temperature: float,
+        top_p: float,
+        prefix: Prefix | None = None,
     ) -> None:
-        self.model, self.spelling, self.eos = model, spelling, eos
+        self.model, self.spelling, self.eos, self.prefix = model, spelling, eos, prefix
         self.temperature, self.top_p = temperature, top_p
         self.rows: list[Row] = []
-        self.cache = DynamicCache()
+        self.cache = Cache()
         self.mask_BT = torch.zeros(0, 0, dtype=torch.int64, device=model.device)
         self.position_B = torch.zeros(0, dtype=torch.int64, device=model.device)
         self.next_B = torch.zeros(0, dtype=torch.int64, device=model.device)
         self._masks: dict[bytes, Tensor] = {}
 
     @torch.no_grad()
-    def join(
-        self, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[Row]], prefix: "Prefix | None" = None
-    ) -> list[Row]:
+    def join(self, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[Row]]) -> list[Row]:
         """Run prompts and let their rows join; each prompt is run once for all its rows.
 
         Args:
             prompts: ids after those of ``prefix``, at least one each.
             rows: the rows of each prompt.
-            prefix: what all prompts begin with, run before.
 
         Returns:
             Rows that ended with their first token.
@@ -93,14 +98,16 @@ class Rows:
         begun = time.perf_counter()
         device = self.model.device
         ids_BT, mask_BT = pad_in_front(prompts, device)
-        before = 0 if prefix is None else prefix.length
-        cache = DynamicCache() if prefix is None else prefix.copies(len(prompts))
+        before = 0 if self.prefix is None else self.prefix.length
+        cache, copied = Cache(), 0
+        if self.prefix is not None and not self.prefix.held_once:
+            cache, copied = self.prefix.cache.copies(len(prompts)), before
         position_BT = (before + mask_BT.cumsum(1) - 1).clamp(min=0)
-        whole_BT = torch.cat([mask_BT.new_ones(len(prompts), before), mask_BT], 1)
+        whole_BT = torch.cat([mask_BT.new_ones(len(prompts), copied), mask_BT], 1)
         logits_BW = self._forward(ids_BT, whole_BT, position_BT, cache)
         index = torch.tensor([at for at, found in enumerate(rows) for _ in found], device=device)
         if len(index) != len(prompts):
-            cache.batch_select_indices(index)
+            cache.select_rows(index)
         added = [row for found in rows for row in found]
         self._merge(cache, whole_BT[index], (position_BT[:, -1] + 1)[index])
         chosen = self._choose(logits_BW[index], added)
@@ -121,17 +128,19 @@ class Rows:
         return self._leave()
 
     def _forward(
-        self, ids_BT: Int[Tensor, "B T"], mask: Int[Tensor, "B S"], position_BT: Int[Tensor, "B T"], cache: DynamicCache
+        self, ids_BT: Int[Tensor, "B T"], mask: Int[Tensor, "B S"], position_BT: Int[Tensor, "B T"], cache: Cache
     ) -> Float[Tensor, "B W"]:
         """Logits after the last column, float32; ids beyond the tokenizer's are left out."""
-        found = self.model(
-            ids_BT,
-            attention_mask=mask,
-            position_ids=position_BT,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        prefix = self.prefix if self.prefix is not None and self.prefix.held_once else None
+        with nullcontext() if prefix is None else prefix.attended(self.model):
+            found = self.model(
+                ids_BT,
+                attention_mask=mask,
+                position_ids=position_BT,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         return found.logits[:, -1, : len(self.spelling.table)].float()
 
     def _choose(self, logits_BW: Float[Tensor, "B W"], rows: Sequence[Row]) -> Int[Tensor, " B"]:
@@ -149,20 +158,14 @@ class Rows:
             row.take(index, self.spelling.table[index], index in self.eos)
         return chosen_B
 
-    def _merge(self, cache: DynamicCache, mask_BT: Int[Tensor, "B T"], position_B: Int[Tensor, " B"]) -> None:
+    def _merge(self, cache: Cache, mask_BT: Int[Tensor, "B T"], position_B: Int[Tensor, " B"]) -> None:
         """Put the rows of another cache below those of this one; the shorter one is padded in front."""
         if not self.rows:
             self.cache, self.mask_BT, self.position_B = cache, mask_BT, position_B
             return
         widths = self.mask_BT.shape[1], mask_BT.shape[1]
         width = max(widths)
-        for ours, theirs in zip(self.cache.layers, cache.layers, strict=True):
-            for name in ("keys", "values"):
-                both = [
-                    F.pad(getattr(layer, name), (0, 0, width - had, 0))
-                    for layer, had in zip((ours, theirs), widths, strict=True)
-                ]
-                setattr(ours, name, torch.cat(both))
+        self.cache.append_rows(cache, width)
         self.mask_BT = torch.cat([F.pad(self.mask_BT, (width - widths[0], 0)), F.pad(mask_BT, (width - widths[1], 0))])
         self.position_B = torch.cat([self.position_B, position_B])
 
@@ -180,38 +183,17 @@ class Rows:
             kept = torch.tensor([at for at, row in enumerate(self.rows) if not row.ended], dtype=torch.int64)
             kept = kept.to(self.mask_BT.device)
             self.rows = [row for row in self.rows if not row.ended]
-            self.cache.batch_select_indices(kept)
+            self.cache.select_rows(kept)
             self.mask_BT, self.position_B, self.next_B = self.mask_BT[kept], self.position_B[kept], self.next_B[kept]
             columns = self.mask_BT.any(0).nonzero().flatten()
             if self.rows and len(columns) < 0.9 * self.mask_BT.shape[1]:
                 self.mask_BT = self.mask_BT[:, columns]
-                for layer in self.cache.layers:
-                    layer.keys, layer.values = layer.keys[:, :, columns], layer.values[:, :, columns]
+                self.cache.select_columns(columns)
         return done
 
     def _share(self, rows: Sequence[Row], begun: float) -> None:
         for row in rows:
             row.seconds += (time.perf_counter() - begun) / len(rows)
-
-
-class Prefix:
-    """The cache of ids that many prompts begin with: run once."""
-
-    @torch.no_grad()
-    def __init__(self, model: PreTrainedModel, ids: Sequence[int]) -> None:
-        self.length = len(ids)
-        self.cache = DynamicCache()
-        model(
-            torch.tensor([list(ids)], device=model.device), past_key_values=self.cache, use_cache=True, logits_to_keep=1
-        )
-
-    def copies(self, n: int) -> DynamicCache:
-        """The same cache for ``n`` rows, free to be written to."""
-        found = DynamicCache()
-        for at, layer in enumerate(self.cache.layers):
-            assert layer.keys is not None and layer.values is not None
-            found.update(layer.keys.expand(n, -1, -1, -1), layer.values.expand(n, -1, -1, -1), at)
-        return found
 
 
 def pad_in_front(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
-from kldistill.decoding import Prefix, Row, Rows
+from kldistill.decoding import Row, Rows
 from kldistill.errors import EvaluationError
 from kldistill.progress import Bar
+from kldistill.shared_prefix import Prefix
 from kldistill.snippets import encode
 from kldistill.spelling import Spelling
 
@@ -114,7 +115,7 @@ def generate(
             shared = common_prefix([prompt.ids for prompt in group]) if len(group) >= MANY else 0
             prefix = Prefix(model, group[0].ids[:shared]) if shared >= ALIKE else None
             skipped = shared if prefix is not None else 0
-            rows = Rows(model, spelling, eos_of(model, spelling), temperature, top_p)
+            rows = Rows(model, spelling, eos_of(model, spelling), temperature, top_p, prefix)
             queue = deque(sorted(group, key=lambda prompt: -len(prompt.ids)))
             while queue or rows.rows:
                 done: list[Row] = []
@@ -126,7 +127,7 @@ def generate(
                         joining.append(queue.popleft())
                         places -= requests[joining[-1].index].n
                     made = [rows_of(requests[p.index], p, seed) for p in joining]
-                    done += rows.join([p.ids[skipped:] for p in joining], made, prefix)
+                    done += rows.join([p.ids[skipped:] for p in joining], made)
                 if rows.rows:
                     done += rows.step()
                 if limit is not None:

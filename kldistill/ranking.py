@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
+from kldistill.cache import Cache
 from kldistill.decoding import pad_in_front
 from kldistill.errors import EvaluationError
 from kldistill.generation import common_prefix
@@ -76,12 +77,12 @@ def _score(model: PreTrainedModel, size: int, taken: Sequence[tuple[int, int, li
     device = model.device
     common_QT, mask_QT = pad_in_front([ids[0][:shared] for _, shared, ids in taken], device)
     position_QT = (mask_QT.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache()
+    cache = Cache()
     options = {"past_key_values": cache, "use_cache": True}
     found = model(common_QT, attention_mask=mask_QT, position_ids=position_QT, logits_to_keep=1, **options)
     first_QW = found.logits[:, -1]
     owner_B = torch.tensor([at for at, (_, _, ids) in enumerate(taken) for _ in ids], device=device)
-    cache.batch_select_indices(owner_B)
+    cache.select_rows(owner_B)
     rests = [row[shared:] for _, shared, ids in taken for row in ids]
     ids_BT, rest_mask_BT = pad(rests, device)
     begin_B = position_QT[:, -1][owner_B] + 1

@@ -1,0 +1,76 @@
+"""A key-value cache that grows in place: transformers' own copies everything it holds for every token that is added.
+
+Shapes of keys and values: (rows, heads, columns, width of a head).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+SPARE = 64  # columns to grow into
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values are views of buffers with columns to spare. Also for layers with a sliding window: every column
+    is kept, and their masks hide what they must not see.
+    """
+
+    _buffers: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Add columns; returns all keys and values."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        had = self.keys.shape[2]
+        width = had + key_states.shape[2]
+        if self._buffers is None or self._buffers[0].shape[2] < width:
+            spare = width - had + SPARE
+            self._buffers = F.pad(self.keys, (0, 0, 0, spare)), F.pad(self.values, (0, 0, 0, spare))
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, had:width] = states
+        self.keys, self.values = (buffer[:, :, :width] for buffer in self._buffers)
+        return self.keys, self.values
+
+    def replace(self, keys: Tensor, values: Tensor) -> None:
+        """Hold other keys and values."""
+        self.keys, self.values, self._buffers = keys, values, None
+
+
+class Cache(DynamicCache):
+    """A cache of growing layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer_class_to_replicate = GrowingLayer
+
+    def select_rows(self, index: Tensor) -> None:
+        """Keep these rows, in this order; a row may come several times."""
+        for layer in self.layers:
+            layer.replace(layer.keys[index], layer.values[index])
+
+    def select_columns(self, index: Tensor) -> None:
+        """Keep these columns."""
+        for layer in self.layers:
+            layer.replace(layer.keys[:, :, index], layer.values[:, :, index])
+
+    def append_rows(self, other: "Cache", width: int) -> None:
+        """Add the rows of another cache below; both are padded in front with zeros to ``width`` columns."""
+        for ours, theirs in zip(self.layers, other.layers, strict=True):
+            ours.replace(
+                *(
+                    torch.cat([F.pad(states, (0, 0, width - states.shape[2], 0)) for states in pair])
+                    for pair in ((ours.keys, theirs.keys), (ours.values, theirs.values))
+                )
+            )
+
+    def copies(self, n: int) -> "Cache":
+        """The same columns for ``n`` rows, of a cache of one row, free to be written to."""
+        found = Cache()
+        for at, layer in enumerate(self.layers):
+            found.update(layer.keys.expand(n, -1, -1, -1), layer.values.expand(n, -1, -1, -1), at)
+        return found
