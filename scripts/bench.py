@@ -1,6 +1,7 @@
 """Measure what must be fast. Prints figures of this machine, and ratios between two ways within the same run.
 
 python scripts/bench.py tokens --tokenizer FOLDER [--megabytes 5] [--merges 512] [--plain]
+python scripts/bench.py generation --model FOLDER [--tasks 32] [--batch 32]
 """
 
 import argparse
@@ -15,11 +16,17 @@ from itertools import pairwise
 from pathlib import Path
 from sysconfig import get_path
 
+import torch
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kldistill.boundaries import widen
+from kldistill.generation import Completion, Request, generate
 from kldistill.merges import Rules, choose
+from kldistill.snippets import encode
+from kldistill.spelling import Spelling
+from kldistill.suites.humaneval import HumanEval
+from kldistill.suites.task import Sources
 from kldistill.tokens import entries_of, use_cores
 from kldistill.vocabulary import definition, old_size
 from kldistill.words import count_words
@@ -114,6 +121,36 @@ def tokens(args: argparse.Namespace) -> None:
         print(f"plain Python loop {seconds:.2f} s: {seconds / ours:.1f} times as long")
 
 
+def generation(args: argparse.Namespace) -> None:
+    """Write completions of HumanEval, batched, and with a loop of single calls of model.generate."""
+    sources = Sources(Path(), Path(), passes=None)  # HumanEval needs none of them
+    tasks = HumanEval().tasks(sources)[: args.tasks]
+    requests = [Request(task.prompt, task.budget, task.stop) for task in tasks]
+    model = AutoModelForCausalLM.from_pretrained(args.model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    spelling = Spelling(tokenizer)
+    written: dict[int, Completion] = {}
+
+    def batched() -> None:
+        found = generate(model, spelling, requests, batch_size=args.batch)
+        written.update((index, completion) for index, (completion,) in found)
+
+    def single() -> None:
+        """The same tasks, prompts healed too, and as many tokens for each as were written above."""
+        for index, request in enumerate(requests):
+            kept, _ = spelling.healed(encode(tokenizer, [request.prompt])[0])
+            model.generate(
+                torch.tensor([kept]), max_new_tokens=len(written[index].token_ids), min_new_tokens=1, do_sample=False
+            )
+
+    seconds, _ = timed(batched)
+    tokens = sum(completion.n_tokens for completion in written.values())
+    print(f"batched  {len(requests) / seconds:6.2f} tasks/s  {tokens / seconds:6.1f} tokens/s  ({seconds:.1f} s)")
+    alone, _ = timed(single)
+    print(f"single   {len(requests) / alone:6.2f} tasks/s  {tokens / alone:6.1f} tokens/s  ({alone:.1f} s)")
+    print(f"batched is {alone / seconds:.1f} times as fast")
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -125,6 +162,11 @@ def main(argv: list[str]) -> None:
     command.add_argument("--boundary", default="identifier")
     command.add_argument("--workers", type=int, default=0, help="processes and threads; 0 for one a core")
     command.add_argument("--plain", action="store_true", help="also time a plain Python loop on the same text")
+    command = commands.add_parser("generation", help=generation.__doc__)
+    command.set_defaults(run=generation)
+    command.add_argument("--model", required=True, help="folder or hub id of a model with its tokenizer")
+    command.add_argument("--tasks", type=int, default=32)
+    command.add_argument("--batch", type=int, default=32)
     args = parser.parse_args(argv)
     args.run(args)
 
