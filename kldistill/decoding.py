@@ -20,6 +20,8 @@ from kldistill.cache import Cache
 from kldistill.shared_prefix import Prefix
 from kldistill.spelling import Spelling
 
+SLICE = 128  # columns of the prompts that are run at a time
+
 
 @dataclass
 class Row:
@@ -84,6 +86,11 @@ class Rows:
         self.next_B = torch.zeros(0, dtype=torch.int64, device=model.device)
         self._masks: dict[bytes, Tensor] = {}
 
+    @property
+    def width(self) -> int:
+        """Columns of the cache."""
+        return self.mask_BT.shape[1] if self.rows else 0
+
     @torch.no_grad()
     def join(self, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[Row]]) -> list[Row]:
         """Run prompts and let their rows join; each prompt is run once for all its rows.
@@ -104,7 +111,12 @@ class Rows:
             cache, copied = self.prefix.cache.copies(len(prompts)), before
         position_BT = (before + mask_BT.cumsum(1) - 1).clamp(min=0)
         whole_BT = torch.cat([mask_BT.new_ones(len(prompts), copied), mask_BT], 1)
-        logits_BW = self._forward(ids_BT, whole_BT, position_BT, cache)
+        logits_BW = torch.empty(0)
+        # In slices, so that the attention weights of long prompts do not fill the memory.
+        for start in range(0, ids_BT.shape[1], SLICE):
+            end = min(start + SLICE, ids_BT.shape[1])
+            seen_BT = whole_BT[:, : copied + end]
+            logits_BW = self._forward(ids_BT[:, start:end], seen_BT, position_BT[:, start:end], cache)
         index = torch.tensor([at for at, found in enumerate(rows) for _ in found], device=device)
         if len(index) != len(prompts):
             cache.select_rows(index)

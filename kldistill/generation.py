@@ -21,6 +21,7 @@ from kldistill.snippets import encode
 from kldistill.spelling import Spelling
 
 ALIKE = 32  # first tokens by which prompts are taken to share a beginning
+CELLS = 32_768  # rows times columns of the cache, at most, unless one prompt alone is more
 MANY = 8  # prompts for which a shared beginning is run on its own
 
 
@@ -121,13 +122,17 @@ def generate(
                 done: list[Row] = []
                 # Others join when a quarter of the places is free: a prompt alone would stop all rows for little.
                 if queue and (not rows.rows or len(rows.rows) <= 3 * batch_size // 4):
-                    joining = []
-                    places = batch_size - len(rows.rows)
-                    while queue and (not joining or requests[queue[0].index].n <= places):
+                    joining: list[Prompt] = []
+                    n = len(rows.rows)
+                    while queue:
+                        n += requests[queue[0].index].n
+                        width = max(rows.width, len(queue[0].ids) - skipped)
+                        if (joining or rows.rows) and (n > batch_size or n * width > CELLS):
+                            break
                         joining.append(queue.popleft())
-                        places -= requests[joining[-1].index].n
                     made = [rows_of(requests[p.index], p, seed) for p in joining]
-                    done += rows.join([p.ids[skipped:] for p in joining], made)
+                    if joining:
+                        done += rows.join([p.ids[skipped:] for p in joining], made)
                 if rows.rows:
                     done += rows.step()
                 if limit is not None:
