@@ -126,9 +126,12 @@ def generate(
                     n = len(rows.rows)
                     while queue:
                         n += requests[queue[0].index].n
-                        width = max(rows.width, len(queue[0].ids) - skipped)
+                        size = len(queue[0].ids) - skipped
+                        width = max(rows.width, size, *(len(prompt.ids) - skipped for prompt in joining[:1]))
                         if (joining or rows.rows) and (n > batch_size or n * width > CELLS):
                             break
+                        if joining and size < (len(joining[0].ids) - skipped) // 2:
+                            break  # it would be mostly padding; it joins next
                         joining.append(queue.popleft())
                     made = [rows_of(requests[p.index], p, seed) for p in joining]
                     if joining:
