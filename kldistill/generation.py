@@ -22,6 +22,7 @@ from kldistill.spelling import Spelling
 
 ALIKE = 32  # first tokens by which prompts are taken to share a beginning
 CELLS = 32_768  # rows times columns of the cache, at most, unless one prompt alone is more
+SPARE = 128  # columns of padding that are no matter
 MANY = 8  # prompts for which a shared beginning is run on its own
 
 
@@ -127,11 +128,11 @@ def generate(
                     while queue:
                         n += requests[queue[0].index].n
                         size = len(queue[0].ids) - skipped
-                        width = max(rows.width, size, *(len(prompt.ids) - skipped for prompt in joining[:1]))
-                        if (joining or rows.rows) and (n > batch_size or n * width > CELLS):
+                        width = max([rows.width, size, *(len(prompt.ids) - skipped for prompt in joining[:1])])
+                        # Far shorter ones would be mostly padding, in every step: they wait for the long ones to end.
+                        full = n > batch_size or n * width > CELLS or width > 2 * size + SPARE
+                        if full and (joining or rows.rows):
                             break
-                        if joining and size < (len(joining[0].ids) - skipped) // 2:
-                            break  # it would be mostly padding; it joins next
                         joining.append(queue.popleft())
                     made = [rows_of(requests[p.index], p, seed) for p in joining]
                     if joining:
