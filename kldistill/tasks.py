@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import hydra.utils
+from hydra.errors import InstantiationException
 
-from kldistill.errors import EvaluationError
+from kldistill.errors import EvaluationError, KldistillError
 from kldistill.eval_config import TasksConfig
 from kldistill.job import Job
 from kldistill.sandbox import Sandbox, Verdict
@@ -49,8 +50,18 @@ def build(cfg: TasksConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> 
 
 
 def suite_of(node: Mapping[str, Any]) -> Suite:
-    """The suite that a node of ``eval`` describes; runs the suite's own checks of its keys."""
-    return hydra.utils.instantiate(dict(node), _convert_="all")
+    """The suite that a node of ``eval`` describes; runs the suite's own checks of its keys.
+
+    Raises:
+        ConfigError: a value that the suite refuses.
+        EvaluationError: the suite cannot be made at all.
+    """
+    try:
+        return hydra.utils.instantiate(dict(node), _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, KldistillError):
+            raise error.__cause__ from None
+        raise EvaluationError(f"eval: a suite cannot be made: {error}") from error
 
 
 def identity(cfg: TasksConfig) -> dict[str, Any]:
