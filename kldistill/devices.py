@@ -14,7 +14,9 @@ def device_of(runtime: RuntimeConfig) -> torch.device:
     Raises:
         ConfigError: the device does not exist here.
     """
-    return process_state(runtime).device
+    device = process_state(runtime).device
+    assert device is not None
+    return device
 
 
 def process_state(runtime: RuntimeConfig) -> PartialState:
@@ -44,10 +46,10 @@ def accelerator(runtime: RuntimeConfig, precision: str) -> Accelerator:
     Raises:
         ConfigError: the device does not exist here, or cannot compute in this precision.
     """
-    state = process_state(runtime)
+    device = device_of(runtime)
     # accelerate keeps the first precision for the life of the process, but each stage has its own.
     AcceleratorState._reset_state()
     try:
-        return Accelerator(cpu=state.device.type == "cpu", mixed_precision=precision)
+        return Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
     except (ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(f"precision={precision}, runtime.device={runtime.device}: {error}") from error

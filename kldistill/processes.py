@@ -159,6 +159,6 @@ def join(runtime: RuntimeConfig) -> Processes:
     if state.num_processes != wanted:
         raise ConfigError(
             f"{wanted} processes were launched, but accelerate joins {state.num_processes} of them on "
-            f"{state.device.type!r}. Launch as many as there are devices, or set runtime.device=cpu."
+            f"{state.device}. Launch as many as there are devices, or set runtime.device=cpu."
         )
     return Processes(state.process_index, wanted, distributed.new_group(backend="gloo", timeout=PATIENCE))

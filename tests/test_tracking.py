@@ -16,11 +16,15 @@ from kldistill import tracking
 from kldistill.config import LoggerConfig, RuntimeConfig
 from kldistill.errors import ConfigError
 from kldistill.tracking import METRICS, TABLES, Tracker
-from kldistill.wandb_run import chosen_mode, flatten
+from kldistill.wandb_run import chosen_mode, flatten, labels
 
 OFFLINE = LoggerConfig(name="wandb")
 NONE = LoggerConfig(name="none")
 SECRET = "hf_abcDEF0123456789"
+PNG = bytes.fromhex(  # one black pixel
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a494441"
+    "54789c636000000002000148afa4710000000049454e44ae426082"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -295,6 +299,56 @@ def test_steps_done_again_after_a_rewind_are_sent(run: Path, out: Path) -> None:
     assert [row["distill/step"] for row in history(found)] == [0, 1, 2, 1]
     assert history(found)[-1]["distill/loss"] == 0.25
     assert steps(run / METRICS) == [0, 1]
+
+
+# Groups, tags and pictures
+
+RESOLVED = {
+    "model": {"_target_": "kldistill.models.hf", "path": "some/where/Qwen2.5-0.5B/", "name": None},
+    "init": {
+        "input": {"_target_": "kldistill.inits.last_piece"},
+        "output": {"_target_": "kldistill.inits.subtoken_mean"},
+    },
+    "loss": {"name": "kl_ce", "terms": {}},
+    "finetune": {"method": "lora"},
+    "seed": 1,
+}
+LABELS = {"model": "Qwen2.5-0.5B", "init": "last_piece_subtoken_mean", "loss": "kl_ce", "finetune": "lora"}
+
+
+def test_labels_are_one_word_of_each_group() -> None:
+    assert labels(RESOLVED) == LABELS
+    same = {"input": {"_target_": "kldistill.inits.mean"}, "output": {"_target_": "kldistill.inits.mean"}}
+    assert labels({"init": same, "model": {"name": "tiny"}}) == {"model": "tiny", "init": "mean"}
+    assert labels({}) == {}
+
+
+def test_what_panels_need_is_in_the_run(run: Path) -> None:
+    """Group and job type, tags, labels without a dot beside the flat configuration, a table and a picture."""
+    png = run.parent / "some.png"
+    png.write_bytes(PNG)
+    with Tracker(run, LoggerConfig(tags=["mine"]), resolved=RESOLVED, job_type="train", group="kl_vs_ce") as tracker:
+        tracker.image("pictures/some", png)
+        tracker.table("result", ["model", "bits/byte"], [["original", 0.98]])
+        tracker.summary({"eval/distilled/domain/bits_per_byte": 0.9})
+    (found,) = records(run)
+    (start,) = [record.run for record in found if record.HasField("run")]
+    assert (start.run_group, start.job_type) == ("kl_vs_ce", "train")
+    assert list(start.tags) == ["mine", *(f"{key}={value}" for key, value in LABELS.items())]
+    config = config_of(found)
+    assert {key: config[key] for key in LABELS} == LABELS
+    assert (config["loss.name"], config["seed"]) == ("kl_ce", 1)
+    sent = {key: value for row in history(found) for key, value in row.items()}
+    assert sent["pictures/some/_type"] == "image-file"
+    assert sent["result/_type"] == "table-file"
+    assert len(list(run.glob("wandb/offline-run-*/files/media/images/pictures/some*.png"))) == 1
+
+
+def test_a_group_of_the_users_own_comes_first(run: Path) -> None:
+    with Tracker(run, LoggerConfig(group="theirs"), group="kl_vs_ce"):
+        pass
+    (found,) = records(run)
+    assert [record.run.run_group for record in found if record.HasField("run")] == ["theirs"]
 
 
 # Choosing the logger
