@@ -3,7 +3,7 @@
 Reading the same keys and values again for every row is what makes few-shot prompts slow: for 32 rows after 700
 shared tokens it is most of the work of a step. Here all rows' queries meet the shared columns in one product.
 
-Shapes: B rows, T queries, H heads of keys, G queries' heads for each, D their width, S own columns, P shared columns.
+Shapes: B rows, H heads of keys, G heads of queries for each, D their width, S own columns, P shared columns, C both.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
@@ -74,26 +75,28 @@ def attend(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     layer = shared.layers[module.layer_idx]  # type: ignore[index]
     assert layer.keys is not None and layer.values is not None
-    key_HPD, value_HPD = layer.keys[0], layer.values[0]
     b, heads, t, d = query.shape
-    h, s = key.shape[1], key.shape[2]
+    h, s, p = key.shape[1], key.shape[2], layer.keys.shape[2]
+    if t > 1:  # a prompt: here a copy for every row costs less than the weights of all queries at once
+        if attention_mask is None:
+            attention_mask = torch.ones(t, s, dtype=torch.bool, device=query.device).tril(s - t)[None, None]
+        key = torch.cat([layer.keys.expand(b, -1, -1, -1), key], 2)
+        value = torch.cat([layer.values.expand(b, -1, -1, -1), value], 2)
+        mask = F.pad(attention_mask, (p, 0), value=True)
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
+    key_HPD, value_HPD = layer.keys[0], layer.values[0]
     g = heads // h
     scale = d**-0.5 if scaling is None else scaling
-    query_BHQD = (query * scale).reshape(b, h, g * t, d)  # Q = G * T
-    own_BHGTS = (query_BHQD @ key.transpose(2, 3)).view(b, h, g, t, s)
-    if attention_mask is None and t > 1:
-        attention_mask = torch.ones(t, s, dtype=torch.bool, device=query.device).tril(s - t)[None, None]
+    query_BHGD = (query * scale).view(b, h, g, d)
+    own_BHGS = query_BHGD @ key.transpose(2, 3)
     if attention_mask is not None:
-        own_BHGTS = own_BHGTS.masked_fill(~attention_mask[:, :, None, :, :s], -torch.inf)
-    query_HND = query_BHQD.transpose(0, 1).reshape(h, b * g * t, d)  # N = B * Q
-    theirs_HNP = query_HND @ key_HPD.transpose(1, 2)
-    own_HNS = own_BHGTS.reshape(b, h, g * t, s).transpose(0, 1).reshape(h, b * g * t, s)
-    weight_HNC = torch.cat([theirs_HNP, own_HNS], -1).softmax(-1, dtype=torch.float32).to(query.dtype)
-    p = key_HPD.shape[1]
-    found_HND = weight_HNC[..., :p] @ value_HPD
-    own_BHQS = weight_HNC[..., p:].view(h, b, g * t, s).transpose(0, 1)
-    found_BHQD = found_HND.view(h, b, g * t, d).transpose(0, 1) + own_BHQS @ value
-    return found_BHQD.reshape(b, heads, t, d).transpose(1, 2).contiguous(), None
+        own_BHGS = own_BHGS.masked_fill(~attention_mask[..., :s], -torch.inf)
+    theirs_HNP = query_BHGD.transpose(0, 1).reshape(h, b * g, d) @ key_HPD.transpose(1, 2)  # N = B * G
+    theirs_BHGP = theirs_HNP.view(h, b, g, p).transpose(0, 1)
+    weight_BHGC = torch.cat([theirs_BHGP, own_BHGS], -1).softmax(-1, dtype=torch.float32).to(query.dtype)
+    found_HND = weight_BHGC[..., :p].transpose(0, 1).reshape(h, b * g, p) @ value_HPD
+    found_BHGD = found_HND.view(h, b, g, d).transpose(0, 1) + weight_BHGC[..., p:] @ value
+    return found_BHGD.reshape(b, 1, heads, d), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
