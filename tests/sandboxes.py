@@ -1,5 +1,9 @@
 """What the tests of the sandbox share."""
 
+import time
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from kldistill.sandbox import Limits, unavailable
@@ -21,3 +25,23 @@ def small(**changes: float) -> Limits:
         assert hasattr(limits, key)
         setattr(limits, key, value)
     return limits
+
+
+def processes_with(word: str) -> list[str]:
+    """Processes of this machine with a word in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word in path.read_text().split("\0"):
+                found.append(path.parent.name)
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> bool:
+    """Whether a condition comes true in time."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()

@@ -7,13 +7,11 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from kldistill.errors import ConfigError
-from kldistill.sandbox import Limits, Outcome, Sandbox, SandboxError, Verdict, bubblewrap, pool, seccomp
-from tests.sandboxes import needs_bubblewrap, small
+from kldistill.sandbox import Outcome, Sandbox, SandboxError, Verdict, bubblewrap, pool
+from tests.sandboxes import needs_bubblewrap, processes_with, small, wait_until
 
 pytestmark = needs_bubblewrap
 Run = Callable[[str], Outcome]
@@ -145,10 +143,10 @@ def test_waiting_costs_no_cpu_time() -> None:
 def test_a_crowded_machine_fails_no_program() -> None:
     program = "import time\nwhile time.process_time() < 0.1: pass"
     workers = 4 * pool.cores()
-    with Sandbox(small(), workers=workers) as crowded:
+    with Sandbox(small(wall_seconds=0.3), workers=workers) as crowded:
         outcomes = crowded.run([program] * workers)
     assert [outcome.verdict for outcome in outcomes] == [Verdict.PASSED] * workers
-    assert max(outcome.wall_seconds for outcome in outcomes) > 0.25  # they were in each other's way
+    assert max(outcome.wall_seconds for outcome in outcomes) > 0.3  # they were in each other's way
 
 
 def test_wall_limit_is_reported_as_time_not_as_a_wrong_answer() -> None:
@@ -208,25 +206,6 @@ def test_a_killed_evaluation_leaves_nothing_behind() -> None:
     assert wait_until(lambda: not processes_with("7654321"))
 
 
-def processes_with(word: str) -> list[str]:
-    """Processes of this machine with a word in their command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if word in path.read_text().split("\0"):
-                found.append(path.parent.name)
-        except OSError:  # it has just ended
-            continue
-    return found
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return condition()
-
-
 def test_a_sandbox_that_does_not_start_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     with Sandbox(small(), workers=1) as sandbox:
         monkeypatch.setattr(bubblewrap, "command", lambda limits, inner: ["bwrap", "--no-such-option"])
@@ -235,32 +214,3 @@ def test_a_sandbox_that_does_not_start_is_no_verdict(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(bubblewrap, "command", lambda limits, inner: ["/no/such/program"])
         with pytest.raises(SandboxError, match="did not start"):
             sandbox.run(["assert True"])
-
-
-def test_the_filter_of_system_calls_is_well_formed() -> None:
-    for machine in seccomp.AUDIT_ARCHES:
-        steps = seccomp.sieve(machine)
-        assert len(steps) % 8 == 0 and len(steps) < 8 * 4096
-        assert steps[-8:] == b"\x06\0\0\0\0\0\xff\x7f"  # allow, at the end only
-        assert steps.count(b"\x06\0\0\0\0\0\xff\x7f") == 1
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("cpu_seconds", 0),
-        ("wall_seconds", -1),
-        ("memory_bytes", 1 << 20),
-        ("processes", 0),
-        ("file_bytes", 100),
-        ("output_bytes", 0),
-    ],
-)
-def test_limits_are_checked(key: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=rf"^eval\.limits\.{key}="):
-        Limits(**{key: value})  # pyright: ignore[reportArgumentType]
-
-
-def test_number_of_workers_is_checked() -> None:
-    with pytest.raises(ConfigError, match="workers=0"):
-        Sandbox(small(), workers=0)

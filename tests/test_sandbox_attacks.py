@@ -1,6 +1,6 @@
 """Hostile programs: each gets its verdict, in bounded time, and the next program is judged as if nothing had been."""
 
-import os
+import json
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from kldistill.sandbox import Outcome, Sandbox, Verdict
-from tests.sandboxes import needs_bubblewrap, small
-from tests.test_sandbox import processes_with, wait_until
+from tests.sandboxes import needs_bubblewrap, processes_with, small, wait_until
 
 pytestmark = needs_bubblewrap
 Attack = Callable[[str], Outcome]
@@ -23,9 +22,14 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def attack(sandbox: Sandbox) -> Iterator[Attack]:
+def judge(sandbox: Sandbox) -> Attack:
+    return lambda program: sandbox.submit(textwrap.dedent(program)).result(timeout=120)
+
+
+@pytest.fixture
+def attack(sandbox: Sandbox, judge: Attack) -> Iterator[Attack]:
     """Runs a program; afterwards the sandbox still works, and nothing is left."""
-    yield lambda program: sandbox.submit(textwrap.dedent(program)).result(timeout=120)
+    yield judge
     assert [outcome.verdict for outcome in sandbox.run(["assert True", "assert False"])] == ["passed", "failed"]
     assert wait_until(lambda: not processes_with(str(MARK)))
 
@@ -33,20 +37,19 @@ def attack(sandbox: Sandbox) -> Iterator[Attack]:
 # ---- using things up
 
 
-@pytest.mark.parametrize("program", ["while True: pass", "try:\n    while True: pass\nexcept BaseException:\n    pass"])
-def test_infinite_loop(attack: Attack, program: str) -> None:
-    outcome = attack(program)
-    assert (outcome.verdict, outcome.detail) == (Verdict.TIMED_OUT, "more than 0.5 CPU seconds")
-    assert 0.5 < outcome.cpu_seconds < 2
+def test_infinite_loop(attack: Attack) -> None:
+    outcome = attack("try:\n    while True: pass\nexcept BaseException:\n    pass")
+    assert (outcome.verdict, outcome.detail) == (Verdict.TIMED_OUT, "more than 0.25 CPU seconds")
+    assert 0.25 < outcome.cpu_seconds < 2
 
 
-def test_infinite_loop_in_c_and_in_threads(attack: Attack) -> None:
-    outcome = attack(
-        "import threading\nfor _ in range(3):\n    threading.Thread(target=sum, args=(iter(int, 1),)).start()"
-    )
-    assert outcome.verdict is Verdict.PASSED  # the program has ended; its threads end with it
+def test_infinite_loop_in_c(attack: Attack) -> None:
     assert attack("sum(iter(int, 1))").verdict is Verdict.TIMED_OUT
-    assert attack("x = 7 ** 7 ** 7 ** 7").verdict is Verdict.TIMED_OUT
+
+
+def test_infinite_loop_in_a_thread(attack: Attack) -> None:
+    outcome = attack("def f():\n    while True: pass\nimport threading\nthreading.Thread(target=f).start()")
+    assert outcome.verdict is Verdict.PASSED  # the program has ended, and its threads end with it
 
 
 def test_loop_that_ignores_signals(attack: Attack) -> None:
@@ -124,7 +127,7 @@ def test_filling_the_disk(attack: Attack) -> None:
 def test_endless_output(attack: Attack, program: str) -> None:
     outcome = attack(program)
     assert (outcome.verdict, outcome.detail) == (Verdict.CRASHED, f"more than {MARK} bytes of output")
-    assert outcome.cpu_seconds < 0.5
+    assert outcome.cpu_seconds < 0.25
 
 
 def test_deep_recursion(attack: Attack) -> None:
@@ -146,22 +149,26 @@ def test_segmentation_fault_and_abort(attack: Attack) -> None:
 def test_deleting_the_home_folder(attack: Attack, tmp_path: Path) -> None:
     kept = tmp_path / "thesis.tex"
     kept.write_text("years of work")
-    assert attack(f"import shutil\nshutil.rmtree({str(tmp_path)!r})").verdict is Verdict.BLOCKED
+    assert attack(f"import shutil\nshutil.rmtree({str(tmp_path)!r})").verdict is missing(tmp_path)
     assert attack("import os, shutil\nshutil.rmtree(os.path.expanduser('~/'))").verdict is not Verdict.PASSED
     assert attack("import shutil\nshutil.rmtree('/usr')").verdict is Verdict.BLOCKED
-    assert attack("import shutil\nshutil.rmtree('/', ignore_errors=True)\nassert False").verdict is Verdict.FAILED
+    assert attack("import os, json\nos.remove(json.__file__)").verdict is Verdict.BLOCKED
     assert kept.read_text() == "years of work"
+    assert Path(json.__file__).exists()
 
 
 def test_reading_the_home_folder(attack: Attack, tmp_path: Path) -> None:
     (tmp_path / "id_ed25519").write_text("secret")
-    for path in (tmp_path / "id_ed25519", Path(__file__), "/etc/passwd", "/proc/1/root/etc/passwd"):
-        assert attack(f"open({str(path)!r}).read()").verdict is Verdict.BLOCKED
-    everything = (
-        f"import os\nassert not any('id_ed25519' in files for _, _, files in os.walk('/'))\nassert {os.getpid()} > 1"
-    )
-    outcome = attack(everything)
-    assert outcome.verdict in (Verdict.PASSED, Verdict.TIMED_OUT)
+    for path in (tmp_path / "id_ed25519", Path(__file__), Path("/etc/passwd"), Path("/proc/1/root/etc/passwd")):
+        assert attack(f"open({str(path)!r}).read()").verdict is missing(path)
+    listed = attack("import os\nraise ValueError(os.listdir('/'), os.listdir('/tmp'), os.listdir('/dev/shm'))").detail
+    assert "'usr'" in listed and "'home'" not in listed and "'mnt'" not in listed
+    assert listed.endswith("[], [])")
+
+
+def missing(path: Path) -> Verdict:
+    """Verdict of a program that wants a file of the machine; ``/tmp`` is its own, and may well lack the file."""
+    return Verdict.FAILED if path.is_relative_to("/tmp") else Verdict.BLOCKED
 
 
 def test_secrets_of_the_environment(attack: Attack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,11 +210,15 @@ def test_opening_a_socket(attack: Attack, program: str) -> None:
 def test_killing_the_parent(attack: Attack) -> None:
     kill = """
         import os, signal
-        for pid in (os.getppid(), 1, -1):
+        for pid in (os.getppid(), 1):
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGSTOP, signal.SIGKILL):
                 os.kill(pid, number)
+        try:
+            os.kill(-1, signal.SIGKILL)
+        except ProcessLookupError:  # there is nobody else
+            pass
         """
-    assert attack(textwrap.dedent(kill) + "assert False").verdict is Verdict.FAILED
+    assert attack(kill + "assert False").verdict is Verdict.FAILED
     assert attack(kill).verdict is Verdict.PASSED  # in vain, and nothing was skipped
 
 
@@ -247,7 +258,8 @@ def test_system_calls_that_lead_out(attack: Attack) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         calls = {
             "unshare": (0x10000000,), "ptrace": (16, 1, 0, 0), "memfd_create": (b"x", 0), "shmget": (0, 4096, 0o1600),
-            "mount": (b"none", b"/tmp", b"tmpfs", 0, 0), "setns": (0, 0), "chroot": (b"/tmp",), "execv": (b"/bin/true", 0),
+            "mount": (b"none", b"/tmp", b"tmpfs", 0, 0), "setns": (0, 0), "chroot": (b"/tmp",),
+            "execv": (b"/bin/true", 0),
         }
         for name, arguments in calls.items():
             ctypes.set_errno(0)
@@ -273,8 +285,8 @@ def test_system_calls_that_lead_out(attack: Attack) -> None:
         "import signal, os\nsignal.signal(signal.SIGALRM, lambda *a: os._exit(0))\nsignal.alarm(1)\nsignal.pause()",
     ],
 )
-def test_early_exit_is_no_pass(attack: Attack, program: str) -> None:
-    outcome = attack(program)
+def test_early_exit_is_no_pass(judge: Attack, program: str) -> None:
+    outcome = judge(program)
     assert outcome.verdict is Verdict.FAILED
 
 
@@ -289,8 +301,8 @@ def test_early_exit_is_no_pass(attack: Attack, program: str) -> None:
         "BaseExceptionGroup('all', [SystemExit(0)])",
     ],
 )
-def test_any_exception_fails(attack: Attack, error: str) -> None:
-    assert attack(f"raise {error}").verdict is Verdict.FAILED
+def test_any_exception_fails(judge: Attack, error: str) -> None:
+    assert judge(f"raise {error}").verdict is Verdict.FAILED
 
 
 @pytest.mark.parametrize(
@@ -307,14 +319,14 @@ def test_any_exception_fails(attack: Attack, error: str) -> None:
         "sys.flags = __debug__; sys.settrace(None)",
     ],
 )
-def test_patching_what_assertions_rest_on(attack: Attack, patch: str) -> None:
-    assert attack(f"import builtins, os, sys\n{patch}\nassert 1 == 2").verdict in (Verdict.FAILED, Verdict.CRASHED)
+def test_patching_what_assertions_rest_on(judge: Attack, patch: str) -> None:
+    assert judge(f"import builtins, os, sys\n{patch}\nassert 1 == 2").verdict in (Verdict.FAILED, Verdict.CRASHED)
 
 
 @pytest.mark.parametrize(
     "text", ["b'passed'", r"b'passed\t0.1\t0.1\t\n'", "os.urandom(16)", r"b'ready\npassed\t0\t0\t\n'"]
 )
-def test_writing_to_every_file_is_no_pass(attack: Attack, text: str) -> None:
+def test_writing_to_every_file_is_no_pass(judge: Attack, text: str) -> None:
     program = f"""
         import os
         for handle in range(1024):
@@ -324,19 +336,18 @@ def test_writing_to_every_file_is_no_pass(attack: Attack, text: str) -> None:
             except OSError:
                 pass
         """
-    assert attack(program + "    ").verdict is Verdict.FAILED  # even though it ends properly: it has spoilt its report
-    assert attack(program + "        os._exit(0)").verdict is Verdict.FAILED
+    assert judge(program + "    ").verdict is Verdict.FAILED  # even though it ends properly: it has spoilt its report
+    assert judge(program + "        os._exit(0)").verdict is Verdict.FAILED
 
 
-def test_writing_to_the_verdict_of_the_supervisor(attack: Attack) -> None:
-    for path in ("/proc/1/fd/1", "/proc/1/fd", "/proc/1/mem", "/proc/1/environ"):
-        program = f"import os\nos.open({path!r}, os.O_RDWR if {path!r} != '/proc/1/fd' else os.O_RDONLY)\nos.listdir({path!r})"
-        assert attack(program).verdict in (Verdict.BLOCKED, Verdict.FAILED)
+def test_writing_to_the_verdict_of_the_supervisor(judge: Attack) -> None:
+    for path in ("/proc/1/fd/1", "/proc/1/mem", "/proc/1/environ"):
+        assert judge(f"open({path!r}, 'rb')").verdict is Verdict.BLOCKED
     forged = "import os\nos.write(os.open('/proc/1/fd/1', os.O_WRONLY), b'passed\\t0\\t0\\t\\n')"
-    assert attack(forged).verdict is Verdict.BLOCKED
+    assert judge(forged).verdict is Verdict.BLOCKED
 
 
-def test_sending_back_all_that_can_be_read(attack: Attack) -> None:
+def test_sending_back_all_that_can_be_read(judge: Attack) -> None:
     program = """
         import os, sys
         found, frame = [], sys._getframe()
@@ -358,8 +369,8 @@ def test_sending_back_all_that_can_be_read(attack: Attack) -> None:
                     pass
         os._exit(0)
         """
-    assert attack(program).verdict is Verdict.FAILED
+    assert judge(program).verdict is Verdict.FAILED
 
 
-def test_closing_every_file_is_no_pass(attack: Attack) -> None:
-    assert attack("import os\nos.closerange(0, 1024)").verdict is Verdict.FAILED
+def test_closing_every_file_is_no_pass(judge: Attack) -> None:
+    assert judge("import os\nos.closerange(0, 1024)").verdict is Verdict.FAILED

@@ -34,6 +34,11 @@ def python() -> list[str]:
     return [os.path.realpath(getattr(sys, "_base_executable", sys.executable)), "-s", "-S", "-P"]
 
 
+def program() -> str | None:
+    """Where bubblewrap is."""
+    return shutil.which("bwrap")
+
+
 def command(limits: Limits, inner: Sequence[str]) -> list[str]:
     """Command line that runs ``inner`` as first process of a sandbox of its own.
 
@@ -43,7 +48,14 @@ def command(limits: Limits, inner: Sequence[str]) -> list[str]:
     and private, in memory, of ``limits.file_bytes`` each. No capabilities, no new privileges.
     """
     tmpfs = ("--size", str(limits.file_bytes), "--tmpfs")
-    arguments = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
+    arguments = [
+        program() or "bwrap",
+        "--unshare-user",
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-ipc",
+        "--unshare-uts",
+    ]
     arguments += ["--unshare-cgroup-try", "--cap-drop", "ALL", "--uid", "1000", "--gid", "1000"]
     arguments += ["--hostname", "sandbox", "--die-with-parent", "--new-session", "--as-pid-1", "--clearenv"]
     for key, value in ENVIRONMENT.items():
@@ -86,9 +98,9 @@ def unavailable() -> str | None:
         return (
             f"there is no filter of system calls for {platform.machine()}, only for {', '.join(seccomp.AUDIT_ARCHES)}"
         )
-    if shutil.which("bwrap") is None:
+    if (path := program()) is None:
         return "bubblewrap is not installed"
-    if "--size" not in subprocess.run(["bwrap", "--help"], capture_output=True, text=True, check=False).stdout:
+    if "--size" not in subprocess.run([path, "--help"], capture_output=True, text=True, check=False).stdout:
         return "this bubblewrap is too old, 0.6 or later is needed"
     try:
         outcome = judge(PROBE, Limits(), boxed=True)

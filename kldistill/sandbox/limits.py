@@ -37,7 +37,8 @@ class Limits:
 
     Attributes:
         cpu_seconds: of all its threads, user and system. This one decides, since a busy machine does not change it.
-        wall_seconds: of the clock; only for programs that wait for something. Keep it far above ``cpu_seconds``.
+        wall_seconds: of the clock, less what the program waited for a core; for programs that wait for something else.
+            Keep it far above ``cpu_seconds``.
         memory_bytes: its address space.
         processes: its threads at a time, the main one included. It cannot start processes, except without a sandbox,
             where all of them count and each has the memory.

@@ -21,7 +21,7 @@ from kldistill.progress import Bar
 from kldistill.sandbox import bubblewrap, seccomp
 from kldistill.sandbox.limits import Limits, Outcome, SandboxError, Verdict
 
-GRACE = 30.0  # seconds beyond the wall limit in which the sandbox may start and answer
+PATIENCE = 10  # wall limits until a sandbox that does not answer is given up; the machine may be busy
 READY = "ready\n"
 # Reads the supervisor's code and the seccomp filter, and hands them the rest, the program.
 BOOT = (
@@ -128,6 +128,7 @@ def judge(program: str, limits: Limits, *, boxed: bool, sandbox: Sandbox | None 
         SandboxError: the sandbox did not start, or was closed meanwhile.
     """
     source = program.encode("utf-8", "surrogatepass")
+    longest = 60 + PATIENCE * limits.wall_seconds
     with contextlib.ExitStack() as stack:
         try:
             process = start(limits, boxed, stack)
@@ -136,9 +137,9 @@ def judge(program: str, limits: Limits, *, boxed: bool, sandbox: Sandbox | None 
         if sandbox is not None:
             stack.enter_context(sandbox.running(process))
         try:
-            answer, _ = process.communicate(supervisor(boxed) + source, limits.wall_seconds + GRACE)
+            answer, _ = process.communicate(supervisor(boxed) + source, longest)
         except subprocess.TimeoutExpired:
-            return Outcome(Verdict.TIMED_OUT, 0.0, limits.wall_seconds + GRACE, "the sandbox did not answer in time")
+            return Outcome(Verdict.TIMED_OUT, 0.0, longest, "the sandbox did not answer in time")
         finally:
             kill(process)
             process.communicate()

@@ -185,6 +185,7 @@ class Watched:
         self.status = None  # of the program's first process, once it has ended
         self.reaped = 0.0  # CPU seconds of processes that have ended
         self.alive = 0.0
+        self.kept = 0.0  # seconds in which the program was ready, but other programs had the cores
         self.tick = 1 / os.sysconf("SC_CLK_TCK")
 
     def spent(self):
@@ -220,6 +221,11 @@ class Watched:
                 ticks += sum(map(int, fields[11:15]))  # its own and those of its children that have ended
                 threads += int(fields[17])
         self.alive = ticks * self.tick
+        try:
+            with open(f"/proc/{self.child}/schedstat", "rb") as file:
+                self.kept = int(file.read().split()[1]) / 1e9
+        except (OSError, IndexError):  # not Linux, or the program has just ended
+            return threads
         return threads
 
 
@@ -257,7 +263,7 @@ def watch(watched, report, output, cpu_seconds, wall_seconds, processes, output_
             return "blocked", f"more than {processes} threads"
         if watched.spent() > cpu_seconds:
             return "timed_out", f"more than {cpu_seconds:g} CPU seconds"
-        if now - started > wall_seconds:
+        if now - started - watched.kept > wall_seconds:
             return "timed_out", f"more than {wall_seconds:g} seconds, {watched.spent():.2f} of them computing"
     message += drained(report)
     if written + len(drained(output)) > output_bytes:
