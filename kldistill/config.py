@@ -25,17 +25,20 @@ class RuntimeConfig:
         workers: threads and processes for text work; 0 means all cores.
         threads: torch threads; 0 leaves torch's own choice.
         checkpoint_every: training steps between two checkpoints.
+        generation_batch: completions that are written at a time; changes them by no more than rounding does.
     """
 
     device: str = "auto"
     workers: int = 0
     threads: int = 0
     checkpoint_every: int = 20
+    generation_batch: int = 64
 
     def __post_init__(self) -> None:
         require(self.workers >= 0, "runtime.workers", self.workers, "must be 0 (all cores) or more")
         require(self.threads >= 0, "runtime.threads", self.threads, "must be 0 (torch's choice) or more")
-        require(self.checkpoint_every >= 1, "runtime.checkpoint_every", self.checkpoint_every, "must be at least 1")
+        for key in ("checkpoint_every", "generation_batch"):
+            require(getattr(self, key) >= 1, f"runtime.{key}", getattr(self, key), "must be at least 1")
 
 
 @dataclass

@@ -45,7 +45,6 @@ class EvalConfig(ScoringConfig):
         limit: tasks of each suite at most, the first ones; null for all.
         n_samples: completions of each task.
         temperature, top_p: of the sampling; temperature 0 is greedy.
-        generation_batch: completions that are written at a time.
         limits: of every program in the sandbox.
         allow_unsandboxed: run generated programs without a sandbox where there is none. Dangerous.
     """
@@ -55,15 +54,13 @@ class EvalConfig(ScoringConfig):
     n_samples: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
-    generation_batch: int = 32
     limits: Limits = field(default_factory=Limits)
     allow_unsandboxed: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.limit is None or self.limit >= 1, "eval.limit", self.limit, "must be at least 1, or null for all")
-        for key in ("n_samples", "generation_batch"):
-            require(getattr(self, key) >= 1, f"eval.{key}", getattr(self, key), "must be at least 1")
+        require(self.n_samples >= 1, "eval.n_samples", self.n_samples, "must be at least 1")
         require(self.temperature >= 0, "eval.temperature", self.temperature, "must be 0 (greedy) or more")
         require(0 < self.top_p <= 1, "eval.top_p", self.top_p, "must be above 0 and at most 1")
         require(
@@ -120,7 +117,6 @@ class GenerateConfig:
     n_samples: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
-    generation_batch: int = 32
     limits: Limits = field(default_factory=Limits)
     allow_unsandboxed: bool = False
     resamples: int = 2_000

@@ -114,7 +114,7 @@ def written(
             model,
             spelling,
             requests,
-            batch_size=cfg.generation_batch,
+            batch_size=job.runtime.generation_batch,
             temperature=cfg.temperature,
             top_p=cfg.top_p,
             seed=cfg.seed,
@@ -167,7 +167,8 @@ def ranked(
     begun = time.perf_counter()
     questions = [(task.prompt, task.options) for task in tasks]
     description = f"{cfg.of.capitalize()} model on {cfg.suite}"
-    for index, nats in rank(model, spelling, questions, batch_size=cfg.generation_batch, description=description):
+    size = job.runtime.generation_batch
+    for index, nats in rank(model, spelling, questions, batch_size=size, description=description):
         seconds, begun = time.perf_counter() - begun, time.perf_counter()
         yield head(tasks[index], 0) | {
             "log_probabilities": [round(value, 4) for value in nats],

@@ -11,6 +11,7 @@ from conftest import MakeModel, MakeTokens
 from kldistill.sandbox import unavailable
 
 from kldistill import generate, models, tiny
+from kldistill.config import RuntimeConfig
 from kldistill.eval_config import GenerateConfig
 from kldistill.job import Job
 from kldistill.rows import Rows
@@ -54,8 +55,8 @@ def build(folders: dict[str, Path], tmp_path: Path) -> Build:
             inputs |= folders | {"original": tmp_path / original}
         of = "original" if original is None else "distilled"
         (tmp_path / out).mkdir(exist_ok=True)
-        cfg = GenerateConfig(of, "some", **{"generation_batch": 3, "resamples": 50, **settings})
-        generate.build(cfg, inputs, tmp_path / out, Job())
+        cfg = GenerateConfig(of, "some", **{"resamples": 50, **settings})
+        generate.build(cfg, inputs, tmp_path / out, Job(RuntimeConfig(generation_batch=3)))
         return [json.loads(line) for line in (tmp_path / out / "records.jsonl").read_text().splitlines()]
 
     return make
