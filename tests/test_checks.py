@@ -8,7 +8,7 @@ from runs import config
 
 from kldistill import compose, corpus, models, pipeline
 from kldistill.checks import check
-from kldistill.errors import ConfigError
+from kldistill.errors import ConfigError, KldistillError
 
 ADDED = ["tokens=list", "tokens.terms={terms}", "tokens.as_added_tokens=true"]
 
@@ -110,3 +110,43 @@ def test_what_cannot_work_is_refused_before_anything_is_made(
 )
 def test_what_can_work_or_cannot_be_known_yet_passes(overrides: list[str], tmp_path: Path) -> None:
     check(compose.typed(config(filled(overrides, tmp_path))))
+
+
+# ---- suites, fine-tuning, export
+
+
+def checked(*overrides: str) -> None:
+    """Compose and check."""
+    check(compose.typed(config([*overrides])))
+
+
+def test_a_suite_that_runs_programs_needs_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kldistill.sandbox.bubblewrap.unavailable", lambda: "bubblewrap is not installed")
+    with pytest.raises(ConfigError, match=r"need a sandbox: bubblewrap is not installed.*eval.allow_unsandboxed=true"):
+        checked("eval.suites=[humaneval]")
+    checked("eval.suites=[completion]")
+    checked("eval.suites=[humaneval]", "eval.allow_unsandboxed=true")
+    checked("eval.suites=[humaneval]", "stages=[tokens]")
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["eval.suites=[mbpp]", "eval.mbpp.path=/no/such/file"], "eval.mbpp.path='/no/such/file': cannot be read"),
+        (["eval.suites=[choice]", "eval.mbpp.path=/no/such/file"], "eval.mbpp.path='/no/such/file': cannot be read"),
+        (["eval.suites=[choice]", "eval.choice.of=[mbbp]"], "eval.choice.of: there is no suite 'mbbp'"),
+        (
+            ["eval.suites=[completion]", "eval.completion.where=end"],
+            "eval.completion.where='end': must be line",
+        ),
+        (
+            ["finetune=lora", "finetune.anchor=kl", "loss=ce", "distill.teacher=none"],
+            "finetune.anchor=kl with distill.teacher=none",
+        ),
+        (["export.gguf=true", "tokens.boundary=dotted"], "export.gguf=true with tokens.boundary=dotted: llama.cpp"),
+    ],
+)
+def test_what_cannot_work_later_is_refused_now(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError if "mbpp.path" not in " ".join(overrides) else KldistillError) as caught:
+        checked("eval.allow_unsandboxed=true", *overrides)
+    assert str(caught.value).startswith(message)

@@ -1,6 +1,6 @@
 """The table at the end of a run."""
 
-from kldistill.table import COLUMNS, final_rows, with_interval
+from kldistill.table import COLUMNS, SUITES_COLUMNS, final_names, final_rows, suite_rows, with_interval
 
 METRICS = {
     "tokens/old_size": 49152,
@@ -43,3 +43,44 @@ def test_a_figure_that_is_missing_is_a_dash() -> None:
     assert with_interval({}, "eval/init/domain/kl_to_teacher") == "–"
     added_tokens = {name: value for name, value in METRICS.items() if "kl_to_teacher" not in name}
     assert final_rows(added_tokens)[1][6:8] == ["–", "–"]
+
+
+def test_a_row_for_every_suite_model_and_rate() -> None:
+    metrics = {
+        "eval/original/humaneval/tasks": 164.0,
+        "eval/original/humaneval/pass@1": 0.05,
+        "eval/original/humaneval/pass@1/low": 0.02,
+        "eval/original/humaneval/pass@1/high": 0.09,
+        "eval/original/humaneval/tokens_per_task": 60.25,
+        "eval/original/humaneval/verdict/timed_out": 2.0,
+        "eval/distilled/humaneval/tasks": 164.0,
+        "eval/distilled/humaneval/pass@1": 0.04,
+        "eval/distilled/humaneval/pass@1/low": 0.01,
+        "eval/distilled/humaneval/pass@1/high": 0.08,
+        "eval/distilled/humaneval/pass@1/minus_original": -0.01,
+        "eval/distilled/humaneval/pass@1/minus_original/low": -0.03,
+        "eval/distilled/humaneval/pass@1/minus_original/high": 0.01,
+        "eval/distilled/humaneval/pass@1/mcnemar_p": 0.5,
+        "eval/distilled/humaneval/adoption": 0.75,
+        "eval/original/domain/bits_per_byte": 0.8,
+        "eval/original/domain/bits_per_byte/low": 0.7,
+    }
+    first, second = suite_rows(metrics)
+    assert first == [
+        "humaneval", "164", "original", "pass@1", "0.050 [0.02,0.09]", "–", "–", "60.2", "–", "–", "2",
+    ]  # fmt: skip
+    assert second[2:7] == ["distilled", "pass@1", "0.040 [0.01,0.08]", "-0.010 [-0.03,0.01]", "0.500"]
+    assert second[9] == "75.0%"
+    assert len(first) == len(second) == len(SUITES_COLUMNS)
+
+
+def test_the_last_model_stands_under_names_of_its_own() -> None:
+    metrics = {
+        "eval/original/humaneval/pass@1": 0.1,
+        "eval/distilled/humaneval/pass@1": 0.2,
+        "eval/distilled/domain/bits_per_byte": 0.9,
+    }
+    assert final_names(metrics) == {"eval/humaneval/pass@1": 0.2}
+    tuned = metrics | {"eval/finetuned/humaneval/pass@1": 0.3, "eval/finetuned/plain/kl_to_teacher": 0.1}
+    assert final_names(tuned) == {"eval/humaneval/pass@1": 0.3}
+    assert final_names({"eval/original/humaneval/pass@1": 0.1}) == {}
