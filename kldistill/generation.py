@@ -115,7 +115,9 @@ def generate(
     with Bar(description, total=len(requests), unit="tasks") as bar:
         for group in alike(prompts):
             shared = common_prefix([prompt.ids for prompt in group]) if len(group) >= MANY else 0
-            prefix = Prefix(model, group[0].ids[:shared]) if shared >= ALIKE else None
+            # A row has tokens without text too, see ``Row.take``.
+            reach = max(len(prompt.ids) + 2 * requests[prompt.index].budget + 65 for prompt in group)
+            prefix = Prefix(model, group[0].ids[:shared]) if shared >= ALIKE and reach <= window_of(model) else None
             skipped = shared if prefix is not None else 0
             rows = Rows(model, spelling, eos_of(model, spelling), temperature, top_p, prefix)
             queue = deque(sorted(group, key=lambda prompt: -len(prompt.ids)))
@@ -164,6 +166,15 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     first, last = min(rows), max(rows)
     shortest = min(len(row) for row in rows) - 1
     return next((at for at in range(shortest) if first[at] != last[at]), shortest)
+
+
+def window_of(model: PreTrainedModel) -> float:
+    """Columns that every layer of the model sees.
+
+    Windows count columns, padding included. Padding in front is beyond them, but behind a shared beginning it would
+    narrow them, so where a window bites every prompt is run whole.
+    """
+    return getattr(model.config.get_text_config(), "sliding_window", None) or float("inf")
 
 
 def eos_of(model: PreTrainedModel, spelling: Spelling) -> set[int]:

@@ -1,6 +1,8 @@
 """Generation: the same ids as plain generation, whatever the company; bytes, stop strings, sampling."""
 
+import json
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from conftest import MakeModel, MakeTokens
 
-from kldistill import models, tiny, trained
+from kldistill import decoding, models, tiny, trained
 from kldistill.decoding import Row, draw
 from kldistill.errors import EvaluationError
 from kldistill.generation import Completion, Request, alike, common_prefix, generate
@@ -78,6 +80,39 @@ def test_a_shared_beginning_changes_nothing(family: str, tiny_model: MakeModel) 
     for request, (completion,) in zip(requests, together, strict=True):
         ((alone,),) = answers(model, spelling, [request], batch_size=1)
         assert alone.token_ids == completion.token_ids
+
+
+@pytest.mark.usefixtures("unhealed")
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3"])
+def test_sliding_windows_slide_over_tokens_not_over_padding(
+    family: str, tiny_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model(family, pad_to=1), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 12}))
+    model, spelling = load(folder)
+    monkeypatch.setattr(decoding, "SLICE", 7)
+    shared = [TEXT[:200] + TEXT[at : at + 20 + at % 37] for at in range(1000, 1900, 100)]
+    requests = [Request(prompt, budget=40) for prompt in [*PROMPTS, *shared]]
+    for request, (completion,) in zip(requests, answers(model, spelling, requests), strict=True):
+        ids = torch.tensor(encode(spelling.tokenizer, [request.prompt]))
+        n = len(completion.token_ids)
+        plain = model.generate(ids, max_new_tokens=n, do_sample=False)[0, ids.shape[1] :].tolist()  # type: ignore[operator]
+        assert plain == completion.token_ids
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_long_prompts_in_slices_are_the_same(
+    family: str, tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, spelling = load(tiny_model(family))
+    shared = [TEXT[:200] + TEXT[at : at + 20 + 2 * (at % 37)] for at in range(1000, 1900, 100)]
+    requests = [Request(prompt, budget=30) for prompt in [*PROMPTS, *shared]]
+    whole = answers(model, spelling, requests)
+    monkeypatch.setattr(decoding, "SLICE", 5)
+    sliced = answers(model, spelling, requests)
+    assert [c.token_ids for (c,) in whole] == [c.token_ids for (c,) in sliced]
 
 
 def test_prompts_that_begin_alike_are_put_together(tiny_model: MakeModel) -> None:
