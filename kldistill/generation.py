@@ -123,22 +123,22 @@ def generate(
             queue = deque(sorted(group, key=lambda prompt: -len(prompt.ids)))
             while queue or rows.rows:
                 done: list[Row] = []
-                # Others join when a quarter of the places is free: a prompt alone would stop all rows for little.
-                if queue and (not rows.rows or len(rows.rows) <= 3 * batch_size // 4):
-                    joining: list[Prompt] = []
-                    n = len(rows.rows)
-                    while queue:
-                        n += requests[queue[0].index].n
-                        size = len(queue[0].ids) - skipped
-                        width = max([rows.width, size, *(len(prompt.ids) - skipped for prompt in joining[:1])])
-                        # Far shorter ones would be mostly padding, in every step: they wait for the long ones to end.
-                        full = n > batch_size or n * width > CELLS or width > 2 * size + SPARE
-                        if full and (joining or rows.rows):
-                            break
-                        joining.append(queue.popleft())
+                joining: list[Prompt] = []
+                n = len(rows.rows)
+                while queue:
+                    size = len(queue[0].ids) - skipped
+                    width = max([rows.width, size, *(len(prompt.ids) - skipped for prompt in joining[:1])])
+                    places = min(batch_size, CELLS // width)
+                    n += requests[queue[0].index].n
+                    # Others join when a quarter of the places is free: a prompt alone would stop all rows for little.
+                    # Far shorter ones would be mostly padding, in every step: they wait for the long ones to end.
+                    wait = n > places or len(rows.rows) > 3 * places // 4 or width > 2 * size + SPARE
+                    if wait and (joining or rows.rows):
+                        break
+                    joining.append(queue.popleft())
+                if joining:
                     made = [rows_of(requests[p.index], p, seed) for p in joining]
-                    if joining:
-                        done += rows.join([p.ids[skipped:] for p in joining], made)
+                    done += rows.join([p.ids[skipped:] for p in joining], made)
                 if rows.rows:
                     done += rows.step()
                 if limit is not None:
