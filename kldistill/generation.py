@@ -7,7 +7,7 @@ those of ``model.generate``.
 """
 
 import random
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -152,13 +152,27 @@ def generate(
 
 
 def alike(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
-    """Prompts in groups: those that begin alike where they are many, and all others together."""
-    sizes = Counter(tuple(prompt.ids[:ALIKE]) for prompt in prompts)
-    groups: dict[tuple[int, ...], list[Prompt]] = {}
+    """Prompts in groups: those that share a beginning where they are many, and all others together.
+
+    A few that leave the others early (a task that is itself one of the examples) must not shorten what the many share.
+    """
+    sizes: dict[tuple[int, ...], list[Prompt]] = {}
     for prompt in prompts:
-        key = tuple(prompt.ids[:ALIKE])
-        groups.setdefault(key if sizes[key] >= MANY else (), []).append(prompt)
-    return list(groups.values())
+        sizes.setdefault(tuple(prompt.ids[:ALIKE]), []).append(prompt)
+    groups: list[list[Prompt]] = []
+    others: list[Prompt] = []
+    for group in sizes.values():
+        middle = sorted(prompt.ids for prompt in group)[len(group) // 2]
+        shared = [common_prefix([prompt.ids, middle]) for prompt in group]
+        # The length that saves most.
+        best = max(set(shared), key=lambda length: length * sum(other >= length for other in shared))
+        many = [prompt for prompt, length in zip(group, shared, strict=True) if length >= best]
+        if len(many) >= MANY:
+            groups.append(many)
+            others += [prompt for prompt, length in zip(group, shared, strict=True) if length < best]
+        else:
+            others += group
+    return [*groups, others] if others else groups
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:

@@ -256,3 +256,13 @@ def test_an_extended_model_generates_with_its_own_tokens(
     found = answers(model, spelling, [Request(prompt, budget=30) for prompt in PROMPTS])
     old = len(spelling.table) - 24
     assert all(index >= old for (completion,) in found for index in completion.token_ids[1:])
+
+
+def test_a_few_that_leave_early_do_not_shorten_what_many_share() -> None:
+    from kldistill.generation import Prompt
+
+    many = [Prompt(at, [7] * 400 + [at], b"") for at in range(12)]
+    few = [Prompt(12 + at, [7] * 60 + [99 + at] * 100, b"") for at in range(3)]
+    groups = alike([*few, *many])
+    assert [sorted(prompt.index for prompt in group) for group in groups] == [list(range(12)), [12, 13, 14]]
+    assert common_prefix([prompt.ids for prompt in groups[0]]) == 400
