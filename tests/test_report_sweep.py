@@ -162,8 +162,8 @@ def test_numbers_are_one_value_however_they_are_written(tmp_path: Path) -> None:
 
 def test_runs_that_are_no_grid_have_no_missing_cells() -> None:
     values = {"a": ["1", "2", "3"], "b": ["1", "2", "3"], "c": ["1", "2", "3"]}
-    assert len(expected(values, 7)) == 27
-    assert expected(values, 3) == []
+    assert len(expected(values, 14)) == 27
+    assert expected(values, 13) == []
     assert expected({}, 1) == []
 
 

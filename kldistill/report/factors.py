@@ -101,9 +101,10 @@ def natural(value: str) -> tuple[int, float, str]:
 def expected(values: Mapping[str, Sequence[str]], n_runs: int) -> list[dict[str, str]]:
     """All cells of the grid: the product of the values seen.
 
-    Empty where the runs are plainly no grid: where that product has more than four cells a run.
+    Empty where the runs are plainly no grid: where that product has more than two cells a run. (A grid that is filled
+    in the order of its cells, as Hydra does, never has.)
     """
     size = math.prod(len(found) for found in values.values())
-    if not values or size > 4 * n_runs:
+    if not values or size > 2 * n_runs:
         return []
     return [dict(zip(values, cell, strict=True)) for cell in product(*values.values())]

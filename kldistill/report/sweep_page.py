@@ -92,7 +92,11 @@ def answers(table: Mapping[str, Any], metrics: Mapping[str, Metric]) -> list[dic
     found: dict[str, dict[str, list[str]]] = {}
     for row in summary(table, metrics):
         by_verdict = found.setdefault(row["value"], {verdict: [] for verdict in _VERDICTS})
-        by_verdict[row["whole"]["verdict"]].append(f"{row['metric'].label} ({row['shown'][0]})")
+        verdict, counts = row["whole"]["verdict"], row["counts"]
+        note = row["shown"][0]
+        if verdict not in (BETTER, WORSE) and counts.total() > 1:  # what the single cells say all the same
+            note += "; cells: " + ", ".join(f"{n} {of}" for of, n in counts.items())
+        by_verdict[verdict].append(f"{row['metric'].label} ({note})")
     return [
         {"value": value, "said": {verdict: names for verdict, names in by_verdict.items() if names}}
         for value, by_verdict in found.items()
