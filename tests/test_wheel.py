@@ -58,6 +58,8 @@ def test_the_wheel_holds_the_package_and_every_preset(wheel: Path) -> None:
         assert f"kldistill/conf/{path.relative_to(ROOT / 'conf').as_posix()}" in names
     for path in (ROOT / "kldistill").rglob("*.py"):
         assert path.relative_to(ROOT).as_posix() in names
+    for path in (ROOT / "kldistill").rglob("templates/*"):
+        assert path.relative_to(ROOT).as_posix() in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"kldistill"}, "and nothing else"
     (entry,) = (name for name in names if name.endswith("entry_points.txt"))
     assert "kldistill = kldistill.cli:main" in zipfile.ZipFile(wheel).read(entry).decode()
