@@ -19,6 +19,12 @@ class GrowingLayer(DynamicLayer):
 
     _buffers: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """Keys and values."""
+        assert self.keys is not None and self.values is not None, "nothing was run"
+        return self.keys, self.values
+
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
@@ -26,15 +32,17 @@ class GrowingLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-        had = self.keys.shape[2]
+        keys, values = self.pair
+        had = keys.shape[2]
         width = had + key_states.shape[2]
         if self._buffers is None or self._buffers[0].shape[2] < width:
             spare = width - had + SPARE
-            self._buffers = F.pad(self.keys, (0, 0, 0, spare)), F.pad(self.values, (0, 0, 0, spare))
+            self._buffers = F.pad(keys, (0, 0, 0, spare)), F.pad(values, (0, 0, 0, spare))
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, had:width] = states
-        self.keys, self.values = (buffer[:, :, :width] for buffer in self._buffers)
-        return self.keys, self.values
+        keys, values = (buffer[:, :, :width] for buffer in self._buffers)
+        self.keys, self.values = keys, values
+        return keys, values
 
     def replace(self, keys: Tensor, values: Tensor) -> None:
         """Hold other keys and values."""
@@ -48,29 +56,33 @@ class Cache(DynamicCache):
         super().__init__()
         self.layer_class_to_replicate = GrowingLayer
 
+    @property
+    def grown(self) -> list[GrowingLayer]:
+        """The layers."""
+        return [layer for layer in self.layers if isinstance(layer, GrowingLayer)]
+
     def select_rows(self, index: Tensor) -> None:
         """Keep these rows, in this order; a row may come several times."""
-        for layer in self.layers:
-            layer.replace(layer.keys[index], layer.values[index])
+        for layer in self.grown:
+            layer.replace(*(states[index] for states in layer.pair))
 
     def select_columns(self, index: Tensor) -> None:
         """Keep these columns."""
-        for layer in self.layers:
-            layer.replace(layer.keys[:, :, index], layer.values[:, :, index])
+        for layer in self.grown:
+            layer.replace(*(states[:, :, index] for states in layer.pair))
 
     def append_rows(self, other: "Cache", width: int) -> None:
         """Add the rows of another cache below; both are padded in front with zeros to ``width`` columns."""
-        for ours, theirs in zip(self.layers, other.layers, strict=True):
+        for ours, theirs in zip(self.grown, other.grown, strict=True):
+            both = zip(ours.pair, theirs.pair, strict=True)
             ours.replace(
-                *(
-                    torch.cat([F.pad(states, (0, 0, width - states.shape[2], 0)) for states in pair])
-                    for pair in ((ours.keys, theirs.keys), (ours.values, theirs.values))
-                )
+                *(torch.cat([F.pad(states, (0, 0, width - states.shape[2], 0)) for states in pair]) for pair in both)
             )
 
     def copies(self, n: int) -> "Cache":
         """The same columns for ``n`` rows, of a cache of one row, free to be written to."""
         found = Cache()
-        for at, layer in enumerate(self.layers):
-            found.update(layer.keys.expand(n, -1, -1, -1), layer.values.expand(n, -1, -1, -1), at)
+        for at, layer in enumerate(self.grown):
+            keys, values = layer.pair
+            found.update(keys.expand(n, -1, -1, -1), values.expand(n, -1, -1, -1), at)
         return found

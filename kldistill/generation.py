@@ -177,7 +177,7 @@ def alike(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     """Length of what all rows begin with, short of the last token of any: each keeps one of its own."""
-    first, last = min(rows), max(rows)
+    first, last = min(map(list, rows)), max(map(list, rows))
     shortest = min(len(row) for row in rows) - 1
     return next((at for at in range(shortest) if first[at] != last[at]), shortest)
 

@@ -50,7 +50,7 @@ class Prefix:
     @contextmanager
     def attended(self, model: PreTrainedModel) -> Iterator[None]:
         """Within it, every query of the model also sees the shared columns, which are before all others."""
-        before = model.config.get_text_config()._attn_implementation
+        before = model.config.get_text_config()._attn_implementation or "sdpa"
         token = _shared.set(self.cache)
         model.set_attn_implementation(NAME)
         try:
