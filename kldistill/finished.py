@@ -22,6 +22,8 @@ def is_finished(cfg: Config, folder: Path) -> bool:
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if cfg.force or record.get("status") != "finished":
         return False
+    if "report" in cfg.stages and not (folder / "report.html").is_file():
+        return False
     check(cfg)
     steps = steps_of(cfg)
     prints: dict[str, str] = {}

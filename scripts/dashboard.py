@@ -81,7 +81,7 @@ def workspace(entity: str, project: str, group: str | None = None, model: str = 
     ]
     shown: list[Any] = [
         wr.WeavePanelSummaryTable(table_name="result", layout=wr.Layout(w=24, h=8)),
-        wr.MediaBrowser(media_keys=["pictures/standing", "pictures/learning"], layout=wr.Layout(w=24, h=8)),
+        wr.MediaBrowser(media_keys=["pictures/standing", "pictures/learning", "report"], layout=wr.Layout(w=24, h=8)),
     ]
     only = [ws.Metric("Group") == group] if group else []
     return ws.Workspace(

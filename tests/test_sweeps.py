@@ -268,6 +268,7 @@ def test_a_finished_run_is_known_by_what_it_would_build(tmp_path: Path, corpus: 
     assert not finished.is_finished(made("tokens.n_new=20"), folder)
     assert not finished.is_finished(made("force=[init]"), folder)
     assert not finished.is_finished(made("stages=[tokens]"), folder)
+    assert not finished.is_finished(made("stages=[init,report]"), folder), "the page is missing"
     record = read_run(folder)
     (folder / "run.json").write_text(json.dumps({**record, "status": "running"}))
     assert not finished.is_finished(made(), folder)

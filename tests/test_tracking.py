@@ -327,8 +327,11 @@ def test_what_panels_need_is_in_the_run(run: Path) -> None:
     """Group and job type, tags, labels without a dot beside the flat configuration, a table and a picture."""
     png = run.parent / "some.png"
     png.write_bytes(PNG)
+    page = run.parent / "report.html"
+    page.write_text("<!doctype html><p>All of it.</p>")
     with Tracker(run, LoggerConfig(tags=["mine"]), resolved=RESOLVED, job_type="train", group="kl_vs_ce") as tracker:
         tracker.image("pictures/some", png)
+        tracker.image("report", page)
         tracker.table("result", ["model", "bits/byte"], [["original", 0.98]])
         tracker.summary({"eval/distilled/domain/bits_per_byte": 0.9})
     (found,) = records(run)
@@ -341,6 +344,9 @@ def test_what_panels_need_is_in_the_run(run: Path) -> None:
     sent = {key: value for row in history(found) for key, value in row.items()}
     assert sent["pictures/some/_type"] == "image-file"
     assert sent["result/_type"] == "table-file"
+    assert sent["report/_type"] == "html-file"
+    (kept,) = run.glob("wandb/offline-run-*/files/media/html/report*.html")
+    assert kept.read_text() == page.read_text()
     assert len(list(run.glob("wandb/offline-run-*/files/media/images/pictures/some*.png"))) == 1
 
 
