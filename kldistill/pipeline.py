@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kldistill import figures, report
+from kldistill import figures, gguf_export, report
 from kldistill.artifacts import Store
 from kldistill.checks import check
 from kldistill.compose import Config, resolved
@@ -57,6 +57,8 @@ def run(cfg: Config, folder: Path) -> dict[str, float]:
         try:
             for name in planned:
                 folders[name] = _walk(name, steps[name], cfg, store, processes, tracker, prints, folders, name in again)
+                if name == "model" and cfg.export.gguf and "export" in planned:
+                    gguf_export.check_model(folders[name])  # before hours of training
                 names["artifacts"][name] = os.path.relpath(folders[name], folder)
                 names["metrics"] |= summary(folders[name])
                 write_json(folder / "run.json", {"status": "running", **names})

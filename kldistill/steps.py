@@ -94,7 +94,9 @@ def steps_of(cfg: Config) -> dict[str, Step]:
     found["interpret"] = Step(interpret.build, lambda cfg: cfg.interpret, sources)
     measured = [name for name, step in found.items() if step.group == "evaluate" and not name.startswith("tasks_")]
     sources = {**_same("model", "tokens"), "rows": last}
-    found["export"] = Step(export.build, lambda cfg: cfg.export, sources, optional=measured)
+    # The model card tells how the rows came about, and what was measured.
+    told = [*(name for name in ("init", "distill") if name != last), *measured]
+    found["export"] = Step(export.build, lambda cfg: cfg.export, sources, optional=told)
     return found
 
 
