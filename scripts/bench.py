@@ -139,16 +139,16 @@ def generation(args: argparse.Namespace) -> None:
         """The same tasks, prompts healed too, and as many tokens for each as were written above."""
         for index, request in enumerate(requests):
             kept, _ = spelling.healed(encode(tokenizer, [request.prompt])[0])
-            model.generate(
-                torch.tensor([kept]), max_new_tokens=len(written[index].token_ids), min_new_tokens=1, do_sample=False
-            )
+            n = len(written[index].token_ids)
+            model.generate(torch.tensor([kept]), max_new_tokens=n, min_new_tokens=n, do_sample=False)
 
-    seconds, _ = timed(batched)
+    seconds, cpu = timed(batched)
     tokens = sum(completion.n_tokens for completion in written.values())
-    print(f"batched  {len(requests) / seconds:6.2f} tasks/s  {tokens / seconds:6.1f} tokens/s  ({seconds:.1f} s)")
-    alone, _ = timed(single)
-    print(f"single   {len(requests) / alone:6.2f} tasks/s  {tokens / alone:6.1f} tokens/s  ({alone:.1f} s)")
-    print(f"batched is {alone / seconds:.1f} times as fast")
+    alone, alone_cpu = timed(single)
+    for name, wall, used in (("batched", seconds, cpu), ("single ", alone, alone_cpu)):
+        rates = f"{len(requests) / wall:6.2f} tasks/s  {tokens / wall:6.1f} tokens/s"
+        print(f"{name}  {rates}  ({wall:.1f} s, {used:.1f} s of processor)")
+    print(f"batched is {alone / seconds:.1f} times as fast, with {cpu / alone_cpu:.0%} of the processor's time")
 
 
 def main(argv: list[str]) -> None:
