@@ -1,0 +1,41 @@
+"""What the tests of the stage ``interpret`` share: a corpus artifact, rows, and the stage run on them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from setting import documents
+
+from kldistill import interpret, models
+from kldistill.interpret.config import InterpretConfig
+from kldistill.job import Job
+from kldistill.rows import Rows, embedding_of
+
+SMALL: dict[str, Any] = {
+    "n_contexts": 4, "context_bytes": 200, "n_uses": 8, "attention_contexts": 2, "neighbours": 3, "resamples": 50,
+}  # fmt: skip
+
+
+def write_corpus(folder: Path, n: int = 8) -> Path:
+    """A corpus artifact that has only a test split."""
+    lines = [json.dumps(document._asdict()) for document in documents(n, start=20)]
+    (folder / "test.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_rows(model: Path, folder: Path, n: int, seed: int, tied: bool = False) -> Path:
+    """Random rows for ``n`` new tokens."""
+    folder.mkdir(exist_ok=True)
+    width = embedding_of(models.load(model)).embedding_dim
+    generator = torch.Generator().manual_seed(seed)
+    made = [0.3 * torch.randn(n, width, generator=generator) for _ in range(2)]
+    Rows(made[0], None if tied else made[1]).save(folder)
+    return folder
+
+
+def run(inputs: dict[str, Path], out: Path, job: Job | None = None, **settings: Any) -> dict[str, Any]:
+    """Run the stage; the content of interpret.json."""
+    out.mkdir(exist_ok=True)
+    interpret.build(InterpretConfig(**{**SMALL, **settings}), inputs, out, job or Job())
+    return json.loads((out / "interpret.json").read_text())
