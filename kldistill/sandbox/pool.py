@@ -100,7 +100,8 @@ class Sandbox:
         with self._lock:
             self.closed = True
             for process in self._running:
-                kill(process)
+                if process.returncode is None:
+                    kill(process)
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     @contextlib.contextmanager
@@ -127,7 +128,14 @@ def judge(program: str, limits: Limits, *, boxed: bool, sandbox: Sandbox | None 
     Raises:
         SandboxError: the sandbox did not start, or was closed meanwhile.
     """
-    source = program.encode("utf-8", "surrogatepass")
+    source = supervisor(boxed) + program.encode("utf-8", "surrogatepass")
+    # A supervisor that ends without a verdict: the program's doing if it happens twice, else somebody else's.
+    outcome = attempt(source, limits, boxed, sandbox) or attempt(source, limits, boxed, sandbox)
+    return outcome or Outcome(Verdict.CRASHED, 0.0, 0.0, "its supervisor ended without a verdict")
+
+
+def attempt(source: bytes, limits: Limits, boxed: bool, sandbox: Sandbox | None) -> Outcome | None:
+    """As ``judge``, once; ``None`` without a verdict."""
     longest = 60 + PATIENCE * limits.wall_seconds
     with contextlib.ExitStack() as stack:
         try:
@@ -137,11 +145,12 @@ def judge(program: str, limits: Limits, *, boxed: bool, sandbox: Sandbox | None 
         if sandbox is not None:
             stack.enter_context(sandbox.running(process))
         try:
-            answer, _ = process.communicate(supervisor(boxed) + source, longest)
+            answer, _ = process.communicate(source, longest)
         except subprocess.TimeoutExpired:
             return Outcome(Verdict.TIMED_OUT, 0.0, longest, "the sandbox did not answer in time")
         finally:
-            kill(process)
+            if process.returncode is None or not boxed:  # a plain process may leave others behind
+                kill(process)
             process.communicate()
     if sandbox is not None and sandbox.closed:
         raise SandboxError("the sandbox was closed while the program ran")
@@ -170,13 +179,13 @@ def start(limits: Limits, boxed: bool, stack: contextlib.ExitStack) -> subproces
     )
 
 
-def understood(answer: str) -> Outcome:
-    """The supervisor's answer as an outcome."""
+def understood(answer: str) -> Outcome | None:
+    """The supervisor's answer as an outcome; ``None`` if it started a program, but gave no verdict."""
     if not answer.startswith(READY):
         raise SandboxError(f"the sandbox did not start: {' '.join(answer.split())[-300:] or 'it said nothing'}")
     fields = answer.removeprefix(READY).rstrip("\n").split("\t")
     if len(fields) != 4:
-        return Outcome(Verdict.CRASHED, 0.0, 0.0, "its supervisor was killed")
+        return None
     return Outcome(Verdict(fields[0]), float(fields[1]), float(fields[2]), fields[3])
 
 

@@ -1,9 +1,8 @@
 """Runs inside the sandbox, as its first process: starts one program, watches it, says what became of it.
 
 Stands alone: ``kldistill.sandbox.pool`` sends this file's code to a bare interpreter through standard input, with the
-program behind it, so it imports nothing of the package and little of the standard library (every program pays for each
-import). It answers on standard output: ``ready`` and, later, one line with tabs: verdict, CPU seconds, wall seconds,
-detail.
+program behind it, so it imports nothing of the package and little else (every program pays for each import). It answers
+on standard output: ``ready`` and, later, one line with tabs: verdict, CPU seconds, wall seconds, detail.
 
 The program runs in a forked process, which it can do with as it likes. It cannot reach the supervisor: that one is
 process 1 of the sandbox, which the kernel lets no process inside kill, and it is not "dumpable", so that nobody may
@@ -44,7 +43,11 @@ def main(program, sieve, cpu_seconds, wall_seconds, memory_bytes, processes, fil
     import _signal  # pyright: ignore[reportMissingImports]  # signal.py costs more than all the rest
 
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # process 1 gets those signals that it handles
-    libc = library() if sieve is not None else None
+    libc = None
+    if sieve is not None:
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
     report, report_end = os.pipe()
     output, output_end = os.pipe()
     secret_end, secret = os.pipe()
@@ -84,13 +87,6 @@ def joined(nonce, key):
     return bytes(a ^ b for a, b in zip(nonce, key, strict=True))
 
 
-def library():
-    """The C library, for ``prctl``."""
-    import ctypes
-
-    return ctypes.CDLL(None, use_errno=True)
-
-
 def confine(libc, sieve, cpu_seconds, memory_bytes, file_bytes):
     """Set the kernel's limits for this process. The CPU limit is a second or two late: the watch comes first, and is
     the finer one. No limit on processes: it would not bind for root, and before Linux 5.14 count all of a user's.
@@ -106,8 +102,8 @@ def confine(libc, sieve, cpu_seconds, memory_bytes, file_bytes):
         limits[resource.RLIMIT_STACK] = 8 << 20
     for kind, value in limits.items():
         hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
+        least = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (least, least))
     if sieve is None:
         return
     import ctypes
@@ -147,10 +143,11 @@ def run(program, report, secret, key):
 
 def failure(error):
     """The report of an exception: verdict, tab, detail."""
+    detail = f"{type(error).__name__}"
     try:
-        detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        detail += f": {error}" if str(error) else ""
     except BaseException:  # the program's own exception may do anything when asked for its text
-        detail = f"{type(error).__name__}"
+        detail += ": (without a text)"
     verdict = "failed"
     if isinstance(error, SystemExit):
         detail += " before the program's end"
@@ -160,6 +157,8 @@ def failure(error):
             verdict = "blocked"
         elif error.errno == errno.ENOMEM:
             verdict = "crashed"
+    elif isinstance(error, SystemError):  # as when there is no memory for a frame
+        verdict = "crashed"
     elif isinstance(error, RuntimeError) and detail == "RuntimeError: can't start new thread":
         verdict = "blocked"
     line = "".join(c if c.isprintable() else " " for c in detail[:200])
@@ -185,7 +184,7 @@ class Watched:
         self.status = None  # of the program's first process, once it has ended
         self.reaped = 0.0  # CPU seconds of processes that have ended
         self.alive = 0.0
-        self.kept = 0.0  # seconds in which the program was ready, but other programs had the cores
+        self.kept = 0.0  # seconds in which others had the cores
         self.tick = 1 / os.sysconf("SC_CLK_TCK")
 
     def spent(self):
@@ -221,11 +220,7 @@ class Watched:
                 ticks += sum(map(int, fields[11:15]))  # its own and those of its children that have ended
                 threads += int(fields[17])
         self.alive = ticks * self.tick
-        try:
-            with open(f"/proc/{self.child}/schedstat", "rb") as file:
-                self.kept = int(file.read().split()[1]) / 1e9
-        except (OSError, IndexError):  # not Linux, or the program has just ended
-            return threads
+        self.kept = max(self.kept, kept_waiting(self.child))
         return threads
 
 
@@ -235,14 +230,22 @@ def others():
     return [name for name in names if name.isdigit() and int(name) != os.getpid()]
 
 
+def kept_waiting(pid):
+    """Seconds in which a process could have run, had it had a core; 0 where that is not counted."""
+    try:
+        with open(f"/proc/{pid}/schedstat", "rb") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
 def watch(watched, report, output, cpu_seconds, wall_seconds, processes, output_bytes, proof):
     """Wait until the program ends or breaks a limit; verdict and detail."""
     poller = select.poll()
-    poller.register(report, select.POLLIN)
-    poller.register(output, select.POLLIN)
-    message, written = b"", 0
-    patience, started = TICK, time.monotonic()
-    looked = started
+    for handle in (report, output):
+        poller.register(handle, select.POLLIN)
+    message, written, patience = b"", 0, TICK
+    started = looked = time.monotonic()
     while not watched.reap():
         for handle, _ in poller.poll(patience * 1000):
             data = os.read(handle, 1 << 16)
@@ -254,7 +257,7 @@ def watch(watched, report, output, cpu_seconds, wall_seconds, processes, output_
                 message = (message + data)[:MESSAGE_BYTES]
                 patience = 0.001  # it is about to end
         if written > output_bytes:
-            return "crashed", f"more than {output_bytes} bytes of output"
+            break
         now = time.monotonic()
         if now - looked < TICK:
             continue
@@ -265,14 +268,13 @@ def watch(watched, report, output, cpu_seconds, wall_seconds, processes, output_
             return "timed_out", f"more than {cpu_seconds:g} CPU seconds"
         if now - started - watched.kept > wall_seconds:
             return "timed_out", f"more than {wall_seconds:g} seconds, {watched.spent():.2f} of them computing"
-    message += drained(report)
     if written + len(drained(output)) > output_bytes:
         return "crashed", f"more than {output_bytes} bytes of output"
-    return ended(watched, message, cpu_seconds, proof)
+    return ended(watched, message + drained(report), cpu_seconds, proof)
 
 
 def drained(handle):
-    """What is left in a pipe, of a megabyte at most, whether or not someone still holds its other end."""
+    """What is left in a pipe, whether or not someone still holds its other end."""
     os.set_blocking(handle, False)
     try:
         return os.read(handle, 1 << 20)
