@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from sysconfig import get_path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -126,7 +127,7 @@ def generation(args: argparse.Namespace) -> None:
     sources = Sources(Path(), Path(), passes=None)  # HumanEval needs none of them
     tasks = HumanEval().tasks(sources)[: args.tasks]
     requests = [Request(task.prompt, task.budget, task.stop) for task in tasks]
-    model = AutoModelForCausalLM.from_pretrained(args.model).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(args.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     spelling = Spelling(tokenizer)
     written: dict[int, Completion] = {}

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import MakeModel, MakeTokens
-from kldistill.sandbox import unavailable
 
 from kldistill import generate, models, tiny
 from kldistill.config import RuntimeConfig
 from kldistill.eval_config import GenerateConfig
 from kldistill.job import Job
 from kldistill.rows import Rows
+from kldistill.sandbox import unavailable
 from kldistill.suites.task import Task, write
 
 LINES = [line for line in tiny.training_text()[0].splitlines() if len(line) > 50][:12]
