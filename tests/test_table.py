@@ -65,7 +65,7 @@ def test_a_row_for_every_suite_model_and_rate() -> None:
         "eval/original/domain/bits_per_byte": 0.8,
         "eval/original/domain/bits_per_byte/low": 0.7,
     }
-    first, second = suite_rows(metrics)
+    first, second = suite_rows(metrics | final_names(metrics))
     assert first == [
         "humaneval", "164", "original", "pass@1", "0.050 [0.02,0.09]", "–", "–", "60.2", "–", "–", "2",
     ]  # fmt: skip
