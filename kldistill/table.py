@@ -91,12 +91,8 @@ def suite_rates(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     found = []
     for key in metrics:
         parts = key.split("/")
-        if (
-            len(parts) == 5
-            and parts[0] == "eval"
-            and parts[4] == "low"
-            and parts[2] not in ("domain", "general", "plain")
-        ):
+        of_a_model = len(parts) == 5 and parts[0] == "eval" and parts[1] in NAMES  # not those of ``final_names``
+        if of_a_model and parts[4] == "low" and parts[2] not in ("domain", "general", "plain"):
             found.append((parts[2], parts[1], parts[3]))
     suites = list(dict.fromkeys(suite for suite, _, _ in found))
     models = list(NAMES)
