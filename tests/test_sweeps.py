@@ -33,13 +33,6 @@ SWEEPS = {
 }
 
 
-WIRING = [
-    "++hydra.callbacks.sweep._target_=kldistill.sweeps.Sweep",
-    "hydra.sweep.dir='${outputs}/runs/${kldistill.experiment:${hydra.runtime.choices.experiment}}'",
-    "hydra.sweep.subdir='${kldistill.overrides:${hydra.overrides.task}}'",
-]
-
-
 # ---- which runs a sweep has
 
 
@@ -185,7 +178,7 @@ def sweep(folder: Path, corpus: Path, *more: str) -> subprocess.CompletedProcess
     """Run the command with ``-m`` on tiny models, up to the training."""
     overrides = overrides_of(corpus, folder / "out", "stages=[distill]", "runtime.workers=1")
     return subprocess.run(
-        [sys.executable, "-m", "kldistill", "-m", *overrides, *WIRING, *more],
+        [sys.executable, "-m", "kldistill", "-m", *overrides, *more],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
