@@ -81,7 +81,7 @@ def _agreement(agreement: Mapping[str, Any], out: Path) -> dict[str, Description
         left.plot(trained["others"]["mean"], color=MUTED, linestyle=":", label="states of other tokens")
     left.set_title("centred cosine to the original's state")
     left.set_ylim(-0.2, 1.02)
-    left.legend(loc="lower right")
+    left.legend(loc="center right", bbox_to_anchor=(1, 0.4))
     _lines(right, agreement, "ahead")
     right.set_title("nearer to this word than to others (share)")
     right.set_ylim(0, 1.02)
@@ -203,10 +203,12 @@ def _geometry(geometry: Mapping[str, Any], out: Path) -> dict[str, Description]:
             [of[name][f"cosine_to_{key}"]["mean"] for key in keys], width * 0.92, **style,
         )  # fmt: skip
     axes[0].axhline(1, color=INK, linewidth=0.8)
-    axes[0].set(title="norm, as a multiple of the old rows'", xticks=[])
+    # Room above the bars for the legend.
+    axes[0].set(title="norm, as a multiple of the old rows'", xticks=[], xlim=(-0.7, 0.7))
+    axes[0].set_ylim(top=1.4 * max(1.0, axes[0].get_ylim()[1]))
     axes[1].set_xticks(range(len(keys)), list(keys.values()))
     axes[1].set_title("cosine to the token's own pieces")
-    axes[0].legend(loc="lower center")
+    axes[0].legend(loc="upper center")
     for axis in axes:
         axis.grid(axis="x", visible=False)
     save(figure, out / "geometry.svg")
