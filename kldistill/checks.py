@@ -60,12 +60,14 @@ def check(cfg: Config) -> None:
             "init.tie=true with model.tied=false: the model has separate input and output embeddings; leave "
             "init.tie=null."
         )
-    require(
-        cfg.distill.precision == "no" or cfg.runtime.device != "cpu" or cfg.distill.precision == "bf16",
-        "distill.precision",
-        cfg.distill.precision,
-        "fp16 needs an accelerator; use no or bf16 on a CPU",
-    )
+    for group in ("distill", "finetune"):
+        precision = getattr(cfg, group).precision
+        require(
+            precision != "fp16" or cfg.runtime.device != "cpu",
+            f"{group}.precision",
+            precision,
+            "fp16 needs an accelerator; use no or bf16 on a CPU",
+        )
 
 
 def _check_finetune(cfg: Config) -> None:

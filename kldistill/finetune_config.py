@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from kldistill.config import require
+from kldistill.training_config import check_training
 
 METHODS = ("none", "lora", "full", "rows")
 
@@ -94,28 +95,5 @@ class FinetuneConfig:
             self.anchor_weight,
             "must be above 0 (finetune.anchor=none leaves it out)",
         )
-        for key in ("steps", "batch_size", "chunk", "validate_every"):
-            require(getattr(self, key) >= 1, f"finetune.{key}", getattr(self, key), "must be at least 1")
-        require(
-            self.snippets is None or self.snippets >= 1,
-            "finetune.snippets",
-            self.snippets,
-            "must be at least 1, or null",
-        )
-        require(self.snippet_bytes >= 32, "finetune.snippet_bytes", self.snippet_bytes, "must be at least 32")
-        require(self.lr > 0, "finetune.lr", self.lr, "must be above 0")
         require(self.rows_lr is None or self.rows_lr > 0, "finetune.rows_lr", self.rows_lr, "must be above 0, or null")
-        require(self.clip > 0, "finetune.clip", self.clip, "must be above 0")
-        require(0 <= self.warmup < 1, "finetune.warmup", self.warmup, "is a share of the steps, at least 0 and below 1")
-        require(self.weight_decay >= 0, "finetune.weight_decay", self.weight_decay, "must be 0 or more")
-        require(
-            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-            "finetune.betas",
-            self.betas,
-            "must be two numbers, at least 0 and below 1",
-        )
-        schedules = ("cosine", "linear", "constant_with_warmup")
-        require(self.schedule in schedules, "finetune.schedule", self.schedule, f"must be one of {schedules}")
-        require(
-            self.precision in ("no", "bf16", "fp16"), "finetune.precision", self.precision, "must be no, bf16 or fp16"
-        )
+        check_training(self, "finetune")

@@ -51,6 +51,27 @@ class LossConfig:
         require(self.lr > 0, "loss.lr", self.lr, "must be above 0")
 
 
+def check_training(cfg: Any, group: str) -> None:
+    """The ranges of what the training loop reads (see ``training.Settings``). Raises ``ConfigError``."""
+    for key in ("steps", "batch_size", "chunk", "validate_every"):
+        require(getattr(cfg, key) >= 1, f"{group}.{key}", getattr(cfg, key), "must be at least 1")
+    for key in ("lr", "clip"):
+        require(getattr(cfg, key) > 0, f"{group}.{key}", getattr(cfg, key), "must be above 0")
+    require(cfg.snippets is None or cfg.snippets >= 1, f"{group}.snippets", cfg.snippets, "must be at least 1, or null")
+    require(cfg.snippet_bytes >= 32, f"{group}.snippet_bytes", cfg.snippet_bytes, "must be at least 32")
+    require(0 <= cfg.warmup < 1, f"{group}.warmup", cfg.warmup, "is a share of the steps, at least 0 and below 1")
+    require(cfg.weight_decay >= 0, f"{group}.weight_decay", cfg.weight_decay, "must be 0 or more")
+    require(
+        len(cfg.betas) == 2 and all(0 <= beta < 1 for beta in cfg.betas),
+        f"{group}.betas",
+        cfg.betas,
+        "must be two numbers, at least 0 and below 1",
+    )
+    schedules = ("cosine", "linear", "constant_with_warmup")
+    require(cfg.schedule in schedules, f"{group}.schedule", cfg.schedule, f"must be one of {schedules}")
+    require(cfg.precision in ("no", "bf16", "fp16"), f"{group}.precision", cfg.precision, "must be no, bf16 or fp16")
+
+
 @dataclass
 class DistillConfig:
     """Training of the new rows.
@@ -92,27 +113,5 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         require(self.teacher in ("self", "none"), "distill.teacher", self.teacher, "must be self or none")
-        for key in ("steps", "batch_size", "chunk", "validate_every", "validation_bytes"):
-            require(getattr(self, key) >= 1, f"distill.{key}", getattr(self, key), "must be at least 1")
-        require(
-            self.snippets is None or self.snippets >= 1,
-            "distill.snippets",
-            self.snippets,
-            "must be at least 1, or null",
-        )
-        require(self.snippet_bytes >= 32, "distill.snippet_bytes", self.snippet_bytes, "must be at least 32")
-        require(self.lr > 0, "distill.lr", self.lr, "must be above 0")
-        require(self.clip > 0, "distill.clip", self.clip, "must be above 0")
-        require(0 <= self.warmup < 1, "distill.warmup", self.warmup, "is a share of the steps, at least 0 and below 1")
-        require(self.weight_decay >= 0, "distill.weight_decay", self.weight_decay, "must be 0 or more")
-        require(
-            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-            "distill.betas",
-            self.betas,
-            "must be two numbers, at least 0 and below 1",
-        )
-        schedules = ("cosine", "linear", "constant_with_warmup")
-        require(self.schedule in schedules, "distill.schedule", self.schedule, f"must be one of {schedules}")
-        require(
-            self.precision in ("no", "bf16", "fp16"), "distill.precision", self.precision, "must be no, bf16 or fp16"
-        )
+        require(self.validation_bytes >= 1, "distill.validation_bytes", self.validation_bytes, "must be at least 1")
+        check_training(self, "distill")

@@ -14,6 +14,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from kldistill.errors import KldistillError
+from kldistill.interpret.style import GRID, INK, MUTED, STYLE
 
 # Okabe and Ito (2008), distinguishable for colour-blind readers; the page has a lighter shade of each for the dark.
 PALETTE = {
@@ -31,7 +32,7 @@ PALETTE = {
     "#d62728": "vermilion",
     "#9467bd": "purple",
 }
-INK, PAPER, MUTED, GRID = "#000000", "#ffffff", "#595959", "#b0b0b0"
+PAPER = "#ffffff"
 _NEUTRAL = {
     INK: "ink",
     "black": "ink",
@@ -59,30 +60,8 @@ _REFERENCE = re.compile(r"url\(\s*['\"]?#([^'\")]*)['\"]?\s*\)", flags=re.IGNORE
 _OUTSIDE = re.compile(r"url\((?!#)|@import|expression\(", flags=re.IGNORECASE)
 _IMAGE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/=\s]*")
 
-# Text stays text: it can be searched, copied and read aloud, and takes the page's font.
-RC: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "kldistill",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": MUTED,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "grid.alpha": 0.6,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-}
+# As the figures of interpret, on the page's own paper. Text stays text: it can be searched, copied and read aloud.
+RC: dict[Any, Any] = STYLE | dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none")
 
 
 class FigureError(KldistillError):
