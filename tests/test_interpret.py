@@ -205,7 +205,7 @@ def test_runs_side_by_side(built: tuple[Path, dict[str, Any], dict], tmp_path: P
     out, report, _ = built
     assert interpret.compare({"kl": out}, tmp_path) is None
     path = interpret.compare({"kl": out, "ce": out}, tmp_path)
-    assert path == tmp_path / "interpret_compare.svg" and "ce" in path.read_text()
+    assert path is not None and path == tmp_path / "interpret_compare.svg" and "ce" in path.read_text()
     found = json.loads((tmp_path / "interpret_compare.json").read_text())
     assert list(found["figure"]) == [path.name] and found["table"]["kl"] == found["table"]["ce"]
     assert found["table"]["kl"]["KL elsewhere"] == report["calibration"]["trained"]["kl"]["mean_elsewhere"]

@@ -111,7 +111,10 @@ def _kl(axis: Axes | None, reports: Mapping[str, Any], look: Mapping[str, Any]) 
             values = [report["calibration"]["trained"]["kl"][key] for report in reports.values()]
             axis.bar(range(len(reports)), values, 0.7, bottom=base, color=colour, label=label)
             base = [below + value for below, value in zip(base, values, strict=True)]
-        axis.set_xticks(range(len(reports)), list(reports))
+        long = max(map(len, reports)) > 8  # names would run into each other
+        axis.set_xticks(
+            range(len(reports)), list(reports), rotation=30 if long else 0, ha="right" if long else "center"
+        )
         axis.grid(axis="x", visible=False)
         axis.set(title="KL to the original (nats)", ylim=(0, 1.5 * max(base)))
         axis.legend(fontsize=8)
