@@ -5,7 +5,6 @@ Goes on where it was killed: the records that are there count, and the missing t
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -22,7 +21,7 @@ from kldistill.generation import Completion, Request, generate
 from kldistill.job import Job
 from kldistill.outcomes import compared, figures
 from kldistill.ranking import rank
-from kldistill.records import append, dump, read_lines
+from kldistill.records import append, dump, read_lines, replace
 from kldistill.sandbox import Outcome, Sandbox
 from kldistill.spelling import Spelling, adoption
 from kldistill.suites.task import Task, read
@@ -55,7 +54,7 @@ def build(cfg: GenerateConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
             records.append(record)
     order = {task.id: at for at, task in enumerate(tasks)}
     records.sort(key=lambda record: (order[record["task"]], record["sample"]))
-    replace(path, records)
+    replace(path, [dump(record) for record in records])
     options = {"resamples": cfg.resamples, "seed": cfg.seed}
     found = figures(kind, records, **options)
     if "original" in inputs:
@@ -74,15 +73,8 @@ def finished(path: Path, n_samples: int) -> list[dict[str, Any]]:
     for record in records:
         counts[record["task"]] = counts.get(record["task"], 0) + 1
     kept = [record for record in records if counts[record["task"]] == n_samples]
-    replace(path, kept)
+    replace(path, [dump(record) for record in kept])
     return kept
-
-
-def replace(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write the records in one step: there is no moment at which some are missing."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text("".join(dump(record) + "\n" for record in records), encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def head(task: Task, sample: int) -> dict[str, Any]:

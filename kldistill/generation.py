@@ -110,7 +110,6 @@ def generate(
                 f"A prompt has {len(prompt.ids)} tokens, the model's context {limit}: lower the suite's prompt_bytes "
                 "or shots, or leave the suite out."
             )
-    waiting = {prompt.index: requests[prompt.index].n for prompt in prompts}
     finished: dict[int, list[Row]] = {prompt.index: [] for prompt in prompts}
     with Bar(description, total=len(requests), unit="tasks") as bar:
         for group in alike(prompts):
@@ -145,7 +144,7 @@ def generate(
                     done += rows.leave_at(limit)
                 for row in done:
                     finished[row.request].append(row)
-                    if len(finished[row.request]) == waiting[row.request]:
+                    if len(finished[row.request]) == requests[row.request].n:
                         found = sorted(finished.pop(row.request), key=lambda row: row.sample)
                         bar.advance(1)
                         yield row.request, [completion_of(row, prompts[row.request]) for row in found]

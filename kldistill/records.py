@@ -31,6 +31,13 @@ def truncate(path: Path, lines: Sequence[str]) -> None:
         os.truncate(path, sum(len(line.encode()) + 1 for line in lines))
 
 
+def replace(path: Path, lines: Sequence[str]) -> None:
+    """Write other lines in one step: there is no moment at which some are missing."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    os.replace(temporary, path)
+
+
 def append(path: Path, line: str) -> None:
     """Add one line."""
     with path.open("ab") as file:

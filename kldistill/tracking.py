@@ -7,7 +7,6 @@ not finite is null. A run that reuses an artifact takes over its lines, so every
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from rich.text import Text
 
 from kldistill.config import LoggerConfig, RuntimeConfig
 from kldistill.job import Job
-from kldistill.records import append, dump, read_lines, redact, truncate
+from kldistill.records import append, dump, read_lines, redact, replace, truncate
 from kldistill.wandb_run import WandbRun, chosen_mode
 
 METRICS = "metrics.jsonl"
@@ -168,9 +167,7 @@ class Tracker:
         before = read_lines(path)
         after = [line for line in before if json.loads(line)["stage"] != stage] + list(lines)
         if sorted(after) != sorted(before):
-            temporary = path.with_name(f".{METRICS}")
-            temporary.write_text("".join(f"{line}\n" for line in after), encoding="utf-8")
-            os.replace(temporary, path)
+            replace(path, after)
         for line in lines:
             self._send(line)
 
