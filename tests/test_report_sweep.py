@@ -17,6 +17,7 @@ from kldistill.report.__main__ import main
 from kldistill.report.callback import Collect
 from kldistill.report.data import ReportError, find_runs
 from kldistill.report.factors import expected, factors
+from kldistill.report.sweep_charts import paint
 
 LOSSES = {"ce": 0.0, "kl": 0.02, "kl_ce": -0.03}
 BITS, KL = "eval/domain/bits_per_byte", "eval/domain/kl_to_teacher"
@@ -75,6 +76,24 @@ def test_differences_are_paired_and_judged(tmp_path: Path) -> None:
     text = (tmp_path / "results.md").read_text()
     assert "| mean | kl | Bits per byte, domain | +0.0" in text
     assert "Tokens saved | +0.0" not in text  # the same in all cells says nothing
+
+
+def test_the_main_figures_are_a_picture_too(tmp_path: Path) -> None:
+    collect(write_sweep(tmp_path / "grid", LOSSES, inits=2))
+    first = (tmp_path / "grid/heat_map.png").read_bytes()
+    assert first.startswith(b"\x89PNG")
+    collect(tmp_path / "grid")
+    assert (tmp_path / "grid/heat_map.png").read_bytes() == first, "the same runs give the same picture"
+    # One factor alone, or one run, has no second side.
+    collect(write_sweep(tmp_path / "line", LOSSES, inits=1))
+    assert not (tmp_path / "line/heat_map.png").exists()
+
+
+def test_the_picture_is_brighter_where_a_model_is_better() -> None:
+    assert paint(0.0, "lower") == paint(1.0, "higher")
+    (best, light), (worst, dark) = paint(1.0, "higher"), paint(0.0, "higher")
+    assert light and not dark, "figures on them are black on the best, white on the worst"
+    assert best != worst
 
 
 def test_noise_is_not_called_a_difference(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kldistill.records import redact
-from kldistill.report import compare, sweep_page
+from kldistill.report import compare, picture, sweep_page
 from kldistill.report.catalog import Metric, present
 from kldistill.report.data import ABSENT, FINISHED, Run, find_runs
 from kldistill.report.factors import expected, factors
@@ -19,7 +19,8 @@ RESULTS = "results"
 
 
 def collect(folder: Path, *, factor: str = "loss", baseline: str = "ce") -> dict[str, Any]:
-    """Gather every run below ``folder`` into ``results.csv``, ``.md`` and ``.json`` and ``report.html`` there.
+    """Gather every run below ``folder`` into ``results.csv``, ``.md`` and ``.json``, ``report.html``
+    and, where two things vary, ``heat_map.png`` there.
 
     Can be called at any time: runs that are still going, have failed, or are missing from the grid are shown as such,
     and the same runs always give the same files.
@@ -41,6 +42,7 @@ def collect(folder: Path, *, factor: str = "loss", baseline: str = "ce") -> dict
     write(folder / f"{RESULTS}.md", as_markdown(table))
     write(folder / f"{RESULTS}.json", as_json(table))
     write(folder / "report.html", sweep_page.html(folder, table, runs))
+    picture.heat_map(table, folder)
     return table
 
 

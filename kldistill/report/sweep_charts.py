@@ -36,16 +36,34 @@ def across(table: Mapping[str, Any]) -> str | None:
     return min(others, key=lambda name: len(table["factors"][name]), default=None)
 
 
-def heat_maps(table: Mapping[str, Any]) -> Iterator[Chart]:
-    """One heat map a metric, and for every combination of the remaining factors: means over seeds, the compared factor
-    (usually the loss) over the columns, the init or what varies most of the others down the rows.
+def sides(table: Mapping[str, Any]) -> tuple[str, str, list[str]] | None:
+    """What a heat map has down its rows and over its columns, and the factors that are left; None where too little
+    varies for one.
     """
     column = across(table)
     others = [name for name in table["factors"] if name not in (SEED, column)]
     if column is None or not others:
-        return
+        return None
     down = "init" if "init" in others else max(others, key=lambda name: len(table["factors"][name]))
-    rest = [name for name in others if name != down]
+    return down, column, [name for name in others if name != down]
+
+
+def paint(share: float, better: str) -> tuple[str, bool]:
+    """Colour of a value that is ``share`` of the way from the lowest to the highest, brighter where better; and
+    whether it is light.
+    """
+    red, green, blue, _ = colormaps[_COLOURS](1 - share if better == LOWER else share)
+    return to_hex((red, green, blue)), 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 > 0.18
+
+
+def heat_maps(table: Mapping[str, Any]) -> Iterator[Chart]:
+    """One heat map a metric, and for every combination of the remaining factors: means over seeds, the compared factor
+    (usually the loss) over the columns, the init or what varies most of the others down the rows.
+    """
+    found = sides(table)
+    if found is None:
+        return
+    down, column, rest = found
     combinations = list(dict.fromkeys(tuple(entry["cell"][name] for name in rest) for entry in table["means"]))
     metrics = {entry["name"]: Metric(**entry) for entry in table["metrics"]}
     suites = [name for name in metrics if name.endswith(("/exact_match", "/pass@1", "/accuracy"))]
@@ -60,9 +78,9 @@ def heat_maps(table: Mapping[str, Any]) -> Iterator[Chart]:
 
 
 def _heat_map(
-    name: str, table: Mapping[str, Any], metric: Metric, sides: tuple[str, str], fixed: Mapping[str, str]
+    name: str, table: Mapping[str, Any], metric: Metric, along: tuple[str, str], fixed: Mapping[str, str]
 ) -> Chart:
-    down, over = sides
+    down, over = along
     rows, columns = table["factors"][down], table["factors"][over]
     values = np.full((len(rows), len(columns)), np.nan)
     for entry in table["means"]:
@@ -77,12 +95,8 @@ def _heat_map(
             axes.text(column, row, "–", ha="center", va="center")
             continue
         share = 0.5 if high == low else (value - low) / (high - low)
-        goodness = 1 - share if metric.better == LOWER else share
-        red, green, blue, _ = colormaps[_COLOURS](goodness)
-        light = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 > 0.18
-        axes.fill_between(
-            [column - 0.5, column + 0.5], row - 0.5, row + 0.5, color=to_hex((red, green, blue)), linewidth=0
-        )
+        colour, light = paint(share, metric.better)
+        axes.fill_between([column - 0.5, column + 0.5], row - 0.5, row + 0.5, color=colour, linewidth=0)
         # Not quite black and white: those would follow the page.
         axes.text(column, row, metric.show(value), ha="center", va="center", color="#000001" if light else "#fffffe")
         said.append(f"{rows[row]} with {columns[column]}: {metric.show(value)}")
