@@ -20,6 +20,7 @@ SHOWN = (
     "eval/domain/new_token_nats",
     "eval/domain/adoption",
     "eval/completion/exact_match",
+    "eval/completion/edit_similarity",
     "eval/humaneval/pass@1",
     "eval/mbpp/pass@1",
 )
