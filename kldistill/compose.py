@@ -107,11 +107,19 @@ def register() -> None:
     store.store(group="eval/suite", name="all", node={"defaults": [f"{name}@{name}" for name in suites]})
     OmegaConf.register_new_resolver("kldistill.experiment", experiment_name, replace=True)
     OmegaConf.register_new_resolver("kldistill.overrides", overrides_name, replace=True)
+    OmegaConf.register_new_resolver("kldistill.of", value_of, replace=True)
 
 
 def experiment_name(choice: str | None) -> str:
     """Folder of a run's or a sweep's experiment; ``default`` where none was chosen."""
     return _escape(choice) if choice else "default"
+
+
+def value_of(key: str, values: Mapping[str, Any]) -> Any:
+    """``${kldistill.of:${loss.name},{kl: 4e-3, ce: 5e-4}}``: a preset's value for each choice of another group."""
+    if key not in values:
+        raise ConfigError(f"the preset has no value for {key}, only for {', '.join(values)}")
+    return values[key]
 
 
 def overrides_name(overrides: Sequence[str]) -> str:

@@ -83,6 +83,14 @@ def test_kl_vs_ce_trains_every_run_on_the_same_text_and_measures_on_the_same_res
         assert getattr(made[0].distill, key) == getattr(made[1].distill, key), key
 
 
+def test_kl_vs_ce_trains_every_loss_at_its_own_rate(initialised: None) -> None:
+    rates = {loss: compose.typed(config(["experiment=kl_vs_ce", f"loss={loss}"])) for loss in ("kl", "ce", "kl_ce")}
+    assert {loss: cfg.distill.lr for loss, cfg in rates.items()} == {"kl": 4e-3, "ce": 5e-4, "kl_ce": 4e-3}
+    assert compose.typed(config(["experiment=kl_vs_ce", "loss=hidden", "loss.lr=1e-3"])).distill.lr == 1e-3
+    with pytest.raises(Exception, match="no value for hidden"):
+        compose.typed(config(["experiment=kl_vs_ce", "loss=hidden"]))
+
+
 def test_swept_experiments_have_a_folder_each(initialised: None) -> None:
     runs = sweeps.members(multirun("experiment=smoke,quickstart", "seed=1,2", "outputs=here", "logger=none"))
     assert [str(member.folder) for member in runs] == [
