@@ -116,10 +116,14 @@ def experiment_name(choice: str | None) -> str:
 
 
 def value_of(key: str, values: Mapping[str, Any]) -> Any:
-    """``${kldistill.of:${loss.name},{kl: 4e-3, ce: 5e-4}}``: a preset's value for each choice of another group."""
-    if key not in values:
-        raise ConfigError(f"the preset has no value for {key}, only for {', '.join(values)}")
-    return values[key]
+    """``${kldistill.of:${loss.name},{kl: 4e-3, ce: 5e-4}}``: a preset's value for each choice of another group.
+
+    A ``_target_`` is known by its last name.
+    """
+    name = key.rsplit(".", 1)[-1]
+    if name not in values:
+        raise ConfigError(f"the preset has no value for {name}, only for {', '.join(values)}")
+    return values[name]
 
 
 def overrides_name(overrides: Sequence[str]) -> str:

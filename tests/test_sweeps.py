@@ -83,12 +83,18 @@ def test_kl_vs_ce_trains_every_run_on_the_same_text_and_measures_on_the_same_res
         assert getattr(made[0].distill, key) == getattr(made[1].distill, key), key
 
 
-def test_kl_vs_ce_trains_every_loss_at_its_own_rate(initialised: None) -> None:
-    rates = {loss: compose.typed(config(["experiment=kl_vs_ce", f"loss={loss}"])) for loss in ("kl", "ce", "kl_ce")}
-    assert {loss: cfg.distill.lr for loss, cfg in rates.items()} == {"kl": 4e-3, "ce": 5e-4, "kl_ce": 4e-3}
-    assert compose.typed(config(["experiment=kl_vs_ce", "loss=hidden", "loss.lr=1e-3"])).distill.lr == 1e-3
-    with pytest.raises(Exception, match="no value for hidden"):
-        compose.typed(config(["experiment=kl_vs_ce", "loss=hidden"]))
+def test_kl_vs_ce_trains_every_loss_and_kind_of_init_at_its_own_rate(initialised: None) -> None:
+    def rate(*overrides: str) -> float:
+        return compose.typed(config(["experiment=kl_vs_ce", *overrides])).distill.lr
+
+    near = [rate("loss=ce", f"init={init}") for init in ("subtoken_mean", "last_piece_subtoken_mean")]
+    far = [rate("loss=ce", f"init={init}") for init in ("random", "mean")]
+    assert len(set(near)) == len(set(far)) == 1
+    assert near[0] < rate("loss=kl") == rate("loss=kl_ce") < rate("loss=kl", "init=mean") == far[0]
+    assert rate("loss=hidden", "init=first_piece", "loss.lr=1e-3") == 1e-3, "the command line decides"
+    for overrides, name in ((["loss=hidden"], "hidden"), (["loss=ce", "init=first_piece"], "first_piece")):
+        with pytest.raises(Exception, match=f"no value for {name}"):
+            rate(*overrides)
 
 
 def test_swept_experiments_have_a_folder_each(initialised: None) -> None:
