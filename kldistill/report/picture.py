@@ -1,5 +1,6 @@
 """``heat_map.png`` of a sweep: its main figures over what was compared, for documents that show no HTML."""
 
+import os
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
@@ -52,8 +53,9 @@ def heat_map(table: Mapping[str, Any], folder: Path) -> Path | None:
         axis.remove()
     for axis, metric in zip(axes.flat, metrics, strict=False):
         _panel(axis, table, metric, over, [*rest, down])
-    path = folder / NAME
-    figure.savefig(path)
+    path, temporary = folder / NAME, folder / f".{NAME}"
+    figure.savefig(temporary, format="png")
+    os.replace(temporary, path)  # several runs of a sweep may collect at once
     return path
 
 
