@@ -242,6 +242,7 @@ def test_killed_while_sealing_a_resumable_build(tmp_path: Path) -> None:
     folder = Store(tmp_path).build("distill", FP, lambda out: None, meta=META, resumable=True)
     artifacts._verified.clear()
     verify(folder)
+    assert f".{MANIFEST}" not in manifest(folder)["files"], "what was half written is no part of it"
 
 
 # Damage
@@ -384,7 +385,7 @@ def test_a_forked_worker_that_outlives_its_killed_parent_holds_no_lock(
     try:
         os.kill(orphan, 0)  # it lives
         store = Store(tmp_path, say=lambda text: pytest.fail("the dead process must hold no lock"))
-        store.build("stage", FP, two_files, meta=META)
+        assert store.build("stage", FP, two_files, meta=META) == store.path("stage", FP)
     finally:
         os.kill(orphan, signal.SIGKILL)
 

@@ -17,6 +17,7 @@ from kldistill.report.__main__ import main
 from kldistill.report.callback import Collect
 from kldistill.report.data import ReportError, find_runs
 from kldistill.report.factors import expected, factors
+from kldistill.report.picture import heat_map
 from kldistill.report.sweep_charts import paint
 
 LOSSES = {"ce": 0.0, "kl": 0.02, "kl_ce": -0.03}
@@ -79,13 +80,14 @@ def test_differences_are_paired_and_judged(tmp_path: Path) -> None:
 
 
 def test_the_main_figures_are_a_picture_too(tmp_path: Path) -> None:
-    collect(write_sweep(tmp_path / "grid", LOSSES, inits=2))
+    table = collect(write_sweep(tmp_path / "grid", LOSSES, inits=2))
     first = (tmp_path / "grid/heat_map.png").read_bytes()
     assert first.startswith(b"\x89PNG")
-    collect(tmp_path / "grid")
+    assert heat_map(table, tmp_path / "grid") == tmp_path / "grid/heat_map.png"
     assert (tmp_path / "grid/heat_map.png").read_bytes() == first, "the same runs give the same picture"
     # One factor alone, or one run, has no second side.
-    collect(write_sweep(tmp_path / "line", LOSSES, inits=1))
+    line = write_sweep(tmp_path / "line", LOSSES, inits=1)
+    assert heat_map(gather(line), line) is None
     assert not (tmp_path / "line/heat_map.png").exists()
 
 

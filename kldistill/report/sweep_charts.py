@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from numpy.typing import NDArray
 
 from kldistill.report.catalog import LOWER, Metric
 from kldistill.report.charts import Chart, legend, new_axes
@@ -87,22 +89,14 @@ def _heat_map(
         cell = entry["cell"]
         if entry["metric"] == metric.name and all(cell[key] == value for key, value in fixed.items()):
             values[rows.index(cell[down]), columns.index(cell[over])] = entry["mean"]
-    low, high = np.nanmin(values), np.nanmax(values)
     figure, axes = new_axes((1.7 + 0.85 * len(columns), 0.7 + 0.42 * len(rows)))
-    said = []
-    for (row, column), value in np.ndenumerate(values):
-        if np.isnan(value):
-            axes.text(column, row, "–", ha="center", va="center")
-            continue
-        share = 0.5 if high == low else (value - low) / (high - low)
-        colour, light = paint(share, metric.better)
-        axes.fill_between([column - 0.5, column + 0.5], row - 0.5, row + 0.5, color=colour, linewidth=0)
-        # Not quite black and white: those would follow the page.
-        axes.text(column, row, metric.show(value), ha="center", va="center", color="#000001" if light else "#fffffe")
-        said.append(f"{rows[row]} with {columns[column]}: {metric.show(value)}")
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5), xlabel=over, ylabel=down)
+    cells(axes, values, metric, rows, columns)
+    axes.set(xlabel=over, ylabel=down)
+    said = [
+        f"{rows[row]} with {columns[column]}: {metric.show(value)}"
+        for (row, column), value in np.ndenumerate(values)
+        if not np.isnan(value)
+    ]
     axes.grid(False)
     where = ", ".join(f"{key} {value}" for key, value in fixed.items())
     title = f"{metric.label}{f' ({where})' if where else ''}"
@@ -111,6 +105,35 @@ def _heat_map(
         of_figure(figure, name, f"{title}, mean over seeds. {'; '.join(said)}."),
         f"{metric.unit}; {metric.better} is better, and brighter.",
     )
+
+
+def cells(
+    axes: Axes,
+    values: NDArray[np.float64],
+    metric: Metric,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    size: float | None = None,
+) -> None:
+    """Draw a heat map: a coloured cell a value with the value in it, a dash where it is nan.
+
+    Args:
+        size: of the letters, in points.
+    """
+    low, high = np.nanmin(values), np.nanmax(values)
+    for (row, column), value in np.ndenumerate(values):
+        if np.isnan(value):
+            axes.text(column, row, "–", ha="center", va="center", fontsize=size)
+            continue
+        share = 0.5 if high == low else (value - low) / (high - low)
+        colour, light = paint(share, metric.better)
+        axes.fill_between([column - 0.5, column + 0.5], row - 0.5, row + 0.5, color=colour, linewidth=0)
+        # Not quite black and white: those would follow the page.
+        ink = "#000001" if light else "#fffffe"
+        axes.text(column, row, metric.show(value), ha="center", va="center", color=ink, fontsize=size)
+    axes.set_xticks(range(len(columns)), columns, fontsize=size)
+    axes.set_yticks(range(len(rows)), rows, fontsize=size)
+    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
 
 
 def standing(table: Mapping[str, Any]) -> Iterator[Chart]:
