@@ -98,6 +98,24 @@ def test_the_picture_is_brighter_where_a_model_is_better() -> None:
     assert best != worst
 
 
+def test_what_the_rows_learnt_is_drawn_side_by_side(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path, LOSSES, inits=1)
+    for loss, seed, nats in (("ce", 0, 0.5), ("kl", 1, 0.25), ("kl", 2, 0.125)):
+        run = folder / f"init=random,loss={loss},seed={seed}"
+        curve = {"mean": [2 * nats, nats]}
+        write_json(run / "artifacts/interpret/interpret.json", {"lens": {"after": {"trained": {"js": curve}}}})
+        record = json.loads((run / "run.json").read_text())
+        record["artifacts"]["interpret"] = "artifacts/interpret"
+        write_json(run / "run.json", record)
+    collect(folder)
+    page = (folder / "report.html").read_text()
+    # Of kl the first seed that has one; kl_ce has none.
+    assert "ce: JS at the last layer 0.5; kl: JS at the last layer 0.25." in page
+    shutil.rmtree(folder / "init=random,loss=ce,seed=0/artifacts/interpret")
+    collect(folder)
+    assert "No two cells have a run whose stage" in (folder / "report.html").read_text()
+
+
 def test_noise_is_not_called_a_difference(tmp_path: Path) -> None:
     for seed, extra in enumerate((0.03, -0.02, -0.01)):
         write_run(tmp_path / f"ce{seed}", "ce", "mean", seed, bits=0.9, kl=0.4)

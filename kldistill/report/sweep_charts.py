@@ -1,7 +1,10 @@
-"""The figures of a sweep's page: heat maps, and where its runs stand."""
+"""The figures of a sweep's page: heat maps, where its runs stand, and what their new rows have learnt."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -10,10 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 
+from kldistill.interpret import compare
 from kldistill.report.catalog import LOWER, Metric
 from kldistill.report.charts import Chart, legend, new_axes
+from kldistill.report.data import Run
 from kldistill.report.factors import SEED
-from kldistill.report.svg import of_figure
+from kldistill.report.svg import inline, is_wide, of_figure
 
 _MAPPED = (
     "eval/domain/bits_per_byte",
@@ -22,6 +27,7 @@ _MAPPED = (
     "eval/domain/adoption",
 )
 _MOST_MAPS = 12
+_MOST_INSIDE = 12  # runs that lines of one figure can tell apart
 _SERIES = (("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "D"), ("#CC79A7", "s"), ("#E69F00", "v"), ("#56B4E9", "P"))
 # Both ends of the scale are told apart in greyscale; figures in the cells are black or white, as the cell is light or
 # dark, not as the page is.
@@ -175,6 +181,30 @@ def standing(table: Mapping[str, Any]) -> Iterator[Chart]:
             of_figure(figure, f"runs-{name}", f"Bits per byte against {x_label}, a point a run. {'; '.join(said)}."),
             f"A point is a run. {reading}",
         )
+
+
+def inside(table: Mapping[str, Any], runs: Mapping[str, Run]) -> Iterator[Chart]:
+    """The interpretations of the runs side by side, of every cell its first seed that has one; nothing where fewer than
+    two cells have one.
+
+    Args:
+        runs: by their names in ``table["runs"]``.
+    """
+    found: dict[str, Path] = {}
+    for row in table["runs"]:
+        path = runs[row["run"]].file("interpret", "interpret.json") if row["run"] in runs else None
+        if path is not None:
+            own = [value for name, value in row["factors"].items() if name != SEED]
+            found.setdefault(", ".join(own) or row["run"], path.parent)
+    shown = dict(islice(found.items(), _MOST_INSIDE))
+    with TemporaryDirectory() as scratch:
+        path = compare(shown, Path(scratch))
+        if path is None:
+            return
+        (about,) = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["figure"].values()
+        svg = inline(path.read_text(encoding="utf-8"), "inside", about["alt"])
+    note = f" The first {len(shown)} of {len(found)} cells." if len(shown) < len(found) else ""
+    yield Chart(about["title"], svg, f"{about['caption']} One seed a cell.{note}", is_wide(svg))
 
 
 def _by_value(rows: Sequence[Mapping[str, Any]], factor: str | None) -> list[tuple[str, list[Mapping[str, Any]]]]:

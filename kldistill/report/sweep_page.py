@@ -1,5 +1,6 @@
 """The page of a sweep: what was compared, the verdicts, heat maps, and every run."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,7 +50,11 @@ def html(folder: Path, table: Mapping[str, Any], runs: Sequence[Run]) -> str:
         with_interval=with_interval,
         interval=interval,
         pages={row["run"] for row in table["runs"] if row["run"] and (folder / row["run"] / "report.html").is_file()},
-        charts={"heat": list(sweep_charts.heat_maps(table)), "standing": list(sweep_charts.standing(table))},
+        charts={
+            "heat": list(sweep_charts.heat_maps(table)),
+            "standing": list(sweep_charts.standing(table)),
+            "inside": list(sweep_charts.inside(table, {os.path.relpath(run.folder, folder): run for run in runs})),
+        },
     )
 
 
