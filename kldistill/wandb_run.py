@@ -19,7 +19,8 @@ class WandbRun:
     """A live wandb run of a run folder. Starting it again in the same folder continues the same run.
 
     ``wandb/sent.jsonl`` in the folder remembers the lines that were sent, since wandb's history can only grow: a line
-    is sent once, however often the run is run again.
+    is sent once, however often the run is run again. It is written when the run is closed: of a process that was
+    killed, wandb may have lost what it was sent last, so that is sent again, to the same steps.
 
     Args:
         mode: ``offline``, ``online`` or ``shared``.
@@ -54,6 +55,7 @@ class WandbRun:
         lines = read_lines(self._sent_file)
         truncate(self._sent_file, lines)
         self._sent = set(lines)
+        self._unconfirmed: list[str] = []
         self._axes: set[str] = set()
         chosen = labels(resolved)
         arguments = sys.argv
@@ -106,7 +108,7 @@ class WandbRun:
             figures = {key: value for key, value in content.items() if value is not None}
             self._run.log(figures if step is None else {axis: step, **figures})
         self._sent.add(line)
-        append(self._sent_file, line)
+        self._unconfirmed.append(line)
 
     def image(self, name: str, path: Path) -> None:
         """Send a picture or a page, whatever was sent of this name before."""
@@ -122,6 +124,9 @@ class WandbRun:
     def finish(self, failed: bool) -> None:
         """Close the run, as crashed if ``failed``."""
         self._run.finish(exit_code=1 if failed else 0)
+        for line in self._unconfirmed:
+            append(self._sent_file, line)
+        self._unconfirmed.clear()
 
     def _define(self, name: str, axis: str | None = None) -> None:
         # Each stage has its own x-axis: with wandb's global step, whose order is fixed, nothing could be sent later.

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -58,16 +59,21 @@ def steps(path: Path, stage: str = "distill") -> list[int | None]:
 
 
 def records(folder: Path) -> list[list[Any]]:
-    """All records of each finished offline run below ``folder``, oldest run first.
+    """All records of each finished offline run below ``folder``, oldest run first."""
+    return sorted((closed(path) for path in folder.glob("wandb/offline-run-*")), key=started)
+
+
+def closed(folder: Path) -> list[Any]:
+    """All records of one finished offline run.
 
     wandb's service writes the file in the background and may be at it after ``finish``: wait for the exit record.
     """
-    paths = list(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    (path,) = folder.glob("run-*.wandb")
     end = time.monotonic() + 20
-    while not all(exit_codes(read_wandb_file(path)) for path in paths):
+    while not exit_codes(found := read_wandb_file(path)):
         assert time.monotonic() < end, "a run was never closed"
         time.sleep(0.02)
-    return sorted((read_wandb_file(path) for path in paths), key=started)
+    return found
 
 
 def read_wandb_file(path: Path) -> list[Any]:
@@ -255,6 +261,28 @@ def test_running_again_continues_the_same_run_and_repeats_nothing(run: Path, out
     assert first[1].run.run_id == second[1].run.run_id
     assert len(history(first)) == 2
     assert history(second) == []
+
+
+def test_what_wandb_may_have_lost_with_a_killed_process_is_sent_again(run: Path, out: Path) -> None:
+    body = f"""
+import os, signal
+from pathlib import Path
+from kldistill.config import LoggerConfig, RuntimeConfig
+from kldistill.tracking import Tracker
+job = Tracker(Path({str(run)!r}), LoggerConfig(mode="offline")).job("distill", RuntimeConfig(), Path({str(out)!r}))
+for step in range(3):
+    job.log({{"loss": 1.0}}, step=step)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", body], cwd=run.parent, start_new_session=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    before = set(run.glob("wandb/offline-run-*"))
+    for expected in ([0, 1, 2], []):
+        with Tracker(run, OFFLINE) as tracker:
+            tracker.replay("distill", out)
+        (made,) = set(run.glob("wandb/offline-run-*")) - before
+        before.add(made)
+        assert [row["distill/step"] for row in history(closed(made))] == expected
 
 
 def test_a_reused_artifact_still_shows_its_curves_and_tables(run: Path, out: Path, tmp_path: Path) -> None:
