@@ -150,7 +150,9 @@ def test_missing_failed_and_unbegun_runs_are_shown(tmp_path: Path) -> None:
     bits = entries(table, BITS, "kl")
     assert (bits["mean"]["n"], bits["mean"]["verdict"]) == (2, "worse")
     assert (bits["random"]["n"], bits["random"]["verdict"]) == (0, "missing")
-    assert (bits[None]["n"], bits[None]["verdict"]) == (0, "missing")
+    assert (bits[None]["n"], bits[None]["verdict"]) == (2, "worse")
+    assert "| 1 of 2 cells | kl |" in (tmp_path / "results.md").read_text()
+    assert "+0.020, 1 of 2 cells" in (tmp_path / "report.html").read_text()
     assert "TrainingError: the loss is not finite" in (tmp_path / "results.md").read_text()
     assert "TrainingError: the loss is not finite" in (tmp_path / "report.html").read_text()
 
@@ -170,7 +172,7 @@ def test_factors_are_the_overrides_that_vary(tmp_path: Path) -> None:
     for at, given in enumerate((["tokens.n_new=64", "loss=kl"], ["tokens.n_new=1024", "loss=kl"], ["loss=kl"])):
         write_run(tmp_path / str(at), "kl", "mean", 0, bits=1.0, kl=0.4, hydra=False)
         content = json.loads((tmp_path / str(at) / "run.json").read_text())
-        content["config"]["tokens"] = {"n_new": 512}
+        content["config"]["tokens"] = {"n_new": (64, 1024, 512)[at]}
         write_json(tmp_path / str(at) / "run.json", content)
         more = ["outputs=/x/y", "runtime.workers=2", "logger=none", f"hydra.job.name={at}"]
         write_json(tmp_path / str(at) / ".hydra" / "overrides.yaml", [*given, *more])
@@ -179,15 +181,69 @@ def test_factors_are_the_overrides_that_vary(tmp_path: Path) -> None:
     assert [found["tokens.n_new"] for found in labels] == ["64", "1024", "512"]
 
 
-def test_runs_from_python_are_told_apart_by_their_configuration(tmp_path: Path) -> None:
+def test_runs_that_differ_in_nothing_named_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "kl", "mean", 0, bits=1.0, kl=0.4, hydra=False)
     write_run(tmp_path / "b", "ce", "mean", 0, bits=1.0, kl=0.4, hydra=False)
-    values, _ = factors(find_runs(tmp_path))
-    assert values == {"loss": ["ce", "kl"]}
-    write_run(tmp_path / "c", "ce", "mean", 0, bits=1.0, kl=0.4, hydra=False)
-    values, labels = factors(find_runs(tmp_path))
-    assert list(values) == ["folder", "loss"]  # two runs alike: their folders tell them apart
-    assert len({tuple(found.values()) for found in labels}) == 3
+    assert factors(find_runs(tmp_path))[0] == {"loss": ["ce", "kl"]}
+    other = write_run(tmp_path / "c", "ce", "mean", 0, bits=1.1, kl=0.4, hydra=False)
+    content = json.loads((other / "run.json").read_text())
+    content["config"]["distill"] = {"steps": 7}
+    write_json(other / "run.json", content)
+    table = gather(tmp_path)
+    assert table["factors"] == {"folder": ["a", "b", "c"], "loss": ["ce", "kl"]}
+    assert [row["status"] for row in table["runs"] if row["run"]] == ["finished"] * 3
+
+
+@pytest.mark.parametrize("status", ["finished", "failed", "running"])
+def test_a_run_that_is_there_twice_counts_once(tmp_path: Path, status: str) -> None:
+    write_sweep(tmp_path, {"ce": 0.0, "kl": 0.02}, inits=2)
+    whole = gather(tmp_path)
+    again = write_run(tmp_path / "again", "kl", "mean", 0, bits=9.0, kl=0.4, status=status)
+    write_json(again / ".hydra" / "overrides.yaml", ["loss=kl", "init=mean"])  # seed 0 is the default
+    os.utime(again / "run.json", (1, 1))  # older than the other
+    table = gather(tmp_path)
+    (row,) = [row for row in table["runs"] if row["run"] == "again"]
+    assert row["status"] == ("duplicate" if status == "finished" else status)
+    assert "init=mean,loss=kl,seed=0 stands for it" in row["error"]
+    assert (table["means"], table["differences"]) == (whole["means"], whole["differences"])
+    assert len(table["runs"]) == 13
+
+
+def test_a_refused_run_with_a_key_of_its_own_is_no_cell(tmp_path: Path) -> None:
+    write_sweep(tmp_path, {"ce": 0.0, "kl": 0.02}, inits=2)
+    whole = gather(tmp_path)
+    write_json(tmp_path / "refused" / ".hydra" / "overrides.yaml", ["tokens.n_new=-5"])
+    table = gather(tmp_path)
+    assert [(row["run"], row["status"]) for row in table["runs"] if row["status"] != "finished"] == [
+        ("refused", "no result")
+    ]
+    assert {**table, "runs": []} == {**whole, "runs": []}
+
+
+def test_keys_that_only_one_loss_was_given_belong_to_it(tmp_path: Path) -> None:
+    write_sweep(tmp_path, {"ce": 0.0}, inits=2)
+    for weight, bits in (("0.1", 0.9), ("0.3", 0.95)):
+        for init in ("random", "mean"):
+            for seed in range(3):
+                given = ["loss=kl_ce", f"init={init}", f"seed={seed}", f"loss.terms.ce.weight={weight}"]
+                run = write_run(tmp_path / ",".join(given), "kl_ce", init, seed, bits=bits + seed / 1000, kl=0.4)
+                write_json(run / ".hydra" / "overrides.yaml", given)
+    table = gather(tmp_path)
+    assert table["factors"]["loss"] == ["ce", "kl_ce, terms.ce.weight=0.1", "kl_ce, terms.ce.weight=0.3"]
+    assert len(table["runs"]) == 18
+    assert {entry["n"] for entry in table["differences"] if entry["metric"] == BITS} == {3}
+
+
+def test_a_key_that_all_losses_were_given_is_a_factor(tmp_path: Path) -> None:
+    for loss in ("ce", "kl"):
+        for rate in ("1e-3", "2e-3"):
+            run = write_run(tmp_path / f"{loss}{rate}", loss, "mean", 0, bits=1.0, kl=0.4)
+            content = json.loads((run / "run.json").read_text())
+            content["config"]["loss"]["lr"] = float(rate)
+            write_json(run / "run.json", content)
+            write_json(run / ".hydra" / "overrides.yaml", [f"loss={loss}", f"loss.lr={rate}"])
+    write_run(tmp_path / "stray", "kl", "mean", 0, bits=1.0, kl=0.4)  # without loss.lr
+    assert gather(tmp_path)["factors"] == {"loss.lr": ["0.001", "0.002", "0.004"], "loss": ["ce", "kl"]}
 
 
 def test_numbers_are_one_value_however_they_are_written(tmp_path: Path) -> None:
@@ -195,8 +251,27 @@ def test_numbers_are_one_value_however_they_are_written(tmp_path: Path) -> None:
         write_run(tmp_path / str(at), "kl", "mean", at, bits=1.0, kl=0.4)
         given = [f"distill.lr={text}", f"seed={at}"]
         write_json(tmp_path / str(at) / ".hydra" / "overrides.yaml", given)
-    values, _ = factors(find_runs(tmp_path))
+        if at == 2:  # refused before it left a configuration: its command line is all there is
+            (tmp_path / "2" / "run.json").unlink()
+    values, labels = factors(find_runs(tmp_path))
     assert values["distill.lr"] == ["0.003", "0.01"]
+    assert [found["distill.lr"] for found in labels] == ["0.003", "0.003", "0.01"]
+
+
+def test_large_seeds_are_seeds_of_their_own(tmp_path: Path) -> None:
+    for seed in (20240101, 20240102):
+        write_run(tmp_path / str(seed), "kl", "mean", seed, bits=1.0, kl=0.4)
+    assert factors(find_runs(tmp_path))[0] == {"seed": ["20240101", "20240102"]}
+
+
+def test_a_default_and_its_override_are_one_value(tmp_path: Path) -> None:
+    for at, given in enumerate(([], ["tokens.prefix_closed=false"], ["tokens.prefix_closed=False"])):
+        run = write_run(tmp_path / str(at), "kl", "mean", at, bits=1.0, kl=0.4)
+        content = json.loads((run / "run.json").read_text())
+        content["config"]["tokens"] = {"prefix_closed": False}
+        write_json(run / "run.json", content)
+        write_json(run / ".hydra" / "overrides.yaml", [*given, f"seed={at}"])
+    assert list(factors(find_runs(tmp_path))[0]) == ["seed"]
 
 
 def test_runs_that_are_no_grid_have_no_missing_cells() -> None:
@@ -283,7 +358,7 @@ def test_hydra_calls_it_at_the_end_of_a_multirun(tmp_path: Path, caplog: pytest.
         Collect().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "none")}}}))
     assert (tmp_path / "sweep" / "results.csv").is_file()
     assert GlobalHydra.instance().hydra is before
-    assert "could not be made" in caplog.records[-1].message
+    assert "report failed" in caplog.records[-1].message
     assert "no run.json below it" in caplog.text
 
 

@@ -11,7 +11,7 @@ log = logging.getLogger("kldistill")
 
 
 class Collect(Callback):
-    """Writes the sweep's table and page into its folder.
+    """Writes the sweep's table and page into its folder, or into those of its experiments.
 
     Hydra calls this only where no job failed; ``python scripts/report.py FOLDER`` does the same at any time.
     """
@@ -19,11 +19,12 @@ class Collect(Callback):
     def on_multirun_end(self, config: DictConfig, **_kwargs: Any) -> None:
         """Collect everything below the sweep's folder. A failure is logged: it loses nothing, and can be repeated."""
         from kldistill.report import collect
+        from kldistill.sweeps import folders
 
-        folder = Path(config.hydra.sweep.dir)
-        try:
-            collect(folder)
-        except Exception:
-            log.exception("The sweep's report could not be made; `python scripts/report.py %s` tries again.", folder)
-        else:
-            log.info("The sweep's table and page: %s", folder / "report.html")
+        for folder in folders() or [Path(config.hydra.sweep.dir)]:
+            try:
+                collect(folder)
+            except Exception:
+                log.exception("The sweep's report failed; `python scripts/report.py %s` tries again.", folder)
+            else:
+                log.info("The sweep's table and page: %s", folder / "report.html")

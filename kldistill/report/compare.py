@@ -43,7 +43,7 @@ def differences(
         One entry per cell, value and metric: ``cell``, ``value``, ``metric``, ``n`` pairs (seeds), the mean
         ``difference``, its 95 % intervals over seeds (``low``, ``high``) and over documents (``documents_low``,
         ``documents_high``), and the ``verdict``. Where there are several cells, those of value and metric are also
-        taken together, as ``cell`` None: one mean over all cells a seed.
+        taken together, as ``cell`` None: one mean a seed over the cells that have pairs (``cells``, of ``of``).
     """
     by_value: dict[str, dict[tuple, list[tuple[Run, Labels]]]] = {}
     for run, found in zip(runs, labels, strict=True):
@@ -94,11 +94,12 @@ def _difference(metric: Metric, pairs: Mapping[str, tuple[Run, Run]]) -> dict[st
 
 
 def _together(metric: Metric, cells: Sequence[Mapping[str, tuple[Run, Run]]]) -> dict[str, Any]:
-    """All cells at once, each counting the same: a mean a seed, over the seeds for which every cell has its pair."""
-    values = [_values(metric, pairs) for pairs in cells]
-    seeds = sorted(set.intersection(*(set(found) for found in values)))
-    documents = _documents(metric, [pairs[seed] for pairs in cells for seed in seeds])
-    return _entry(metric, [float(np.mean([found[seed] for found in values])) for seed in seeds], documents)
+    """All cells with pairs at once, each counting the same: a mean a seed, over the seeds for which all have one."""
+    whole = [(pairs, found) for pairs in cells if (found := _values(metric, pairs))]
+    seeds = sorted(set.intersection(*(set(found) for _, found in whole))) if whole else []
+    documents = _documents(metric, [pairs[seed] for pairs, _ in whole for seed in seeds])
+    means = [float(np.mean([found[seed] for _, found in whole])) for seed in seeds]
+    return {**_entry(metric, means, documents), "cells": len(whole), "of": len(cells)}
 
 
 def _documents(metric: Metric, pairs: Sequence[tuple[Run, Run]]) -> tuple[float, float] | None:

@@ -47,6 +47,12 @@ class Run:
     choices: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def time(self) -> float:
+        """When its ``run.json`` was written last, in seconds since 1970; 0 where there is none."""
+        path = self.folder / RUN
+        return path.stat().st_mtime if path.is_file() else 0.0
+
+    @property
     def last(self) -> str | None:
         """The last model that the run has evaluated: ``finetuned``, ``distilled``, ``init``; None where it has none."""
         made = [of for of in NAMES if of != "original" and any(key.startswith(f"eval/{of}/") for key in self.metrics)]

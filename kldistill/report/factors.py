@@ -1,12 +1,14 @@
 """What the runs of a folder differ in: the overrides that vary, and the cells that they span."""
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
-from kldistill.report.data import Run
+from kldistill.report.data import FINISHED, RUNNING, Run
 from kldistill.wandb_run import flatten
 
 SEED = "seed"
@@ -19,30 +21,99 @@ _USUAL = ("model", "tokens.n_new", "tokens.boundary", "init", "loss", "finetune"
 _OVERRIDE = re.compile(r"[+~]*([^=]+?)(?:=(.*))?", flags=re.DOTALL)
 
 
-def factors(runs: Sequence[Run]) -> tuple[dict[str, list[str]], list[dict[str, str]]]:
+def factors(runs: Sequence[Run], compared: str = "loss") -> tuple[dict[str, list[str]], list[dict[str, str]]]:
     """What varies among the runs.
 
     A factor is a key that some command line gave and that has several values, such as ``loss`` or ``tokens.n_new``;
-    a run that did not give it has its configuration's value. Where two runs would have the same values of all factors,
-    their folder is one more.
+    a run that did not give it has its configuration's value. What only runs gave that came to nothing is no factor: one
+    mistaken key would part a whole sweep. Keys of the compared group that do not belong to all its values (such as the
+    weight of a term that others have not) are part of the value: ``kl_ce, terms.ce.weight=0.3``.
+
+    Args:
+        compared: the factor whose values are compared with each other.
 
     Returns:
-        The values of every factor, in order, and the labels of every run: its value of every factor.
+        The values of every factor, in order, and the labels of every run: its value of every factor, empty where a run
+        left nothing that tells it.
     """
     given = [overrides_of(run) for run in runs]
-    keys = list(dict.fromkeys(key for found in given for key in found))
-    if any(run.overrides is None and run.config for run in runs):
-        keys += [key for key in _USUAL if key not in keys]
+    keys, own = _keys(runs, given, compared)
     labels = [{key: label(run, key, found) for key in keys} for run, found in zip(runs, given, strict=True)]
-    values = {key: sorted({found[key] for found in labels}, key=natural) for key in keys}
-    values = {key: found for key, found in values.items() if len(found) > 1}
+    if own:
+        for run, found, labelled in zip(runs, given, labels, strict=True):
+            extra = [f"{key.removeprefix(compared)[1:]}={label(run, key, found)}" for key in own if key in found]
+            labelled[compared] = ", ".join([label(run, compared, found), *extra])
+    # A run without a configuration may leave a label empty that has a value.
+    whole = [found for run, found in zip(runs, labels, strict=True) if run.config]
+    values = {}
+    for key in keys:
+        seen = {found[key] for found in whole} | {found[key] for found in labels if found[key]}
+        if len(seen) > 1:
+            values[key] = sorted(seen, key=natural)
     # Seeds last, what is compared before them, so that tables read from the coarse to the fine.
     names = sorted(values, key=lambda key: (key == SEED, key == "loss", key == "init"))
-    labels = [{key: found[key] for key in names} for found in labels]
-    if len({tuple(found.values()) for found in labels}) < len(runs):
-        labels = [{FOLDER: str(run.folder), **found} for run, found in zip(runs, labels, strict=True)]
-        return {FOLDER: [found[FOLDER] for found in labels], **{key: values[key] for key in names}}, labels
-    return {key: values[key] for key in names}, labels
+    return {key: values[key] for key in names}, [{key: found[key] for key in names} for found in labels]
+
+
+def _keys(runs: Sequence[Run], given: Sequence[Mapping[str, str]], compared: str) -> tuple[list[str], list[str]]:
+    """The keys that may be factors, and those that belong to the values of the compared one."""
+    telling = [at for at, run in enumerate(runs) if run.status in (FINISHED, RUNNING)] or range(len(runs))
+    found = [key for at in telling for key in given[at]]
+    if any(run.overrides is None and run.config for run in runs):
+        found += _USUAL
+    kinds = [(label(runs[at], compared, given[at]), given[at]) for at in telling]
+    own = [key for key in dict.fromkeys(found) if key.startswith(f"{compared}.") and not _of_all_kinds(key, kinds)]
+    return list(dict.fromkeys(key for key in [*found, *([compared] if own else [])] if key not in own)), own
+
+
+def _of_all_kinds(key: str, given: Sequence[tuple[str, Mapping[str, str]]]) -> bool:
+    """Whether of every value of the compared factor most runs gave ``key``: then it is a factor of its own."""
+    by_kind: dict[str, list[bool]] = {}
+    for kind, found in given:
+        by_kind.setdefault(kind, []).append(key in found)
+    return all(2 * sum(said) > len(said) for said in by_kind.values())
+
+
+def twins(runs: Sequence[Run], labels: Sequence[Mapping[str, str]]) -> dict[int, int]:
+    """Runs that say nothing of their own beside another run with the same labels: those that are not finished where
+    that one is, and those with the same configuration.
+
+    Returns:
+        Their positions, each with that of the run that stands for it: a finished one if there is, and the latest.
+    """
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for at, found in enumerate(labels):
+        alike.setdefault(tuple(found.values()), []).append(at)
+    aside = {}
+    for group in alike.values():
+        best = max(group, key=lambda at: (runs[at].status == FINISHED, runs[at].time, str(runs[at].folder)))
+        for at in group:
+            beaten = runs[best].status == FINISHED != runs[at].status
+            if at != best and (beaten or _substance(runs[at]) == _substance(runs[best])):
+                aside[at] = best
+    return aside
+
+
+def is_cell(labels: Mapping[str, str], values: Mapping[str, Sequence[str]]) -> bool:
+    """Whether all labels of a run are values of the factors: not those of one that left too little to tell them."""
+    return all(found in values[name] for name, found in labels.items())
+
+
+def told_apart(
+    runs: Sequence[Run], values: Mapping[str, list[str]], labels: Sequence[Mapping[str, str]], below: Path
+) -> tuple[dict[str, list[str]], list[dict[str, str]]]:
+    """Values and labels with the folder (from ``below`` on) as one more factor, where runs would have the same labels
+    without it.
+    """
+    if len({tuple(found.values()) for found in labels}) == len(runs):
+        return dict(values), [dict(found) for found in labels]
+    folders = [os.path.relpath(run.folder, below) for run in runs]
+    return {FOLDER: folders, **values}, [{FOLDER: own, **found} for own, found in zip(folders, labels, strict=True)]
+
+
+def _substance(run: Run) -> dict[str, Any]:
+    """The configuration without what only says how to run."""
+    return {key: value for key, value in flatten(run.config).items() if not key.startswith(_NO_FACTOR)}
 
 
 def overrides_of(run: Run) -> dict[str, str]:
@@ -58,15 +129,14 @@ def overrides_of(run: Run) -> dict[str, str]:
 
 
 def label(run: Run, key: str, given: Mapping[str, str]) -> str:
-    """A run's value of a factor: its preset of a group, or its value of a key."""
+    """A run's value of a factor: its preset of a group, or its value of a key, however the command line wrote it."""
     if key in run.choices:
         return run.choices[key]
-    if key in given:
-        return _plain(given[key])
     node = run.config.get(key)
     if isinstance(node, Mapping):
         return _named(key, node)
-    return _plain(str(flatten(run.config).get(key, "")))
+    flat = flatten(run.config)
+    return _plain(str(flat[key]) if key in flat else given.get(key, ""))
 
 
 def _named(group: str, node: Mapping[str, Any]) -> str:
@@ -81,12 +151,16 @@ def _named(group: str, node: Mapping[str, Any]) -> str:
 
 
 def _plain(value: str) -> str:
-    """One spelling of a number, however the command line wrote it: ``3e-3`` and ``0.003`` are the same."""
+    """One spelling of a value: ``3e-3`` and ``0.003`` are the same, as are Python's ``True`` and YAML's ``true``."""
+    if value in ("True", "False", "None"):
+        return value.lower().replace("none", "null")
     try:
         number = float(value)
     except ValueError:
         return value
-    return f"{number:g}" if math.isfinite(number) else value
+    if not math.isfinite(number):
+        return value
+    return str(int(number)) if number.is_integer() and abs(number) < 2**53 else repr(number)
 
 
 def natural(value: str) -> tuple[int, float, str]:

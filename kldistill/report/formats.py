@@ -49,7 +49,7 @@ def as_markdown(table: Mapping[str, Any]) -> str:
         parts += [_table(header, rows), ""]
     open_rows = [row for row in table["runs"] if row["status"] != FINISHED]
     if open_rows:
-        parts += ["Not finished:", ""]
+        parts += ["Not in the means:", ""]
         rows = [[*row["factors"].values(), row["status"], row["error"]] for row in open_rows]
         parts += [_table([*table["factors"], "status", "reason"], rows), ""]
     return "\n".join(parts)
@@ -71,9 +71,14 @@ def by_cell(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], dict[
 
 
 def cell_names(entry: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
-    """The values of a difference's cell; ``all`` for all cells together."""
+    """The values of a difference's cell; ``all`` for all cells together, or how many of them have pairs."""
     others = [name for name in table["factors"] if name not in (SEED, table["factor"])]
-    return [ALL] * len(others) if entry["cell"] is None else [entry["cell"][name] for name in others]
+    return [together(entry)] * len(others) if entry["cell"] is None else [entry["cell"][name] for name in others]
+
+
+def together(entry: Mapping[str, Any]) -> str:
+    """Which cells a difference over several cells is of."""
+    return ALL if entry["cells"] in (0, entry["of"]) else f"{entry['cells']} of {entry['of']} cells"
 
 
 def with_interval(metric: Metric, entry: Mapping[str, Any] | None) -> str:

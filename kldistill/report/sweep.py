@@ -9,12 +9,13 @@ from kldistill.records import redact
 from kldistill.report import compare, picture, sweep_page
 from kldistill.report.catalog import Metric, present
 from kldistill.report.data import ABSENT, FINISHED, Run, find_runs
-from kldistill.report.factors import expected, factors
+from kldistill.report.factors import expected, factors, is_cell, told_apart, twins
 from kldistill.report.formats import as_csv, as_markdown
 from kldistill.report.page import as_json, write
 
 MISSING = "missing"  # a cell of the grid without a run
 NO_RESULT = "no result"  # a run without a run.json
+DUPLICATE = "duplicate"  # a finished run that another one with the same configuration stands for
 RESULTS = "results"
 
 
@@ -54,16 +55,20 @@ def gather(runs: Sequence[Run], folder: Path, factor: str, baseline: str) -> dic
         missing cells are listed; ``metrics``; ``runs``: a row a run or missing cell, with its ``status``, ``factors``
         and ``figures``; ``means`` and ``differences``: see ``kldistill.report.compare``.
     """
-    values, labels = factors(runs)
-    if "folder" in values:
-        values["folder"] = [os.path.relpath(name, folder) for name in values["folder"]]
-        labels = [{**own, "folder": os.path.relpath(own["folder"], folder)} for own in labels]
-    metrics = present([run.final() for run in runs if run.status == FINISHED])
-    grid = expected(values, len(runs))
-    rows = [_row(run, own, folder, metrics) for run, own in zip(runs, labels, strict=True)]
-    rows += [_absent(cell) for cell in grid if cell not in labels]
+    values, labels = factors(runs, factor)
+    aside = twins(runs, labels)
+    counted = [at for at in range(len(runs)) if at not in aside and is_cell(labels[at], values)]
+    kept = [runs[at] for at in counted]
+    values, own = told_apart(kept, values, [labels[at] for at in counted], folder)
+    metrics = present([run.final() for run in kept if run.status == FINISHED])
+    grid = expected(values, len(kept))
+    rows = [_row(run, found, folder, metrics) for run, found in zip(kept, own, strict=True)]
+    rows += [_absent(cell) for cell in grid if cell not in own]
+    for at in sorted(set(range(len(runs))).difference(counted)):
+        found = {name: labels[at].get(name, "") for name in values}  # it is of no folder's cell
+        rows.append(_set_aside(_row(runs[at], found, folder, metrics), runs, aside.get(at), folder))
     order = {name: {value: at for at, value in enumerate(found)} for name, found in values.items()}
-    rows.sort(key=lambda row: [order[name][row["factors"][name]] for name in values])
+    rows.sort(key=lambda row: ([order[name].get(row["factors"][name], len(runs)) for name in values], row["run"] or ""))
     comparable = baseline in values.get(factor, [])
     return redact(
         {
@@ -73,8 +78,8 @@ def gather(runs: Sequence[Run], folder: Path, factor: str, baseline: str) -> dic
             "is_grid": bool(grid) or not values,
             "metrics": [metric._asdict() for metric in metrics],
             "runs": rows,
-            "means": compare.means(runs, labels, metrics),
-            "differences": compare.differences(runs, labels, metrics, factor, baseline) if comparable else [],
+            "means": compare.means(kept, own, metrics),
+            "differences": compare.differences(kept, own, metrics, factor, baseline) if comparable else [],
         }
     )
 
@@ -97,6 +102,15 @@ def _row(run: Run, labels: Mapping[str, str], folder: Path, metrics: Sequence[Me
         "model": run.last,
         "figures": figures,
     }
+
+
+def _set_aside(row: dict[str, Any], runs: Sequence[Run], by: int | None, folder: Path) -> dict[str, Any]:
+    """The row of a run that enters no mean, with the run that stands for it, if one does."""
+    if by is None:
+        return row
+    note = f"{os.path.relpath(runs[by].folder, folder)} stands for it"
+    status = DUPLICATE if row["status"] == FINISHED else row["status"]
+    return {**row, "status": status, "error": f"{row['error']} ({note})" if row["error"] else note}
 
 
 def _absent(cell: Mapping[str, str]) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from kldistill.report import asked, sweep_charts
 from kldistill.report.catalog import Metric
+from kldistill.report.compare import ALL
 from kldistill.report.data import Run
 from kldistill.report.factors import FOLDER, SEED
-from kldistill.report.formats import by_cell, cell_names, difference, interval, telling, with_interval
+from kldistill.report.formats import by_cell, cell_names, difference, interval, telling, together, with_interval
 from kldistill.report.page import render
 from kldistill.report.stats import BETTER, MISSING, ONE_SEED, SAME, UNCERTAIN, WORSE
 
@@ -99,6 +100,8 @@ def answers(table: Mapping[str, Any], metrics: Mapping[str, Metric]) -> list[dic
         by_verdict = found.setdefault(row["value"], {verdict: [] for verdict in _VERDICTS})
         verdict, counts = row["whole"]["verdict"], row["counts"]
         note = row["shown"][0]
+        if row["whole"]["cell"] is None and (cells := together(row["whole"])) != ALL:
+            note += f", {cells}"
         if verdict not in (BETTER, WORSE) and counts.total() > 1:  # what the single cells say all the same
             note += "; cells: " + ", ".join(f"{n} {of}" for of, n in counts.items())
         by_verdict[verdict].append(f"{row['metric'].label} ({note})")
