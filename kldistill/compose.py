@@ -130,7 +130,7 @@ def overrides_name(overrides: Sequence[str]) -> str:
     """Folder of one run inside its experiment: its overrides, sorted, escaped and bounded; ``default`` for none.
 
     Deterministic, so that the same command resumes. A name that would be too long, or that lost characters to the
-    escaping, ends with a digest, so two different lists of overrides never share a folder.
+    escaping, ends with a digest, so runs of different things never share a folder.
     """
     kept = sorted(text for text in overrides if not text.lstrip("+~").startswith(_NOT_IN_NAME))
     if not kept:

@@ -1,12 +1,12 @@
 """Whether a run's folder holds its result already: what a sweep that is started again leaves alone."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from kldistill.artifacts import MANIFEST
 from kldistill.checks import check
 from kldistill.compose import Config
+from kldistill.records import run_record
 from kldistill.steps import identify, plan, steps_of
 
 _identities: dict[str, Any] = {}  # of the sources that this process has looked at
@@ -18,9 +18,8 @@ def is_finished(cfg: Config, folder: Path) -> bool:
     Cheap enough to be asked for every run of a sweep: the artifacts' files are not checked, and their sources (the
     corpus) are looked at once per process.
     """
-    path = folder / "run.json"
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if cfg.force or record.get("status") != "finished":
+    record = run_record(folder)
+    if cfg.force or record.get("status") != "finished" or "error" in record:
         return False
     if "report" in cfg.stages and not (folder / "report.html").is_file():
         return False

@@ -25,6 +25,14 @@ def read_lines(path: Path) -> list[str]:
     return whole
 
 
+def run_record(folder: Path) -> dict[str, Any]:
+    """A run's ``run.json``; empty where there is none, or none that can be read."""
+    try:
+        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
 def truncate(path: Path, lines: Sequence[str]) -> None:
     """Cut a file to its first lines, which are ``lines``."""
     if path.exists():

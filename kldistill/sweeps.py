@@ -6,6 +6,8 @@ before the first one starts, and at the end their ``run.json`` files are read.
 
 import json
 import os
+import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,7 +21,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kldistill.records import redact
+from kldistill import compose
+from kldistill.errors import ConfigError
+from kldistill.records import redact, run_record
 
 _BASIC = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 
@@ -34,11 +38,13 @@ class Member:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Its run.json; empty where there is none."""
-        try:
-            return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
+        """Its run.json; empty where there is none that can be read."""
+        return run_record(self.folder)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is finished, and nothing was wrong with it since."""
+        return self.record.get("status") == "finished" and "error" not in self.record
 
 
 _launched: list[Member] = []  # by this process
@@ -48,8 +54,16 @@ class Sweep(Callback):
     """Hydra's callback that lists the runs of a multirun before the first one starts."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Called by Hydra in the process that launches the runs."""
-        _launched[:] = members(config)
+        """Called by Hydra in the process that launches the runs. It ends here if two of them would share a folder."""
+        found = members(config)
+        for folder, n in Counter(member.folder for member in found).items():
+            if n > 1:  # Hydra would go on after any other exception
+                sys.exit(
+                    f"{n} runs of this sweep would share the folder {folder}: they differ only in what says how to run "
+                    "(stages, force, logger, runtime, outputs, hydra), which is no part of its name. Run them one by "
+                    "one, or name a folder for each: hydra.sweep.subdir='${hydra.job.num}'."
+                )
+        _launched[:] = found
 
 
 def members(config: DictConfig) -> list[Member]:
@@ -81,16 +95,21 @@ def _member(config: DictConfig, overrides: Sequence[str]) -> Member:
     return Member(tuple(overrides), folder, folder / f"{config.hydra.job.name}.log")
 
 
+def folders() -> list[Path]:
+    """Those that hold the runs which this process launched: one for each experiment."""
+    return list(dict.fromkeys(member.folder.parent for member in _launched))
+
+
 def conclude() -> bool:
     """Print what has become of the runs that this process launched. True unless one of them is not finished."""
     if _launched:
         print(account(_launched), flush=True)
-    return all(member.record.get("status") == "finished" for member in _launched)
+    return all(member.whole for member in _launched)
 
 
 def account(runs: Sequence[Member]) -> str:
     """What has become of the runs: how many are finished, and each of the others with its reason and its log."""
-    left = [member for member in runs if member.record.get("status") != "finished"]
+    left = [member for member in runs if not member.whole]
     common = set.intersection(*(set(member.overrides) for member in runs)) if len(runs) > 1 else set()
     text = f"Sweep: {len(runs) - len(left)} of {len(runs)} runs finished."
     for member in left:
@@ -104,19 +123,35 @@ def account(runs: Sequence[Member]) -> str:
 def _reason(record: Mapping[str, Any]) -> str:
     if not record:
         return "has not started"
-    if record["status"] == "failed":
-        return str(record["error"]).split("\n")[0]
+    if "error" in record:
+        earlier = "its earlier result stands, but now: " if record["status"] == "finished" else ""
+        return earlier + str(record["error"]).split("\n")[0]
     return "was killed, or is still running"
 
 
 def mark_failed(folder: Path, cfg: DictConfig, error: BaseException) -> None:
-    """Make run.json say that the run has failed, also where the run itself never came to write one."""
-    path = folder / "run.json"
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if record.get("status") in (None, "finished"):  # of another attempt, before this one was refused
+    """Make run.json say that the run has failed, also where the run itself never came to write one.
+
+    A finished result of the same configuration stays, with the error beside it: what was refused now, or could not be
+    drawn at the end, takes nothing from its figures.
+    """
+    record = run_record(folder)
+    status = "failed"
+    if record.get("status") == "finished" and record.get("config") == _plain(cfg):
+        status = "finished"
+    elif record.get("status") in (None, "finished"):  # of another attempt, before this one was refused
         record = {"config": OmegaConf.to_container(cfg), "artifacts": {}, "metrics": {}}
-    failure = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+    failure = {"status": status, "error": f"{type(error).__name__}: {error}"}
     record = {**failure, **{key: value for key, value in record.items() if key not in failure}}
+    path = folder / "run.json"
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(json.dumps(redact(record), indent=2, default=str) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any] | None:
+    """A configuration as run.json has it; None where it is none that could run."""
+    try:
+        return json.loads(json.dumps(redact(compose.resolved(compose.typed(cfg))), default=str))
+    except ConfigError:
+        return None

@@ -115,6 +115,15 @@ def test_the_runs_of_another_sweeper_are_not_guessed(initialised: None) -> None:
     assert sweeps.members(cfg) == []
 
 
+def test_runs_that_would_share_a_folder_are_refused(initialised: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "_launched", [])
+    with pytest.raises(SystemExit, match=r"2 runs of this sweep would share the folder outputs/runs/default/seed=1"):
+        sweeps.Sweep().on_multirun_start(multirun("runtime.workers=1,2", "seed=1,2"))
+    assert sweeps.folders() == []
+    sweeps.Sweep().on_multirun_start(multirun("experiment=smoke,quickstart", "seed=1,2"))
+    assert [str(folder) for folder in sweeps.folders()] == ["outputs/runs/smoke", "outputs/runs/quickstart"]
+
+
 # ---- what has become of them
 
 
@@ -167,6 +176,32 @@ def test_a_refused_run_is_marked_as_failed_without_secrets(tmp_path: Path, monke
     sweeps.mark_failed(tmp_path, cfg, OSError("the disk is full"))
     found = read_run(tmp_path)
     assert (found["error"], found["metrics"]) == ("OSError: the disk is full", {"tokens/added": 1})
+
+
+def test_a_finished_result_outlives_a_refusal(tmp_path: Path, initialised: None) -> None:
+    cfg = config(["experiment=smoke", "seed=1"])
+    done = {"status": "finished", "config": compose.resolved(compose.typed(cfg)), "metrics": {"a": 1.0}}
+    only = member(tmp_path / "run", "seed=1", **done)
+    sweeps.mark_failed(only.folder, cfg, ConfigError("eval.mbpp.path=x: no such file."))
+    assert only.record == {**done, "error": "ConfigError: eval.mbpp.path=x: no such file."}
+    assert not only.whole
+    assert "its earlier result stands, but now: ConfigError: eval.mbpp.path=x" in sweeps.account([only])
+    sweeps.mark_failed(only.folder, config(["experiment=smoke", "seed=2"]), ConfigError("no"))
+    assert (only.record["status"], only.record["metrics"]) == ("failed", {}), "of another configuration"
+
+
+def test_a_torn_record_is_none(tmp_path: Path) -> None:
+    torn = member(tmp_path / "run", "seed=1")
+    (torn.folder / "run.json").write_text('{"status": "fin')
+    assert "  model=tiny seed=1: has not started" in sweeps.account([torn])
+    sweeps.mark_failed(torn.folder, OmegaConf.create({"a": 1}), OSError("no"))
+    assert torn.record == {
+        "status": "failed",
+        "error": "OSError: no",
+        "config": {"a": 1},
+        "artifacts": {},
+        "metrics": {},
+    }
 
 
 def test_a_sweep_under_a_launcher_of_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
