@@ -245,7 +245,7 @@ class LoggerConfig:
     tags: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        require(self.name in ("wandb", "none"), "logger.name", self.name, "must be wandb or none")
+        require(self.name in ("wandb", "trackio", "none"), "logger.name", self.name, "must be wandb, trackio or none")
         require(
             self.mode in (None, "offline", "online", "disabled", "shared"),
             "logger.mode",

@@ -1,4 +1,4 @@
-"""Figures of a run: ``metrics.jsonl`` of the stage and of the run, the console, and Weights & Biases if wanted.
+"""Figures of a run: ``metrics.jsonl`` of the stage and of the run, the console, and a dashboard if wanted.
 
 A stage's own ``metrics.jsonl`` belongs to its artifact; the run's file holds the lines of all its stages. Both have one
 JSON object a line: ``stage``, ``step`` (or null), ``time`` (Unix seconds), and the figures by name. A figure that is
@@ -21,6 +21,7 @@ from rich.text import Text
 from kldistill.config import LoggerConfig, RuntimeConfig
 from kldistill.job import Job
 from kldistill.records import append, dump, read_lines, redact, replace, truncate
+from kldistill.trackio_run import TrackioRun
 from kldistill.wandb_run import WandbRun, chosen_mode
 
 METRICS = "metrics.jsonl"
@@ -32,14 +33,14 @@ class Tracker:
     """Takes the figures of one run. Use it as a context manager: leaving it by an exception marks the run as failed.
 
     Args:
-        folder: the run's folder; made if need be. Running again in it continues the same wandb run.
-        config: which logger. ``none`` and mode ``disabled`` never import wandb.
-        resolved: the whole resolved configuration, for wandb; nested keys are joined by dots.
-        name, job_type, group: of the wandb run; a group in ``config`` comes first.
+        folder: the run's folder; made if need be. Running again in it continues the dashboard's same run.
+        config: which dashboard. ``none`` and mode ``disabled`` never import wandb.
+        resolved: the whole resolved configuration, for the dashboard; nested keys are joined by dots.
+        name, job_type, group: of the dashboard's run; a group in ``config`` comes first.
         console: where tables and lines for the user go; standard output by default.
 
     Raises:
-        ConfigError: if wandb is wanted but cannot be imported or started.
+        ConfigError: if the dashboard's package cannot be imported or started.
     """
 
     def __init__(
@@ -59,10 +60,13 @@ class Tracker:
         folder.mkdir(parents=True, exist_ok=True)
         truncate(folder / METRICS, read_lines(folder / METRICS))
         mode = chosen_mode(config)
-        self._wandb: WandbRun | None = None
-        if mode != "disabled":
-            self._wandb = WandbRun(folder, config, mode, resolved or {}, name, job_type, group)
-            self.say(self._wandb.where)
+        self._board: WandbRun | TrackioRun | None = None
+        if config.name == "trackio" and config.mode != "disabled":
+            self._board = TrackioRun(folder, config, resolved or {}, name, job_type, group)
+        elif mode != "disabled":
+            self._board = WandbRun(folder, config, mode, resolved or {}, name, job_type, group)
+        if self._board is not None:
+            self.say(self._board.where)
 
     def __enter__(self) -> Self:
         return self
@@ -90,7 +94,7 @@ class Tracker:
         )
 
     def log(self, metrics: Mapping[str, Any], step: int | None = None, *, stage: str, out: Path | None = None) -> None:
-        """Write one line of figures to ``out`` (if given), to the run's file and to wandb.
+        """Write one line of figures to ``out`` (if given), to the run's file and to the dashboard.
 
         Args:
             metrics: numbers by name. A name without a slash gets the stage's name in front: ``loss`` of ``distill`` is
@@ -114,7 +118,7 @@ class Tracker:
         stage: str | None = None,
         out: Path | None = None,
     ) -> None:
-        """Show a table on the console and send it to wandb; keep it in ``out`` so that a reused artifact has it too."""
+        """Show a table on the console and in the dashboard; keep it in ``out`` so that a reused artifact has it too."""
         key = name if "/" in name or stage is None else f"{stage}/{name}"
         plain = [[_cell(value) for value in row] for row in rows]
         line = dump({"table": key, "columns": list(columns), "rows": plain})
@@ -125,9 +129,9 @@ class Tracker:
         self._send(line)
 
     def image(self, name: str, path: Path) -> None:
-        """Send a picture or a page to wandb; it stays where it is on disk."""
-        if self._wandb is not None:
-            self._wandb.image(name, path)
+        """Send a picture or a page to the dashboard; it stays where it is on disk."""
+        if self._board is not None:
+            self._board.image(name, path)
 
     def say(self, text: str) -> None:
         """Tell the user one line."""
@@ -136,7 +140,7 @@ class Tracker:
     def rewind(self, stage: str, step: int, out: Path) -> None:
         """Forget what ``stage`` logged after its last line of a step up to ``step``; ``-1`` forgets all of it.
 
-        wandb's history can only grow: there, steps that are done again appear twice, with the same x.
+        A dashboard's history can only grow: there, steps that are done again appear twice, with the same x.
         """
         lines = read_lines(out / METRICS)
         steps = [json.loads(line)["step"] for line in lines]
@@ -151,18 +155,18 @@ class Tracker:
             self._send(line)
 
     def summary(self, figures: Mapping[str, Any]) -> None:
-        """Set the run's final figures in wandb (``run.json`` is the pipeline's)."""
-        if self._wandb is not None:
-            self._wandb.summary({key: _number(value) for key, value in figures.items()})
+        """Set the run's final figures in the dashboard (``run.json`` is the pipeline's)."""
+        if self._board is not None:
+            self._board.summary({key: _number(value) for key, value in figures.items()})
 
     def finish(self, status: Literal["finished", "failed"]) -> None:
-        """Close the wandb run. Further calls do nothing."""
-        if self._wandb is not None and not self._finished:
-            self._wandb.finish(failed=status != "finished")
+        """Close the dashboard's run. Further calls do nothing."""
+        if self._board is not None and not self._finished:
+            self._board.finish(failed=status != "finished")
         self._finished = True
 
     def _adopt(self, stage: str, lines: Sequence[str]) -> None:
-        """Make ``lines`` the run's lines of ``stage``, and send wandb those it has not had."""
+        """Make ``lines`` the run's lines of ``stage``, and send the dashboard those it has not had."""
         path = self.folder / METRICS
         before = read_lines(path)
         after = [line for line in before if json.loads(line)["stage"] != stage] + list(lines)
@@ -172,8 +176,8 @@ class Tracker:
             self._send(line)
 
     def _send(self, line: str) -> None:
-        if self._wandb is not None:
-            self._wandb.send(line)
+        if self._board is not None:
+            self._board.send(line)
 
 
 def _number(value: Any) -> int | float | str | None:

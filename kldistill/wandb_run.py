@@ -1,6 +1,5 @@
 """One run in Weights & Biases, isolated from every other run of the process; offline unless asked otherwise."""
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -10,7 +9,8 @@ from uuid import uuid4
 
 from kldistill.config import LoggerConfig
 from kldistill.errors import ConfigError
-from kldistill.records import append, read_lines, redact, truncate
+from kldistill.outbox import Outbox, axis, figures
+from kldistill.records import redact
 
 MODES = ("offline", "online", "shared", "disabled")
 
@@ -18,9 +18,7 @@ MODES = ("offline", "online", "shared", "disabled")
 class WandbRun:
     """A live wandb run of a run folder. Starting it again in the same folder continues the same run.
 
-    ``wandb/sent.jsonl`` in the folder remembers the lines that were sent, since wandb's history can only grow: a line
-    is sent once, however often the run is run again. It is written when the run is closed: of a process that was
-    killed, wandb may have lost what it was sent last, so that is sent again, to the same steps.
+    ``wandb/sent.jsonl`` in the folder remembers the lines that were sent, since wandb's history can only grow.
 
     Args:
         mode: ``offline``, ``online`` or ``shared``.
@@ -51,11 +49,7 @@ class WandbRun:
             ) from error
         home = folder / "wandb"
         home.mkdir(parents=True, exist_ok=True)
-        self._sent_file = home / "sent.jsonl"
-        lines = read_lines(self._sent_file)
-        truncate(self._sent_file, lines)
-        self._sent = set(lines)
-        self._unconfirmed: list[str] = []
+        self._outbox = Outbox(home / "sent.jsonl")
         self._axes: set[str] = set()
         chosen = labels(resolved)
         arguments = sys.argv
@@ -72,7 +66,7 @@ class WandbRun:
                 allow_val_change=True,
                 mode=mode,  # type: ignore[arg-type]
                 dir=str(folder),
-                id=_run_id(home / "run_id"),
+                id=run_id(home / "run_id"),
                 resume="allow",
                 reinit="create_new",  # a run of its own, never the process's global one
                 settings=wandb.Settings(silent=True, console="off", disable_code=True, disable_git=True),
@@ -90,25 +84,20 @@ class WandbRun:
 
     def send(self, line: str) -> None:
         """Send one line of a ``metrics.jsonl`` or ``tables.jsonl``, unless it was sent before."""
-        if line in self._sent:
+        content = self._outbox.take(line)
+        if content is None:
             return
-        content = json.loads(line)
         if "table" in content:
             from wandb import Table
 
             rows = Table(columns=content["columns"], data=content["rows"], allow_mixed_types=True)
             self._run.log({content["table"]: rows})
         else:
-            stage, step = content.pop("stage"), content.pop("step")
-            del content["time"]
-            axis = f"{stage}/step"
-            self._define(axis)
-            for name in [f"{stage}/*", *(key for key in content if not key.startswith(f"{stage}/"))]:
-                self._define(name, axis)
-            figures = {key: value for key, value in content.items() if value is not None}
-            self._run.log(figures if step is None else {axis: step, **figures})
-        self._sent.add(line)
-        self._unconfirmed.append(line)
+            stage, found = content["stage"], figures(content)
+            self._define(axis(stage))
+            for name in [f"{stage}/*", *(key for key in found if not key.startswith(f"{stage}/"))]:
+                self._define(name, axis(stage))
+            self._run.log(found)
 
     def image(self, name: str, path: Path) -> None:
         """Send a picture or a page, whatever was sent of this name before."""
@@ -117,31 +106,29 @@ class WandbRun:
         page = path.suffix in (".html", ".svg")
         self._run.log({name: Html(path.read_text(), inject=False) if page else Image(str(path))})
 
-    def summary(self, figures: Mapping[str, Any]) -> None:
+    def summary(self, final: Mapping[str, Any]) -> None:
         """Set final figures."""
-        self._run.summary.update(redact(figures))
+        self._run.summary.update(redact(final))
 
     def finish(self, failed: bool) -> None:
         """Close the run, as crashed if ``failed``."""
         self._run.finish(exit_code=1 if failed else 0)
-        for line in self._unconfirmed:
-            append(self._sent_file, line)
-        self._unconfirmed.clear()
+        self._outbox.confirm()
 
-    def _define(self, name: str, axis: str | None = None) -> None:
+    def _define(self, name: str, over: str | None = None) -> None:
         # Each stage has its own x-axis: with wandb's global step, whose order is fixed, nothing could be sent later.
         if name not in self._axes:
             self._axes.add(name)
-            self._run.define_metric(name, step_metric=axis)
+            self._run.define_metric(name, step_metric=over)
 
 
 def chosen_mode(config: LoggerConfig) -> str:
-    """``logger.mode``, else the environment's ``WANDB_MODE``, else ``offline``; ``disabled`` for no logger.
+    """``logger.mode``, else the environment's ``WANDB_MODE``, else ``offline``; ``disabled`` for another logger.
 
     Raises:
         ConfigError: if ``WANDB_MODE`` is none of wandb's modes.
     """
-    if config.name == "none":
+    if config.name != "wandb":
         return "disabled"
     if config.mode is not None:
         return config.mode
@@ -182,7 +169,7 @@ def labels(resolved: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _run_id(path: Path) -> str:
+def run_id(path: Path) -> str:
     """The run's id: drawn once for a folder and kept there, so no two machines' equal paths are taken for one run."""
     found = path.read_text(encoding="utf-8").strip() if path.exists() else ""
     if not found:
