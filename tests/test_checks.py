@@ -32,7 +32,7 @@ IMPOSSIBLE = {
     "kl_first of tokens without pieces": ([*ADDED, "init=mean", "loss=kl_first"], "Use loss=ce, kl_old or hidden"),
     "an init that needs pieces": (
         [*ADDED, "loss=ce"],
-        "init.input=last_piece with tokens.as_added_tokens=true: it needs the exact pieces of every new token, and "
+        "init.input=subtoken_mean with tokens.as_added_tokens=true: it needs the exact pieces of every new token, and "
         "AddedTokens have none. Use init=random or init=mean, or tokens.as_added_tokens=false.",
     ),
     "an output init that needs pieces": (
