@@ -6,7 +6,7 @@ from typing import Any
 from kldistill.artifacts import MANIFEST
 from kldistill.checks import check
 from kldistill.compose import Config
-from kldistill.records import run_record
+from kldistill.records import is_whole, run_record
 from kldistill.steps import identify, plan, steps_of
 
 _identities: dict[str, Any] = {}  # of the sources that this process has looked at
@@ -19,7 +19,7 @@ def is_finished(cfg: Config, folder: Path) -> bool:
     corpus) are looked at once per process.
     """
     record = run_record(folder)
-    if cfg.force or record.get("status") != "finished" or "error" in record:
+    if cfg.force or not is_whole(record):
         return False
     if "report" in cfg.stages and not (folder / "report.html").is_file():
         return False

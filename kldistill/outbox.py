@@ -1,4 +1,4 @@
-"""The lines of a run that a logger has been sent: each once, however often the run is run again."""
+"""What a dashboard is sent of a run: each line once, however often the run is run again."""
 
 import json
 from pathlib import Path
@@ -35,6 +35,12 @@ class Outbox:
         for line in self._unconfirmed:
             append(self._path, line)
         self._unconfirmed.clear()
+
+
+def media(package: Any, path: Path) -> Any:
+    """A picture or a page in the classes of ``package``: wandb's, or Trackio's of the same names."""
+    page = path.suffix in (".html", ".svg")
+    return package.Html(path.read_text(), inject=False) if page else package.Image(str(path))
 
 
 def axis(stage: str) -> str:

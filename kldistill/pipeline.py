@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from kldistill import figures, gguf_export, report
 from kldistill.artifacts import Store
@@ -12,7 +11,7 @@ from kldistill.checks import check
 from kldistill.compose import Config, resolved
 from kldistill.job import Job
 from kldistill.processes import Processes, join
-from kldistill.records import redact
+from kldistill.records import redact, write_run_record
 from kldistill.steps import Step, identify, plan, rebuilt, steps_of
 from kldistill.table import COLUMNS, SUITES_COLUMNS, SUITES_TITLE, TITLE, final_names, final_rows, suite_rows
 from kldistill.tracking import Tracker
@@ -53,7 +52,7 @@ def run(cfg: Config, folder: Path) -> dict[str, float]:
     named = {"name": folder.name, "group": folder.parent.name, "job_type": kind}
     with Tracker(folder, cfg.logger, resolved=names["config"], **named) as tracker:
         store = Store(Path(cfg.outputs) / "artifacts", say=tracker.say)
-        write_json(folder / "run.json", {"status": "running", **names})
+        write_run_record(folder, {"status": "running", **names})
         try:
             for name in planned:
                 folders[name] = _walk(name, steps[name], cfg, store, processes, tracker, prints, folders, name in again)
@@ -61,10 +60,10 @@ def run(cfg: Config, folder: Path) -> dict[str, float]:
                     gguf_export.check_model(folders[name])  # before hours of training
                 names["artifacts"][name] = os.path.relpath(folders[name], folder)
                 names["metrics"] |= summary(folders[name])
-                write_json(folder / "run.json", {"status": "running", **names})
+                write_run_record(folder, {"status": "running", **names})
         except BaseException as error:
             failure = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-            write_json(folder / "run.json", {**failure, **names})
+            write_run_record(folder, {**failure, **names})
             raise
         names["metrics"] |= final_names(names["metrics"])
         _show(names["metrics"], folder, tracker)
@@ -72,7 +71,7 @@ def run(cfg: Config, folder: Path) -> dict[str, float]:
             tracker.say(f"The extended model: {folders['export']}")
         tracker.say(f"All figures of this run: {folder / 'run.json'}")
         tracker.summary(names["metrics"])
-        write_json(folder / "run.json", {"status": "finished", **names})
+        write_run_record(folder, {"status": "finished", **names})
         # Last, as the page is of what stands in the folder; where it fails, the run is whole all the same.
         if "report" in cfg.stages:
             page = report.render_run(folder)
@@ -139,10 +138,3 @@ def summary(artifact: Path) -> dict[str, float]:
     """Final figures of a stage; none where it writes none."""
     path = artifact / "summary.json"
     return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a JSON file in one step: readers see the old or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(redact(content), indent=2, default=str) + "\n")
-    os.replace(temporary, path)

@@ -33,6 +33,23 @@ def run_record(folder: Path) -> dict[str, Any]:
         return {}
 
 
+def write_run_record(folder: Path, content: Mapping[str, Any]) -> None:
+    """Replace a run's ``run.json``."""
+    write_text(folder / "run.json", json.dumps(redact(content), indent=2, default=str) + "\n")
+
+
+def is_whole(record: Mapping[str, Any]) -> bool:
+    """Whether a ``run.json`` says that its run is finished, and that nothing was wrong with it since."""
+    return record.get("status") == "finished" and "error" not in record
+
+
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """Replace a file in one step: readers see the old or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8", errors=errors)
+    os.replace(temporary, path)
+
+
 def truncate(path: Path, lines: Sequence[str]) -> None:
     """Cut a file to its first lines, which are ``lines``."""
     if path.exists():
@@ -41,9 +58,7 @@ def truncate(path: Path, lines: Sequence[str]) -> None:
 
 def replace(path: Path, lines: Sequence[str]) -> None:
     """Write other lines in one step: there is no moment at which some are missing."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def append(path: Path, line: str) -> None:

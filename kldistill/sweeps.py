@@ -5,7 +5,6 @@ before the first one starts, and at the end their ``run.json`` files are read.
 """
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kldistill import compose
 from kldistill.errors import ConfigError
-from kldistill.records import redact, run_record
+from kldistill.records import is_whole, redact, run_record, write_run_record
 
 _BASIC = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 
@@ -44,7 +43,7 @@ class Member:
     @property
     def whole(self) -> bool:
         """Whether it is finished, and nothing was wrong with it since."""
-        return self.record.get("status") == "finished" and "error" not in self.record
+        return is_whole(self.record)
 
 
 _launched: list[Member] = []  # by this process
@@ -143,10 +142,7 @@ def mark_failed(folder: Path, cfg: DictConfig, error: BaseException) -> None:
         record = {"config": OmegaConf.to_container(cfg), "artifacts": {}, "metrics": {}}
     failure = {"status": status, "error": f"{type(error).__name__}: {error}"}
     record = {**failure, **{key: value for key, value in record.items() if key not in failure}}
-    path = folder / "run.json"
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(redact(record), indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_run_record(folder, record)
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any] | None:

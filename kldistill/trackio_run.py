@@ -6,7 +6,7 @@ from typing import Any
 
 from kldistill.config import LoggerConfig
 from kldistill.errors import ConfigError
-from kldistill.outbox import Outbox, figures
+from kldistill.outbox import Outbox, figures, media
 from kldistill.records import redact
 from kldistill.wandb_run import flatten, labels, run_id
 
@@ -72,9 +72,7 @@ class TrackioRun:
 
     def image(self, name: str, path: Path) -> None:
         """Send a picture or a page, whatever was sent of this name before."""
-        page = path.suffix in (".html", ".svg")
-        media = self._trackio.Html(path.read_text(), inject=False) if page else self._trackio.Image(str(path))
-        self._run.log({name: media})
+        self._run.log({name: media(self._trackio, path)})
 
     def summary(self, final: Mapping[str, Any]) -> None:
         """Log final figures; Trackio has no summary of its own."""

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from kldistill.config import LoggerConfig
 from kldistill.errors import ConfigError
-from kldistill.outbox import Outbox, axis, figures
+from kldistill.outbox import Outbox, axis, figures, media
 from kldistill.records import redact
 
 MODES = ("offline", "online", "shared", "disabled")
@@ -48,7 +48,6 @@ class WandbRun:
                 "`pip install wandb`, or choose logger=none."
             ) from error
         home = folder / "wandb"
-        home.mkdir(parents=True, exist_ok=True)
         self._outbox = Outbox(home / "sent.jsonl")
         self._axes: set[str] = set()
         chosen = labels(resolved)
@@ -101,10 +100,9 @@ class WandbRun:
 
     def image(self, name: str, path: Path) -> None:
         """Send a picture or a page, whatever was sent of this name before."""
-        from wandb import Html, Image
+        import wandb
 
-        page = path.suffix in (".html", ".svg")
-        self._run.log({name: Html(path.read_text(), inject=False) if page else Image(str(path))})
+        self._run.log({name: media(wandb, path)})
 
     def summary(self, final: Mapping[str, Any]) -> None:
         """Set final figures."""

@@ -4,8 +4,10 @@ Whatever is not there (a stage that did not run, an artifact that was deleted) i
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from kldistill.errors import KldistillError
 from kldistill.records import read_lines, redact
 from kldistill.table import NAMES
+from kldistill.wandb_run import flatten
 
 RUN = "run.json"
 FINISHED, RUNNING, FAILED, ABSENT = "finished", "running", "failed", "absent"
@@ -45,6 +48,15 @@ class Run:
     error: str = ""
     overrides: list[str] | None = None
     choices: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def flat(self) -> dict[str, Any]:
+        """The configuration with nested keys joined by dots."""
+        return flatten(self.config)
+
+    def below(self, folder: Path) -> str:
+        """Its folder as seen from another: its name in the table of a sweep."""
+        return os.path.relpath(self.folder, folder)
 
     @property
     def time(self) -> float:

@@ -1,7 +1,6 @@
 """What the runs of a folder differ in: the overrides that vary, and the cells that they span."""
 
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from kldistill.report.data import FINISHED, RUNNING, Run
-from kldistill.wandb_run import flatten
 
 SEED = "seed"
 FOLDER = "folder"
@@ -42,7 +40,7 @@ def factors(runs: Sequence[Run], compared: str = "loss") -> tuple[dict[str, list
     if own:
         for run, found, labelled in zip(runs, given, labels, strict=True):
             extra = [f"{key.removeprefix(compared)[1:]}={label(run, key, found)}" for key in own if key in found]
-            labelled[compared] = ", ".join([label(run, compared, found), *extra])
+            labelled[compared] = ", ".join([labelled[compared], *extra])
     # A run without a configuration may leave a label empty that has a value.
     whole = [found for run, found in zip(runs, labels, strict=True) if run.config]
     values = {}
@@ -107,13 +105,13 @@ def told_apart(
     """
     if len({tuple(found.values()) for found in labels}) == len(runs):
         return dict(values), [dict(found) for found in labels]
-    folders = [os.path.relpath(run.folder, below) for run in runs]
+    folders = [run.below(below) for run in runs]
     return {FOLDER: folders, **values}, [{FOLDER: own, **found} for own, found in zip(folders, labels, strict=True)]
 
 
 def _substance(run: Run) -> dict[str, Any]:
     """The configuration without what only says how to run."""
-    return {key: value for key, value in flatten(run.config).items() if not key.startswith(_NO_FACTOR)}
+    return {key: value for key, value in run.flat.items() if not key.startswith(_NO_FACTOR)}
 
 
 def overrides_of(run: Run) -> dict[str, str]:
@@ -135,8 +133,7 @@ def label(run: Run, key: str, given: Mapping[str, str]) -> str:
     node = run.config.get(key)
     if isinstance(node, Mapping):
         return _named(key, node)
-    flat = flatten(run.config)
-    return _plain(str(flat[key]) if key in flat else given.get(key, ""))
+    return _plain(str(run.flat[key]) if key in run.flat else given.get(key, ""))
 
 
 def _named(group: str, node: Mapping[str, Any]) -> str:

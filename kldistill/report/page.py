@@ -7,13 +7,14 @@ content security policy lets only its own script run, known by its hash, and let
 import base64
 import hashlib
 import json
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+from kldistill.records import write_text
 
 
 @cache
@@ -50,11 +51,8 @@ def render(template: str, **content: Any) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a file in one step: readers see the old or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}")
-    # A lone surrogate, which JSON can hold, is no text that a file can hold.
-    temporary.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(temporary, path)
+    """Replace a page, or its content."""
+    write_text(path, text, errors="replace")  # a lone surrogate, which JSON can hold, is no text that a file can hold
 
 
 def as_json(content: Any) -> str:

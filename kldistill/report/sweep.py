@@ -1,6 +1,5 @@
 """Gathers the runs of a sweep: one table in three formats, and the sweep's page."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,7 +94,7 @@ def _row(run: Run, labels: Mapping[str, str], folder: Path, metrics: Sequence[Me
     if status == ABSENT:
         status, error = NO_RESULT, "it has not begun, or ended before it could say why; see its log"
     return {
-        "run": os.path.relpath(run.folder, folder),
+        "run": run.below(folder),
         "status": status,
         "error": error,
         "factors": dict(labels),
@@ -108,7 +107,7 @@ def _set_aside(row: dict[str, Any], runs: Sequence[Run], by: int | None, folder:
     """The row of a run that enters no mean, with the run that stands for it, if one does."""
     if by is None:
         return row
-    note = f"{os.path.relpath(runs[by].folder, folder)} stands for it"
+    note = f"{runs[by].below(folder)} stands for it"
     status = DUPLICATE if row["status"] == FINISHED else row["status"]
     return {**row, "status": status, "error": f"{row['error']} ({note})" if row["error"] else note}
 

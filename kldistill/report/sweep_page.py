@@ -1,6 +1,5 @@
 """The page of a sweep: what was compared, the verdicts, heat maps, and every run."""
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,7 +53,7 @@ def html(folder: Path, table: Mapping[str, Any], runs: Sequence[Run]) -> str:
         charts={
             "heat": list(sweep_charts.heat_maps(table)),
             "standing": list(sweep_charts.standing(table)),
-            "inside": list(sweep_charts.inside(table, {os.path.relpath(run.folder, folder): run for run in runs})),
+            "inside": list(sweep_charts.inside(table, {run.below(folder): run for run in runs})),
         },
     )
 
