@@ -3,9 +3,14 @@
 import sys
 from pathlib import Path
 
-from kldistill import corpus, distill, export, init, models, teacher, tokens
 from kldistill.api import configure, slice_of
-from kldistill.job import Job
+from kldistill.corpus import stage as corpus
+from kldistill.export import stage as export
+from kldistill.model import stage as models
+from kldistill.rows import stage as init
+from kldistill.runtime.job import Job
+from kldistill.tokens import stage as tokens
+from kldistill.training import distill, teacher
 
 STAGES = dict(model=models, corpus=corpus, tokens=tokens, init=init, teacher=teacher, distill=distill, export=export)
 

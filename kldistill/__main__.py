@@ -1,5 +1,5 @@
 """``python -m kldistill``: the same as the command ``kldistill``."""
 
-from kldistill.cli import main
+from kldistill.pipeline.cli import main
 
 main()

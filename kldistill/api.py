@@ -13,10 +13,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kldistill.checks import check
-from kldistill.compose import Config, conf_folder, register, typed
-from kldistill.errors import ConfigError
-from kldistill.steps import steps_of
+from kldistill.pipeline.checks import check
+from kldistill.pipeline.compose import Config, conf_folder, register, typed
+from kldistill.pipeline.steps import steps_of
+from kldistill.runtime.errors import ConfigError
 
 
 def configure(*overrides: str, values: Mapping[str, Any] | None = None) -> Config:

@@ -21,16 +21,17 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kldistill.boundaries import widen
-from kldistill.generation import Completion, Request, generate
-from kldistill.merges import Rules, choose
-from kldistill.snippets import encode
-from kldistill.spelling import Spelling
-from kldistill.suites.humaneval import HumanEval
-from kldistill.suites.task import Sources
-from kldistill.tokens import entries_of, use_cores
-from kldistill.vocabulary import definition, old_size
-from kldistill.words import count_words
+from kldistill.evaluation.generation.batching import Completion, Request, generate
+from kldistill.evaluation.generation.spelling import Spelling
+from kldistill.evaluation.suites.humaneval import HumanEval
+from kldistill.evaluation.suites.task import Sources
+from kldistill.model.load import old_size
+from kldistill.tokens.boundaries import widen
+from kldistill.tokens.definition import definition
+from kldistill.tokens.encoding import encode
+from kldistill.tokens.merges import Rules, choose
+from kldistill.tokens.stage import entries_of, use_cores
+from kldistill.tokens.words import count_words
 
 
 def python_sources(megabytes: float) -> Iterator[str]:

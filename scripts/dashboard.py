@@ -17,7 +17,7 @@ FIGURES = {
     "domain/adoption": "adoption",
 }
 SAVED = "tokens/saved"
-LABELS = ("init", "loss")  # see kldistill.wandb_run.labels
+LABELS = ("init", "loss")  # see kldistill.runtime.tracking.labels.labels
 
 
 def workspace(entity: str, project: str, group: str | None = None, model: str = "distilled") -> Any:

@@ -1,5 +1,5 @@
 """``python scripts/run.py``: the same as the command ``kldistill``."""
 
-from kldistill.cli import main
+from kldistill.pipeline.cli import main
 
 main()

@@ -2,9 +2,6 @@
 
 import json
 import os
-from collections import Counter
-from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -17,15 +14,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from kldistill import models, tiny
-from kldistill.job import Job
-from kldistill.model_config import TinyModelConfig
+from kldistill.model import stage as model_stage
+from kldistill.model.config import TinyModelConfig
+from kldistill.runtime.job import Job
+from tests.helpers.artifacts import MakeModel, MakeTokens, write_tokens
 
 torch.set_num_threads(1)
-
-FAMILIES = list(tiny.KIND_OF_FAMILY)
-MakeModel = Callable[..., Path]
-MakeTokens = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +34,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
         key = json.dumps([family, settings], sort_keys=True)
         if key not in made:
             out = tmp_path_factory.mktemp(f"model_{family}_")
-            models.build(TinyModelConfig(family=family, **settings), {}, out, Job())  # type: ignore[arg-type]
+            model_stage.build(TinyModelConfig(family=family, **settings), {}, out, Job())  # type: ignore[arg-type]
             made[key] = out
         return made[key]
 
@@ -61,37 +55,3 @@ def fake_tokens(tmp_path_factory: pytest.TempPathFactory) -> MakeTokens:
         return made[model_folder, n]
 
     return make
-
-
-def write_tokens(model_folder: Path, out: Path, n: int) -> Path:
-    """Append ``n`` merges to the model's tokenizer and write the files of a tokens artifact."""
-    tokenizer = models.load_tokenizer(model_folder)
-    spec = json.loads(tokenizer.backend_tokenizer.to_str())
-    vocab: dict[str, int] = spec["model"]["vocab"]
-    old_size = 1 + max(tokenizer.get_vocab().values())
-    special = set(tokenizer.all_special_ids)
-    text = "\n".join(tiny.training_text())[:60_000]
-    words = tokenizer.backend_tokenizer.pre_tokenizer
-    pieces = [word for word, _ in words.pre_tokenize_str(text)] if words else text.replace(" ", "▁").split("\n")
-    by_id = {index: token for token, index in vocab.items()}
-    counts: Counter[tuple[int, int]] = Counter()
-    for word in Counter(pieces):
-        ids = [token.id for token in tokenizer.backend_tokenizer.model.tokenize(word.replace(" ", "▁"))]
-        counts.update(pairwise(ids))
-    new: list[dict[str, object]] = []
-    for (left, right), count in counts.most_common():
-        joined = by_id[left] + by_id[right]
-        if len(new) < n and joined not in vocab and not {left, right} & special and "<0x" not in joined:
-            index = old_size + len(new)
-            vocab[joined] = index
-            spec["model"]["merges"].append([by_id[left], by_id[right]])
-            text = tokenizer.decode([left, right])
-            new.append({"id": index, "string": text, "token": joined, "pieces": [left, right], "count": count})
-    assert len(new) == n
-    tokenizer.save_pretrained(out / "tokenizer")
-    (out / "tokenizer" / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False))
-    (out / "new_tokens.jsonl").write_text("".join(json.dumps(token) + "\n" for token in new))
-    sizes = {"old_size": old_size, "new_size": old_size + n, "byte_lengths": None}
-    (out / "vocabulary.json").write_text(json.dumps(sizes))
-    (out / "summary.json").write_text(json.dumps({"tokens/saved": 0.125, "tokens/added": n}))
-    return out

@@ -10,20 +10,21 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from conftest import MakeModel
 from hydra.core.global_hydra import GlobalHydra
-from runs import SMALL, write_corpus
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kldistill.api import configure, slice_of
-from kldistill.compose import Config
-from kldistill.config import LocalFilesCorpus, TokensConfig
-from kldistill.errors import ConfigError
-from kldistill.job import Job
-from kldistill.steps import steps_of
-from kldistill.teacher import TeacherConfig
+from kldistill.corpus.config import LocalFilesCorpus
+from kldistill.pipeline.compose import Config
+from kldistill.pipeline.steps import steps_of
+from kldistill.runtime.errors import ConfigError
+from kldistill.runtime.job import Job
+from kldistill.tokens.config import TokensConfig
+from kldistill.training.config import TeacherConfig
+from tests.helpers.artifacts import MakeModel
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import SMALL, write_corpus
 
-ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "extend_with_terms.py"
 TERMS = ["iter_child_nodes", "NodeVisitor", "generic_visit"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kldistill.scoring import FIGURES
+from kldistill.training.scoring import FIGURES
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 DOCS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 # Blocks marked ``pycon`` are examples that run; a document named here must have that many lines of them.
 LEAST = {"method.md": 40, "python.md": 5}
@@ -35,7 +35,7 @@ def test_every_figure_has_an_entry() -> None:
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"`([a-z0-9_/<>{},]+)`", text))
     names = {f"eval/<model>/<text>/{name}" for name in FIGURES}
-    for module in ("preflight", "models", "init"):
+    for module in ("tokens/preflight", "model/stage", "rows/stage"):
         source = (ROOT / "kldistill" / f"{module}.py").read_text(encoding="utf-8")
         names |= set(re.findall(r'"((?:tokens|model|init)/[a-z0-9_/]+)":', source))
     assert len(names) > 30

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers.paths import ROOT
+
 PROGRAM = """
 import json, sys
 from hydra import compose as hydra_compose, initialize_config_dir
-from kldistill import compose
-from kldistill.checks import check
+from kldistill.pipeline import compose
+from kldistill.pipeline.checks import check
 compose.register()
 with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
     cfg = compose.typed(hydra_compose("config", overrides=sys.argv[1:]))
@@ -62,14 +63,14 @@ def test_the_wheel_holds_the_package_and_every_preset(wheel: Path) -> None:
         assert path.relative_to(ROOT).as_posix() in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"kldistill"}, "and nothing else"
     (entry,) = (name for name in names if name.endswith("entry_points.txt"))
-    assert "kldistill = kldistill.cli:main" in zipfile.ZipFile(wheel).read(entry).decode()
+    assert "kldistill = kldistill.pipeline.cli:main" in zipfile.ZipFile(wheel).read(entry).decode()
 
 
 def test_an_installed_package_composes_and_checks_its_own_presets(installed: Path, tmp_path: Path) -> None:
     shown = python("-c", PROGRAM, "experiment=quickstart", "distill.steps=7", folder=tmp_path, path=installed)
     conf, module, steps, size = json.loads(shown.strip().splitlines()[-1])
     assert Path(conf) == installed / "kldistill/conf"
-    assert Path(module) == installed / "kldistill/compose.py"
+    assert Path(module) == installed / "kldistill/pipeline/compose.py"
     assert (steps, size) == (7, 5_000_000)
 
 

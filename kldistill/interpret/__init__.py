@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kldistill.interpret.config import InterpretConfig
-from kldistill.job import Job
+from kldistill.runtime.job import Job
 
 
 def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
@@ -21,9 +21,9 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
     Raises:
         CorpusError: no new token is used in the test split.
     """
-    from kldistill.interpret import stage
+    from kldistill.interpret import stage as interpret_stage
 
-    stage.build(cfg, inputs, out, job)
+    interpret_stage.build(cfg, inputs, out, job)
 
 
 def compare(folders: Mapping[str, Path], out: Path) -> Path | None:

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kldistill.errors import ModelError
 from kldistill.interpret.contexts import Context
-from kldistill.rows import Student
+from kldistill.rows.student import Student
+from kldistill.runtime.errors import ModelError
 
 REACH = 32  # student tokens after the new one that are looked at: later ones hardly attend to it
 

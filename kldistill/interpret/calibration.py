@@ -22,11 +22,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kldistill.alignment import Alignment
 from kldistill.interpret.contexts import Context
+from kldistill.losses.alignment import Alignment
 from kldistill.losses.kl import kl_terms, log_masses, segment_logsumexp
 from kldistill.losses.precision import at_least_float32
-from kldistill.pieces import PieceTable
+from kldistill.tokens.pieces import PieceTable
 
 SMALLEST = 1e-9  # a probability that is what is left of 1 is not known more exactly than that
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from kldistill.errors import ArtifactError
 from kldistill.interpret.style import INK, MUTED, panels, save, signed_bars, styled
+from kldistill.runtime.errors import ArtifactError
 
 # Okabe and Ito (2008); with the styles of lines, twelve runs can be told apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from kldistill.config import require
+from kldistill.runtime.config import require
 
 
 @dataclass

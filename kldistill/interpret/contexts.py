@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from kldistill.alignment import Alignment, align
-from kldistill.pieces import PieceTable
-from kldistill.snippets import Text, cut, encode
+from kldistill.corpus.snippets import Text, cut
+from kldistill.losses.alignment import Alignment, align
+from kldistill.tokens.encoding import encode
+from kldistill.tokens.pieces import PieceTable
 
 
 class Place(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from kldistill.evaluation.statistics import ratio_interval
 from kldistill.interpret.calibration import SMALLEST, Positions
-from kldistill.intervals import ratio_interval
 
 
 class Headline:

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from kldistill.errors import ModelError
-from kldistill.rows import Student
+from kldistill.rows.student import Student
+from kldistill.runtime.errors import ModelError
 
 
 class Layers:

@@ -18,7 +18,7 @@ from torch import Tensor
 from kldistill.interpret.contexts import Place
 from kldistill.interpret.layers import Layers, lasting_from, per_layer
 from kldistill.losses.kl import log_masses
-from kldistill.pieces import PieceTable
+from kldistill.tokens.pieces import PieceTable
 
 _TINY = torch.finfo(torch.float32).tiny
 _NEVER = -1e4  # a logit whose probability is 0, but whose products with 0 are 0

@@ -9,13 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kldistill import models
-from kldistill.adapted import method_of
-from kldistill.errors import ModelError
 from kldistill.interpret.layers import Layers
-from kldistill.pieces import PieceTable
-from kldistill.rows import Rows, Student
-from kldistill.trained import load_student
+from kldistill.model.load import load_original
+from kldistill.rows.rows import Rows
+from kldistill.rows.student import Student
+from kldistill.runtime.errors import ModelError
+from kldistill.tokens.pieces import PieceTable
+from kldistill.training.adapters import method_of
+from kldistill.training.load import load_student
 
 STUDENTS = ("init", "trained")
 
@@ -50,7 +51,7 @@ class Models:
         fine-tuning has changed it.
         """
         pieces = PieceTable.load(inputs["tokens"])
-        original = models.load(inputs["model"], device)
+        original = load_original(inputs["model"], device)
         before = Student(original, Rows.load(inputs["init"]), pieces.old_size).to(device)
         if method_of(inputs["rows"]) == "rows":
             after = Student(original, Rows.load(inputs["rows"]), pieces.old_size).to(device)

@@ -9,18 +9,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kldistill import corpus
-from kldistill.devices import device_of
-from kldistill.errors import CorpusError, ModelError
+from kldistill.corpus.documents import read_documents
 from kldistill.interpret import agreement, attention, calibration, figures, geometry, lens, reliability
 from kldistill.interpret.config import InterpretConfig
 from kldistill.interpret.contexts import Context, Rival, Use, draw_rivals, draw_uses, read
 from kldistill.interpret.headline import Headline, headline
 from kldistill.interpret.models import STUDENTS, Models, Pass
-from kldistill.job import Job
-from kldistill.progress import Bar
-from kldistill.rows import Rows, embedding_of, head_of
-from kldistill.trained import load_tokenizer
+from kldistill.rows.rows import Rows
+from kldistill.rows.student import embedding_of, head_of
+from kldistill.runtime.devices import device_of
+from kldistill.runtime.errors import CorpusError, ModelError
+from kldistill.runtime.job import Job
+from kldistill.runtime.progress import Bar
+from kldistill.training.load import load_tokenizer
 
 RIVALS = 8  # of each use at most
 INEXACT = "some new tokens are AddedTokens, which have no exact pieces"
@@ -35,7 +36,7 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
     made = Models.load(inputs, device_of(job.runtime))
     old_tokenizer, new_tokenizer = (load_tokenizer(inputs["model"], of) for of in (None, inputs["tokens"]))
     contexts = read(
-        corpus.read(inputs["corpus"], "test"), old_tokenizer, new_tokenizer, made.pieces,
+        read_documents(inputs["corpus"], "test"), old_tokenizer, new_tokenizer, made.pieces,
         n=cfg.n_contexts, size=cfg.context_bytes, seed=cfg.seed,
     )  # fmt: skip
     uses = draw_uses(contexts, cfg.n_uses, cfg.seed)

@@ -12,8 +12,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kldistill.figures import COLOURS
-
+# One colour a thing in all pictures; distinguishable in greyscale and by colour-blind readers (Okabe and Ito, 2008).
+COLOURS = {"original": "#000000", "init": "#D55E00", "distilled": "#0072B2", "finetuned": "#009E73"}
 INK, MUTED, GRID = "#000000", "#595959", "#b0b0b0"
 SERIES = {"original": COLOURS["original"], "init": COLOURS["init"], "trained": COLOURS["distilled"]}
 LABELS = {"original": "original", "init": "before training", "trained": "after training"}

@@ -2,7 +2,7 @@
 position.
 
 To add one: write the function here in a file of its own, name it by ``_target_`` in ``conf/loss/term/NAME.yaml``,
-test it in ``tests/test_losses.py``.
+test it in ``tests/losses/test_losses.py``.
 """
 
 from kldistill.losses.ce import ce

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from kldistill.alignment import Alignment
+from kldistill.losses.alignment import Alignment
 from kldistill.losses.precision import at_least_float32
 
 

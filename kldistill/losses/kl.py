@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kldistill.alignment import Alignment
+from kldistill.losses.alignment import Alignment
 from kldistill.losses.precision import at_least_float32
 
 _TINY = torch.finfo(torch.float32).tiny

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kldistill.chunks import Chunk
+from kldistill.losses.chunks import Chunk
 
 
 class Heads(Protocol):

@@ -10,16 +10,16 @@ __all__ = ["collect", "render_run"]
 
 
 def render_run(folder: Path) -> Path:
-    """Write ``report.html`` and ``report.json`` into a run's folder. See ``kldistill.report.run_page.render_run``."""
-    from kldistill.report import run_page
+    """Write ``report.html`` and ``report.json`` into a run's folder. See ``kldistill.report.run.page.render_run``."""
+    from kldistill.report.run import page
 
-    return run_page.render_run(folder)
+    return page.render_run(folder)
 
 
 def collect(folder: Path, *, factor: str = "loss", baseline: str = "ce") -> dict[str, Any]:
     """Gather all runs below a folder into ``results.csv``, ``.md``, ``.json`` and ``report.html`` there. See
-    ``kldistill.report.sweep.collect``.
+    ``kldistill.report.sweep.collect.collect``.
     """
-    from kldistill.report import sweep
+    from kldistill.report.sweep import collect
 
-    return sweep.collect(folder, factor=factor, baseline=baseline)
+    return collect.collect(folder, factor=factor, baseline=baseline)

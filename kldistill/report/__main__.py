@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from kldistill.errors import KldistillError
 from kldistill.report import collect, render_run
 from kldistill.report.data import RUN, find_runs
+from kldistill.runtime.errors import KldistillError
 
 
 def main(arguments: list[str] | None = None) -> int:

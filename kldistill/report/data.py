@@ -5,7 +5,7 @@ Whatever is not there (a stage that did not run, an artifact that was deleted) i
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from kldistill.errors import KldistillError
-from kldistill.records import read_lines, redact
-from kldistill.table import NAMES
-from kldistill.wandb_run import flatten
+from kldistill.evaluation.table import NAMES
+from kldistill.runtime.errors import KldistillError
+from kldistill.runtime.files import read_lines, redact
+from kldistill.runtime.tracking.labels import flatten
 
 RUN = "run.json"
 FINISHED, RUNNING, FAILED, ABSENT = "finished", "running", "failed", "absent"
@@ -34,6 +34,7 @@ class Run:
         folder: the run's own folder.
         status: ``finished``, ``running``, ``failed`` (its ``error`` says why), or ``absent``: it left no ``run.json``.
         config: the resolved configuration, nested.
+        changes: every key that was not at its default: ``key``, ``value``, ``default`` (null: not there), as text.
         artifacts: folder of every finished step.
         metrics: the flat map of final figures.
         overrides: what the command line said, as Hydra recorded it; None where Hydra had no part in it.
@@ -43,6 +44,7 @@ class Run:
     folder: Path
     status: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    changes: Sequence[Mapping[str, str | None]] = ()
     artifacts: Mapping[str, Path] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
@@ -104,6 +106,7 @@ def read_run(folder: Path) -> Run:
             folder,
             str(content["status"]),
             content["config"],
+            content.get("changes", []),  # a refused run has none
             artifacts,
             {key: value for key, value in content["metrics"].items() if isinstance(value, int | float)},
             str(content.get("error", "")),

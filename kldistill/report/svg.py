@@ -13,8 +13,8 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from kldistill.errors import KldistillError
 from kldistill.interpret.style import GRID, INK, MUTED, STYLE
+from kldistill.runtime.errors import KldistillError
 
 # Okabe and Ito (2008), distinguishable for colour-blind readers; the page has a lighter shade of each for the dark.
 PALETTE = {

@@ -1,0 +1,121 @@
+"""Typed schemas of the group ``corpus``."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kldistill.runtime.config import require
+
+
+@dataclass
+class CorpusConfig:
+    """Where the text comes from and how it is split. Sizes are in bytes of UTF-8."""
+
+    source: dict[str, Any] = field(default_factory=dict)
+    general: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    validation: float = 0.05
+    test: float = 0.1
+    max_bytes: int | None = None
+    general_max_bytes: int = 1_000_000
+    min_document_bytes: int = 64
+    max_document_bytes: int = 1_000_000
+    max_line_length: int = 1_000
+    near_duplicate: float = 0.8
+
+    def __post_init__(self) -> None:
+        require("_target_" in self.source, "corpus.source", self.source, "needs a _target_ (see conf/corpus)")
+        require("_target_" in self.general, "corpus.general", self.general, "needs a _target_ (see conf/corpus)")
+        for key in ("validation", "test"):
+            value = getattr(self, key)
+            require(0 < value < 0.5, f"corpus.{key}", value, "is a share of the documents, above 0 and below 0.5")
+        require(
+            0 < self.near_duplicate <= 1,
+            "corpus.near_duplicate",
+            self.near_duplicate,
+            "is a Jaccard similarity above 0, at most 1",
+        )
+        for key in ("general_max_bytes", "min_document_bytes", "max_document_bytes", "max_line_length"):
+            require(getattr(self, key) >= 1, f"corpus.{key}", getattr(self, key), "must be at least 1")
+        require(
+            self.max_bytes is None or self.max_bytes >= 1,
+            "corpus.max_bytes",
+            self.max_bytes,
+            "must be at least 1, or null for all",
+        )
+
+
+@dataclass
+class PythonPackageCorpus(CorpusConfig):
+    """Sources of installed packages.
+
+    Attributes:
+        packages: import names or distribution names; parts such as ``transformers.generation`` work too.
+        suffixes: which files of them.
+    """
+
+    packages: list[str] = field(default_factory=list)
+    suffixes: list[str] = field(default_factory=lambda: [".py"])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            bool(self.packages), "corpus.packages", self.packages, "name installed packages: corpus.packages=[requests]"
+        )
+        require(bool(self.suffixes), "corpus.suffixes", self.suffixes, "name at least one, such as .py")
+
+
+@dataclass
+class LocalFilesCorpus(CorpusConfig):
+    """Text files below a folder.
+
+    Attributes:
+        path: the folder.
+        glob: which files below it, in the language of ``pathlib``: ``**/*.py``.
+    """
+
+    path: str | None = None
+    glob: str = "**/*.py"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.path), "corpus.path", self.path, "name the folder of your files: corpus.path=FOLDER")
+        require(bool(self.glob), "corpus.glob", self.glob, 'say which files, such as "**/*.py"')
+
+
+@dataclass
+class HfDatasetCorpus(CorpusConfig):
+    """One text column of a dataset that ``datasets`` can load.
+
+    Attributes:
+        path: a dataset of the hub, a local folder, or a format (``json``, ``parquet``, ``csv``, ``text``) with
+            ``data_files``.
+        name: the dataset's configuration, where it has several.
+        split: as ``datasets`` spells it, such as ``train`` or ``train[:10%]`` (slices not with streaming).
+        text_field: the column that holds the text.
+        streaming: read rows as they come rather than load the whole dataset into the local cache first.
+        revision: branch, tag or commit on the hub.
+        data_files: files or patterns, relative to ``path`` or, with a format, to the working folder.
+        limit: read at most this many rows; null for all.
+    """
+
+    path: str | None = None
+    name: str | None = None
+    split: str = "train"
+    text_field: str = "text"
+    streaming: bool = False
+    revision: str | None = None
+    data_files: list[str] = field(default_factory=list)
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.path), "corpus.path", self.path, "name a dataset, folder or format: corpus.path=DATASET")
+        require(
+            self.limit is None or self.limit >= 1, "corpus.limit", self.limit, "must be at least 1, or null for all"
+        )
+        require(
+            not (self.streaming and "[" in self.split),
+            "corpus.split",
+            self.split,
+            "cannot be sliced with corpus.streaming=true; use corpus.limit",
+        )

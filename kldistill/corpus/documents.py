@@ -1,0 +1,80 @@
+"""Documents: what a source gives, and how the splits of a corpus artifact are read."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kldistill.runtime.errors import CorpusError
+
+DOMAIN_SPLITS = ("train", "validation", "test")
+SPLITS = (*DOMAIN_SPLITS, "general")
+
+
+class Document(NamedTuple):
+    """A text and its name, which is unique in its source and does not depend on the order of reading."""
+
+    id: str
+    text: str
+
+
+class Skipped(NamedTuple):
+    """A document that a source cannot give as text, and why, in one word: ``binary``, ``not_utf8``, ..."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Text that can be read, as often as one likes.
+
+    Attributes:
+        read: gives the documents one by one. Raises ``CorpusError`` if there is nothing of that name.
+        identity: says cheaply what the source holds right now (versions, digests), for the fingerprint of what is built
+            from it. JSON values only.
+    """
+
+    read: Callable[[], Iterator[Document | Skipped]]
+    identity: Callable[[], dict[str, Any]]
+
+
+def decode(name: str, data: bytes) -> Document | Skipped:
+    """Bytes of a file as a document: UTF-8 with or without a mark, line ends as line feeds."""
+    if b"\0" in data:
+        return Skipped(name, "binary")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return Skipped(name, "not_utf8")
+    return Document(name, line_feeds(text))
+
+
+def line_feeds(text: str) -> str:
+    """The text with every line ending in a line feed alone."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content. Raises ``CorpusError`` if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read ({error.strerror}): mend its permissions or leave it out.") from error
+
+
+def digest(contents: Iterable[tuple[str, Callable[[], bytes]]]) -> str:
+    """One SHA-256 of names and contents, read one at a time."""
+    total = hashlib.sha256()
+    for name, content in contents:
+        total.update(f"{name}\0{hashlib.sha256(content()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def read_documents(folder: Path, split: str) -> list[Document]:
+    """The documents of one split (``train``, ``validation``, ``test``, ``general``) of a corpus artifact."""
+    assert split in SPLITS, f"no split {split!r}"
+    with (folder / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as file:
+        return [Document(**json.loads(line)) for line in file]

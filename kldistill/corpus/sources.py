@@ -1,0 +1,206 @@
+"""Where text comes from: functions that ``corpus.source`` and ``corpus.general`` name by ``_target_``.
+
+A function looks nothing up until its ``Source`` is read or asked for its identity. To add a source, write a function
+that returns a ``Source`` and name it in a YAML file under ``conf/corpus``.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kldistill.corpus.documents import Document, Skipped, Source, decode, digest, line_feeds, read_bytes
+from kldistill.runtime.errors import CorpusError
+
+
+def _contents(files: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    for name, path in files:
+        yield name, partial(read_bytes, path)
+
+
+def python_package(packages: list[str], suffixes: list[str] | None = None) -> Source:
+    """Files of installed Python packages, the standard library's included. Nothing is imported.
+
+    Args:
+        packages: import names (``sklearn``, ``transformers.generation``) or distribution names (``scikit-learn``).
+        suffixes: which files; ``.py`` by default.
+    """
+    endings = tuple(suffixes or [".py"])
+
+    def files() -> dict[str, Path]:
+        found: dict[str, Path] = {}
+        for package in packages:
+            mine = {name: path for name, path in _package_files(package) if name.endswith(endings)}
+            if not mine:
+                raise CorpusError(
+                    f"corpus.packages: {package!r} holds no {' or '.join(endings)} file; set corpus.suffixes."
+                )
+            found.update(mine)
+        return dict(sorted(found.items()))
+
+    return Source(
+        read=lambda: (decode(name, read_bytes(path)) for name, path in files().items()),
+        identity=lambda: {"packages": {p: _version(p) for p in packages}, "sha256": digest(_contents(files().items()))},
+    )
+
+
+def _package_files(package: str) -> Iterator[tuple[str, Path]]:
+    """Names (relative to where the package is installed) and paths of all files of a package."""
+    top, *rest = package.split(".")
+    try:
+        spec = importlib.util.find_spec(top) if top.isidentifier() else None
+    except ValueError:  # A module that is running and has no spec, such as __main__.
+        spec = None
+    if spec is not None:
+        folders = [Path(location) for location in spec.submodule_search_locations or []]
+        roots = [folder.joinpath(*rest) for folder in folders]
+        if not folders and not rest and spec.origin and Path(spec.origin).is_file():
+            roots = [Path(spec.origin)]
+        yield from _files_below([root if root.exists() else root.with_suffix(".py") for root in roots], 1 + len(rest))
+        return
+    try:
+        distribution = importlib.metadata.distribution(package)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        raise CorpusError(
+            f"corpus.packages: there is no installed package {package!r}. Install it (pip install {package}) or name "
+            "another; a top-level import name or a distribution name will do."
+        ) from None
+    for file in distribution.files or []:
+        path = Path(str(file.locate()))
+        if ".." not in file.parts and path.is_file():
+            yield file.as_posix(), path
+
+
+def _files_below(roots: list[Path], levels: int) -> Iterator[tuple[str, Path]]:
+    """Files at or below ``roots``, named relative to the folder ``levels`` above each root."""
+    for root in roots:
+        base = root.parents[levels - 1]
+        paths = [root] if root.is_file() else root.rglob("*")
+        for path in paths:
+            name = path.relative_to(base)
+            if "__pycache__" not in name.parts and path.is_file():
+                yield name.as_posix(), path
+
+
+def _version(package: str) -> str:
+    """Version of the distribution of that name, or of the interpreter for the standard library."""
+    for name in (package, package.split(".")[0]):
+        try:
+            return importlib.metadata.version(name)
+        except (importlib.metadata.PackageNotFoundError, ValueError):
+            continue
+    return f"python {sys.version.split()[0]}" if package.split(".")[0] in sys.stdlib_module_names else "unknown"
+
+
+def local_files(path: str, glob: str) -> Source:
+    """Text files below a folder. Hidden files and folders (``.git``, ``.venv``) are left alone.
+
+    Args:
+        path: the folder.
+        glob: pattern for ``pathlib.Path.glob``, such as ``**/*.py``.
+    """
+
+    def files() -> list[tuple[str, Path]]:
+        root = Path(path).expanduser()
+        if not root.is_dir():
+            raise CorpusError(f"corpus.path={path!r}: there is no such folder (looked for {root.absolute()}).")
+        try:
+            matches = [match for match in root.glob(glob) if match.is_file()]
+        except (ValueError, NotImplementedError) as error:
+            raise CorpusError(f"corpus.glob={glob!r}: {error}; give a pattern such as '**/*.py'.") from None
+        named = sorted((match.relative_to(root), match) for match in matches)
+        found = [(name.as_posix(), match) for name, match in named if not any(p.startswith(".") for p in name.parts)]
+        if not found:
+            raise CorpusError(f"corpus.glob={glob!r}: no file below {root.absolute()} matches.")
+        return found
+
+    return Source(
+        read=lambda: (decode(name, read_bytes(file)) for name, file in files()),
+        identity=lambda: {"files": len(found := files()), "sha256": digest(_contents(found))},
+    )
+
+
+def hf_dataset(
+    path: str,
+    name: str | None = None,
+    split: str = "train",
+    text_field: str = "text",
+    streaming: bool = False,
+    revision: str | None = None,
+    data_files: list[str] | None = None,
+    limit: int | None = None,
+) -> Source:
+    """One text column of a dataset that ``datasets.load_dataset`` can load, from the hub or from local files.
+
+    A document is named by the digest of its text, since rows have no names; its place in the dataset does not matter.
+    The identity of local files is their content; of a dataset on the hub, the commit. Give ``revision`` as a commit
+    hash to do without the network once the dataset is in the local cache.
+
+    Args:
+        path: dataset on the hub, local folder, or format (``json``, ``parquet``, ``csv``, ``text``) of ``data_files``.
+        name: configuration of the dataset.
+        split: such as ``train`` or ``train[:10%]``.
+        text_field: the column.
+        streaming: read rows as they come, without filling the local cache.
+        revision: branch, tag or commit.
+        data_files: files or patterns.
+        limit: rows to read at most.
+    """
+    where: dict[str, Any] = {
+        "path": str(Path(path).expanduser()) if path.startswith("~") else path,
+        "name": name,
+        "revision": revision,
+        "data_files": list(data_files) if data_files else None,
+    }
+
+    def failed(error: Exception) -> CorpusError:
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return CorpusError(
+            f"corpus.path={path!r} (split {split!r}) cannot be loaded: {told} Without the network, give local files: "
+            "corpus.path=json corpus.data_files=[FILE], or a dataset that is in the cache."
+        )
+
+    def read() -> Iterator[Document | Skipped]:
+        from datasets import load_dataset  # Takes seconds to import; only who uses it pays.
+
+        try:
+            rows: Any = load_dataset(**where, split=split, streaming=streaming)
+            for number, row in enumerate(itertools.islice(rows, limit)):
+                if text_field not in row:
+                    raise CorpusError(
+                        f"corpus.text_field={text_field!r}: the columns of {path!r} are {', '.join(sorted(row))}."
+                    )
+                text = row[text_field]
+                if not isinstance(text, str):
+                    yield Skipped(f"{split}/{number}", "no_text")
+                elif "\0" in text:
+                    yield Skipped(f"{split}/{number}", "binary")
+                else:
+                    text = line_feeds(text)
+                    yield Document(hashlib.blake2b(text.encode(), digest_size=12).hexdigest(), text)
+        except CorpusError:
+            raise
+        except (OSError, ValueError, RuntimeError) as error:
+            raise failed(error) from error
+
+    def identity() -> dict[str, Any]:
+        if revision and len(revision) == 40 and set(revision) <= set("0123456789abcdef"):
+            return {"commit": revision}
+        from datasets import load_dataset_builder
+
+        try:
+            builder = load_dataset_builder(**where)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise failed(error) from error
+        listed = [str(file) for files in (builder.config.data_files or {}).values() for file in files]
+        local = [(Path(file).name, Path(file)) for file in listed if Path(file).is_file()]
+        # An address on the hub holds the commit.
+        distant = sorted(file for file in listed if not Path(file).is_file())
+        return {"sha256": digest(_contents(local)), "files": distant or [builder.hash] if not local else distant}
+
+    return Source(read=read, identity=identity)

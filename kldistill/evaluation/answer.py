@@ -1,0 +1,170 @@
+"""Stage ``generate``: one model of the run on one suite of tasks. It writes or ranks, is judged; every answer is kept.
+
+Goes on where it was killed: the records that are there count, and the missing tasks end up with the same answers.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from kldistill.evaluation import judge
+from kldistill.evaluation.config import GenerateConfig
+from kldistill.evaluation.generation.batching import Completion, Request, generate
+from kldistill.evaluation.generation.ranking import rank
+from kldistill.evaluation.generation.spelling import Spelling, adoption
+from kldistill.evaluation.outcomes import compared, figures
+from kldistill.evaluation.sandbox import Outcome, Sandbox
+from kldistill.evaluation.suites.stage import TASKS
+from kldistill.evaluation.suites.task import Task, read
+from kldistill.model.load import load_original_tokenizer, old_size
+from kldistill.runtime.devices import device_of
+from kldistill.runtime.files import append, dump, read_lines, replace
+from kldistill.runtime.job import Job
+from kldistill.training.load import load_model, load_tokenizer
+
+RECORDS = "records.jsonl"
+
+
+def build(cfg: GenerateConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
+    """Answer the suite's tasks with one model, judge the answers, and write all figures with their intervals.
+
+    Args:
+        inputs: ``model`` and ``tasks``; for an extended model also ``tokens``, ``rows`` and ``original`` (the same
+            stage of the original model, to compare with).
+        out: gets ``records.jsonl`` (a line per task and sample, in the order of the tasks) and ``summary.json``.
+    """
+    tasks = read(inputs["tasks"] / TASKS)
+    kind = tasks[0].kind
+    path = out / RECORDS
+    records = finished(path, cfg.n_samples if kind != "choice" else 1)
+    done = {record["task"] for record in records}
+    missing = [task for task in tasks if task.id not in done]
+    if records:
+        job.say(f"{cfg.suite}: {len(done)} of {len(tasks)} tasks were answered before")
+    if missing:
+        answers = ranked if kind == "choice" else written
+        for record in answers(cfg, missing, inputs, job):
+            append(path, dump(record))
+            records.append(record)
+    order = {task.id: at for at, task in enumerate(tasks)}
+    records.sort(key=lambda record: (order[record["task"]], record["sample"]))
+    replace(path, [dump(record) for record in records])
+    options = {"resamples": cfg.resamples, "seed": cfg.seed}
+    found = figures(kind, records, **options)
+    if "original" in inputs:
+        others = [json.loads(line) for line in read_lines(inputs["original"] / RECORDS)]
+        found |= compared(kind, records, others, **options)
+    summary = {f"eval/{cfg.of}/{cfg.suite}/{name}": value for name, value in found.items()}
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    job.log(summary)
+
+
+def finished(path: Path, n_samples: int) -> list[dict[str, Any]]:
+    """Records of the tasks that an interrupted run has finished with all their samples; the rest is forgotten."""
+    lines = read_lines(path)
+    records = [json.loads(line) for line in lines]
+    counts: dict[str, int] = {}
+    for record in records:
+        counts[record["task"]] = counts.get(record["task"], 0) + 1
+    kept = [record for record in records if counts[record["task"]] == n_samples]
+    replace(path, [dump(record) for record in kept])
+    return kept
+
+
+def head(task: Task, sample: int) -> dict[str, Any]:
+    """What every record starts with."""
+    digest = hashlib.sha256(task.prompt.encode()).hexdigest()[:16]
+    return {"task": task.id, "sample": sample, "group": task.group, "prompt_sha256": digest}
+
+
+def loaded(inputs: Mapping[str, Path], job: Job) -> tuple[PreTrainedModel, Spelling, int]:
+    """The model, what its tokens spell, and V."""
+    model = load_model(inputs["model"], inputs.get("rows"), device_of(job.runtime))
+    size = old_size(load_original_tokenizer(inputs["model"]))
+    return model, Spelling(load_tokenizer(inputs["model"], inputs.get("tokens"))), size
+
+
+def written(
+    cfg: GenerateConfig, tasks: Sequence[Task], inputs: Mapping[str, Path], job: Job
+) -> Iterator[dict[str, Any]]:
+    """Records of tasks whose completion is a text: compared with the reference, or run as a program.
+
+    Programs run beside the generation of what comes after them.
+    """
+    programs = tasks[0].kind == "program"
+    with Sandbox(cfg.limits, allow_unsandboxed=cfg.allow_unsandboxed) if programs else nullcontext() as sandbox:
+        model, spelling, size = loaded(inputs, job)
+        requests = [Request(task.prompt, task.budget, task.stop, cfg.n_samples, key=task.id) for task in tasks]
+        running: list[tuple[dict[str, Any], Future[Outcome]]] = []
+        for index, completions in generate(
+            model,
+            spelling,
+            requests,
+            batch_size=job.runtime.generation_batch,
+            temperature=cfg.temperature,
+            top_p=cfg.top_p,
+            seed=cfg.seed,
+            description=f"{cfg.of.capitalize()} model on {cfg.suite}",
+        ):
+            task = tasks[index]
+            for sample, completion in enumerate(completions):
+                record = head(task, sample) | facts(completion)
+                used, spelt = adoption(
+                    spelling, task.prompt, completion.text, completion.token_ids, completion.healed, size
+                )
+                record |= {"new_used": used, "new_spelt": spelt}
+                if sandbox is None:
+                    exact, similarity = judge.judge_text(task, completion.text)
+                    yield record | {"exact_match": exact, "edit_similarity": similarity}
+                else:
+                    running.append((record, sandbox.submit(judge.program_of(task, completion.text))))
+            while running and running[0][1].done():
+                yield judged(*running.pop(0))
+        while running:
+            yield judged(*running.pop(0))
+
+
+def facts(completion: Completion) -> dict[str, Any]:
+    """The completion itself and what it cost."""
+    return {
+        "completion": completion.text,
+        "tokens": completion.n_tokens,
+        "bytes": completion.n_bytes,
+        "ended": completion.ended,
+        "seconds": round(completion.seconds, 4),
+    }
+
+
+def judged(record: dict[str, Any], future: "Future[Outcome]") -> dict[str, Any]:
+    """The record with the sandbox's verdict; waits for it."""
+    outcome = future.result()
+    return record | {
+        "verdict": outcome.verdict.value,
+        "detail": outcome.detail,
+        "cpu_seconds": round(outcome.cpu_seconds, 4),
+    }
+
+
+def ranked(
+    cfg: GenerateConfig, tasks: Sequence[Task], inputs: Mapping[str, Path], job: Job
+) -> Iterator[dict[str, Any]]:
+    """Records of tasks where one of several continuations is right."""
+    model, spelling, _ = loaded(inputs, job)
+    begun = time.perf_counter()
+    questions = [(task.prompt, task.options) for task in tasks]
+    description = f"{cfg.of.capitalize()} model on {cfg.suite}"
+    size = job.runtime.generation_batch
+    for index, nats in rank(model, spelling, questions, batch_size=size, description=description):
+        seconds, begun = time.perf_counter() - begun, time.perf_counter()
+        yield head(tasks[index], 0) | {
+            "log_probabilities": [round(value, 4) for value in nats],
+            "correct": judge.judge_choice(nats),
+            "seconds": round(seconds, 4),
+        }

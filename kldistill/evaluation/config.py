@@ -1,0 +1,131 @@
+"""Typed schema of the group ``eval``, and the slices that its stages get."""
+
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Any
+
+from kldistill.evaluation.sandbox import Limits
+from kldistill.runtime.config import require
+
+
+@dataclass
+class ScoringConfig:
+    """Evaluation without generation.
+
+    Attributes:
+        domain_bytes, general_bytes: text that is scored, from the test split and from the general text.
+        window_bytes: documents are cut at lines into windows of about this many bytes, scored on their own.
+        batch_size: windows in one forward pass.
+        chunk: positions whose vocabulary-sized logits exist at a time.
+        resamples: of the bootstrap over documents.
+        seed: of the bootstrap.
+    """
+
+    domain_bytes: int = 40_000
+    general_bytes: int = 16_000
+    window_bytes: int = 1_500
+    batch_size: int = 4
+    chunk: int = 128
+    resamples: int = 2_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("domain_bytes", "general_bytes", "batch_size", "chunk", "resamples"):
+            require(getattr(self, key) >= 1, f"eval.{key}", getattr(self, key), "must be at least 1")
+        require(self.window_bytes >= 32, "eval.window_bytes", self.window_bytes, "must be at least 32")
+
+
+@dataclass
+class EvalConfig(ScoringConfig):
+    """The group ``eval``: scoring of held-out text, and the suites of tasks. Each file of conf/eval/suite adds a key of
+    its own name, the suite.
+
+    Attributes:
+        suites: names of the suites to run; empty for none.
+        limit: tasks of each suite at most, the first ones; null for all.
+        n_samples: completions of each task.
+        temperature, top_p: of the sampling; temperature 0 is greedy.
+        limits: of every program in the sandbox.
+        allow_unsandboxed: run generated programs without a sandbox where there is none. Dangerous.
+    """
+
+    suites: list[str] = field(default_factory=list)
+    limit: int | None = None
+    n_samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    limits: Limits = field(default_factory=Limits)
+    allow_unsandboxed: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.limit is None or self.limit >= 1, "eval.limit", self.limit, "must be at least 1, or null for all")
+        require(self.n_samples >= 1, "eval.n_samples", self.n_samples, "must be at least 1")
+        require(self.temperature >= 0, "eval.temperature", self.temperature, "must be 0 (greedy) or more")
+        require(0 < self.top_p <= 1, "eval.top_p", self.top_p, "must be above 0 and at most 1")
+        require(
+            self.n_samples == 1 or self.temperature > 0,
+            "eval.n_samples",
+            self.n_samples,
+            "all samples of a task would be the same at eval.temperature=0; give a temperature, such as 0.8",
+        )
+        unknown = [name for name in self.suites if name not in self.all_suites()]
+        require(not unknown, "eval.suites", unknown, f"suites are {', '.join(self.all_suites())}")
+
+    def all_suites(self) -> dict[str, Any]:
+        """The configured suites by name, chosen or not."""
+        own = {item.name for item in fields(EvalConfig)}
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in own}
+
+    def scoring(self) -> ScoringConfig:
+        """The part that scoring depends on: other keys change none of its artifacts."""
+        return ScoringConfig(**{item.name: getattr(self, item.name) for item in fields(ScoringConfig)})
+
+
+def with_suites(folder: Path) -> type[EvalConfig]:
+    """``EvalConfig`` with one key for every file of ``folder``: Hydra knows, and checks, a suite by its YAML."""
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    suites = [(name, Any, field(default=None)) for name in names]
+    made = make_dataclass("EvalConfig", suites, bases=(EvalConfig,))
+    made.__doc__ = EvalConfig.__doc__
+    return made
+
+
+@dataclass
+class TasksConfig:
+    """Slice of the stage ``tasks``: one suite, and those whose tasks it is made of.
+
+    Attributes:
+        name, suite: the suite's name and node (``_target_`` and its fields).
+        uses: nodes of other suites by name.
+    """
+
+    name: str
+    suite: dict[str, Any]
+    uses: dict[str, Any]
+    limit: int | None = None
+    limits: Limits = field(default_factory=Limits)
+    allow_unsandboxed: bool = False
+
+
+@dataclass
+class GenerateConfig:
+    """Slice of the stage ``generate``: one model (``of``) on one suite. Keys as in ``EvalConfig``."""
+
+    of: str
+    suite: str
+    n_samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    limits: Limits = field(default_factory=Limits)
+    allow_unsandboxed: bool = False
+    resamples: int = 2_000
+    seed: int = 0
+
+
+@dataclass
+class EvaluateConfig:
+    """One evaluation: the group ``eval``, and the name of the model (``original``, ``init``, ``distilled``)."""
+
+    of: str
+    eval: ScoringConfig = field(default_factory=ScoringConfig)

@@ -1,0 +1,1 @@
+"""Greedy and sampled text from any model of a run, in batches."""

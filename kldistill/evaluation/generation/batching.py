@@ -1,0 +1,214 @@
+"""Text from a plain causal language model of transformers, fair across tokenizers: budgets in bytes, stop strings
+wherever tokens end, the prompt's end healed.
+
+Batched by hand rather than by ``model.generate``, which keeps finished rows in the batch until the last one ends, and
+runs a beginning that many prompts share again for each. Where neither byte limit nor healing has a say, the ids are
+those of ``model.generate``.
+"""
+
+import random
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedModel
+
+from kldistill.evaluation.generation.decoding import Row, Rows
+from kldistill.evaluation.generation.shared_prefix import Prefix
+from kldistill.evaluation.generation.spelling import Spelling
+from kldistill.runtime.errors import EvaluationError
+from kldistill.runtime.progress import Bar
+from kldistill.tokens.encoding import encode
+
+ALIKE = 32  # first tokens by which prompts are taken to share a beginning
+CELLS = 32_768  # rows times columns of the cache, at most, unless one prompt alone is more
+SPARE = 128  # columns of padding that are no matter
+MANY = 8  # prompts for which a shared beginning is run on its own
+
+
+@dataclass(frozen=True)
+class Request:
+    """A text to go on from.
+
+    Attributes:
+        budget: bytes that may be written, at most.
+        stop: the completion ends before the first of these that turns up in it.
+        n: completions wanted.
+        key: seeds the sampling; the same key gives the same completions in any company.
+    """
+
+    prompt: str
+    budget: int
+    stop: Sequence[str] = ()
+    n: int = 1
+    key: str = ""
+
+
+@dataclass
+class Completion:
+    """What was written.
+
+    Attributes:
+        text: cut at a stop string, or at the last whole character within the budget.
+        token_ids: as written, also those that spell the prompt's end again, or reach beyond the cut.
+        healed: bytes of the prompt that were spelt again.
+        n_tokens: tokens that hold at least a byte of what was written.
+        n_bytes: size of ``text``.
+        ended: ``stop``, ``budget`` or ``eos``.
+        seconds: its share of the wall time of its batches.
+    """
+
+    text: str
+    token_ids: list[int] = field(default_factory=list)
+    healed: int = 0
+    n_tokens: int = 0
+    n_bytes: int = 0
+    ended: str = ""
+    seconds: float = 0.0
+
+
+@dataclass
+class Prompt:
+    """A request's ids, and the bytes to be spelt first."""
+
+    index: int
+    ids: list[int]
+    rest: bytes
+
+
+def generate(
+    model: PreTrainedModel,
+    spelling: Spelling,
+    requests: Sequence[Request],
+    *,
+    batch_size: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    description: str = "Generating",
+) -> Iterator[tuple[int, list[Completion]]]:
+    """Complete every request.
+
+    Args:
+        model: in eval mode, with the vocabulary of ``spelling``'s tokenizer (padding rows are never chosen).
+        batch_size: rows at a time; it changes the results by no more than rounding does.
+        temperature: 0 takes the most probable token each time.
+
+    Yields:
+        The index of a request and its completions, as they are finished.
+
+    Raises:
+        EvaluationError: a prompt is longer than the model's context.
+    """
+    prompts = []
+    for index, ids in enumerate(encode(spelling.tokenizer, [request.prompt for request in requests])):
+        prompts.append(Prompt(index, *spelling.healed(ids)))
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for prompt in prompts:
+        if limit is not None and len(prompt.ids) + 1 >= limit:
+            raise EvaluationError(
+                f"A prompt has {len(prompt.ids)} tokens, the model's context {limit}: lower the suite's prompt_bytes "
+                "or shots, or leave the suite out."
+            )
+    finished: dict[int, list[Row]] = {prompt.index: [] for prompt in prompts}
+    with Bar(description, total=len(requests), unit="tasks") as bar:
+        for group in alike(prompts):
+            shared = common_prefix([prompt.ids for prompt in group]) if len(group) >= MANY else 0
+            # A row has tokens without text too, see ``Row.take``.
+            reach = max(len(prompt.ids) + 2 * requests[prompt.index].budget + 65 for prompt in group)
+            prefix = Prefix(model, group[0].ids[:shared]) if shared >= ALIKE and reach <= window_of(model) else None
+            skipped = shared if prefix is not None else 0
+            rows = Rows(model, spelling, eos_of(model, spelling), temperature, top_p, prefix)
+            queue = deque(sorted(group, key=lambda prompt: -len(prompt.ids)))
+            while queue or rows.rows:
+                done: list[Row] = []
+                joining: list[Prompt] = []
+                n = len(rows.rows)
+                while queue:
+                    size = len(queue[0].ids) - skipped
+                    width = max([rows.width, size, *(len(prompt.ids) - skipped for prompt in joining[:1])])
+                    places = min(batch_size, CELLS // width)
+                    n += requests[queue[0].index].n
+                    # Others join when a quarter of the places is free: a prompt alone would stop all rows for little.
+                    # Far shorter ones would be mostly padding, in every step: they wait for the long ones to end.
+                    wait = n > places or len(rows.rows) > 3 * places // 4 or width > 2 * size + SPARE
+                    if wait and (joining or rows.rows):
+                        break
+                    joining.append(queue.popleft())
+                if joining:
+                    made = [rows_of(requests[p.index], p, seed) for p in joining]
+                    done += rows.join([p.ids[skipped:] for p in joining], made)
+                if rows.rows:
+                    done += rows.step()
+                if limit is not None:
+                    done += rows.leave_at(limit)
+                for row in done:
+                    finished[row.request].append(row)
+                    if len(finished[row.request]) == requests[row.request].n:
+                        found = sorted(finished.pop(row.request), key=lambda row: row.sample)
+                        bar.advance(1)
+                        yield row.request, [completion_of(row, prompts[row.request]) for row in found]
+
+
+def alike(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
+    """Prompts in groups: those that share a beginning where they are many, and all others together.
+
+    A few that leave the others early (a task that is itself one of the examples) must not shorten what the many share.
+    """
+    sizes: dict[tuple[int, ...], list[Prompt]] = {}
+    for prompt in prompts:
+        sizes.setdefault(tuple(prompt.ids[:ALIKE]), []).append(prompt)
+    groups: list[list[Prompt]] = []
+    others: list[Prompt] = []
+    for group in sizes.values():
+        middle = sorted(prompt.ids for prompt in group)[len(group) // 2]
+        shared = [common_prefix([prompt.ids, middle]) for prompt in group]
+        # The length that saves most.
+        best = max(set(shared), key=lambda length: length * sum(other >= length for other in shared))
+        many = [prompt for prompt, length in zip(group, shared, strict=True) if length >= best]
+        if len(many) >= MANY:
+            groups.append(many)
+            others += [prompt for prompt, length in zip(group, shared, strict=True) if length < best]
+        else:
+            others += group
+    return [*groups, others] if others else groups
+
+
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """Length of what all rows begin with, short of the last token of any: each keeps one of its own."""
+    first, last = min(map(list, rows)), max(map(list, rows))
+    shortest = min(len(row) for row in rows) - 1
+    return next((at for at in range(shortest) if first[at] != last[at]), shortest)
+
+
+def window_of(model: PreTrainedModel) -> float:
+    """Columns that every layer of the model sees.
+
+    Windows count columns, padding included. Padding in front is beyond them, but behind a shared beginning it would
+    narrow them, so where a window bites every prompt is run whole.
+    """
+    return getattr(model.config.get_text_config(), "sliding_window", None) or float("inf")
+
+
+def eos_of(model: PreTrainedModel, spelling: Spelling) -> set[int]:
+    """Ids that end a text: the generation config's and the tokenizer's."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    ids = own if isinstance(own, list) else [own]
+    return {index for index in [*ids, spelling.tokenizer.eos_token_id] if isinstance(index, int)}
+
+
+def rows_of(request: Request, prompt: Prompt, seed: int) -> list[Row]:
+    """The rows of a request, each with random numbers of its own."""
+    stop = [text.encode() for text in request.stop]
+    return [
+        Row(prompt.index, at, prompt.rest, request.budget, stop, random.Random(f"{seed}\0{request.key}\0{at}"))
+        for at in range(request.n)
+    ]
+
+
+def completion_of(row: Row, prompt: Prompt) -> Completion:
+    """A finished row as a completion; a character that the budget cut in two is left out."""
+    text = row.text.decode(errors="ignore" if row.ended == "budget" else "replace")
+    return Completion(
+        text, row.ids, len(prompt.rest), row.n_tokens, len(text.encode()), ended=row.ended, seconds=row.seconds
+    )

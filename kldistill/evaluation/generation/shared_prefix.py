@@ -1,0 +1,103 @@
+"""A beginning that many rows share: run once and, where the model's attention allows, held once.
+
+Reading the same keys and values again for every row is what makes few-shot prompts slow: for 32 rows after 700
+shared tokens it is most of the work of a step. Here all rows' queries meet the shared columns in one product.
+
+Shapes: B rows, H heads of keys, G heads of queries for each, D their width, S own columns, P shared columns, C both.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from kldistill.evaluation.generation.cache import Cache
+
+NAME = "kldistill_shared_prefix"
+_shared: ContextVar[Cache | None] = ContextVar("shared", default=None)
+
+
+class Prefix:
+    """Ids that many prompts begin with, and their keys and values.
+
+    Attributes:
+        length: number of ids.
+        held_once: whether rows can attend to it without a copy of their own: not where layers have a sliding window or
+            an attention of their own kind.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: PreTrainedModel, ids: Sequence[int]) -> None:
+        self.length = len(ids)
+        self.cache = Cache()
+        row = torch.tensor([list(ids)], device=model.device)
+        model(row, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        config = model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        plain = (
+            getattr(config, "sliding_window", None) is None and getattr(config, "attn_logit_softcapping", None) is None
+        )
+        self.held_once = kinds == {"full_attention"} and plain and config._attn_implementation == "sdpa"
+
+    @contextmanager
+    def attended(self, model: PreTrainedModel) -> Iterator[None]:
+        """Within it, every query of the model also sees the shared columns, which are before all others."""
+        before = model.config.get_text_config()._attn_implementation or "sdpa"
+        token = _shared.set(self.cache)
+        model.set_attn_implementation(NAME)
+        try:
+            yield
+        finally:
+            model.set_attn_implementation(before)
+            _shared.reset(token)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: softmax over shared and own columns together."""
+    shared = _shared.get()
+    if shared is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    layer = shared.layers[module.layer_idx]  # type: ignore[index]
+    assert layer.keys is not None and layer.values is not None
+    b, heads, t, d = query.shape
+    h, s, p = key.shape[1], key.shape[2], layer.keys.shape[2]
+    if t > 1:  # a prompt: here a copy for every row costs less than the weights of all queries at once
+        if attention_mask is None:
+            attention_mask = torch.ones(t, s, dtype=torch.bool, device=query.device).tril(s - t)[None, None]
+        key = torch.cat([layer.keys.expand(b, -1, -1, -1), key], 2)
+        value = torch.cat([layer.values.expand(b, -1, -1, -1), value], 2)
+        mask = F.pad(attention_mask, (p, 0), value=True)
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
+    key_HPD, value_HPD = layer.keys[0], layer.values[0]
+    g = heads // h
+    scale = d**-0.5 if scaling is None else scaling
+    query_BHGD = (query * scale).view(b, h, g, d)
+    own_BHGS = query_BHGD @ key.transpose(2, 3)
+    if attention_mask is not None:
+        own_BHGS = own_BHGS.masked_fill(~attention_mask[..., :s], -torch.inf)
+    theirs_HNP = query_BHGD.transpose(0, 1).reshape(h, b * g, d) @ key_HPD.transpose(1, 2)  # N = B * G
+    theirs_BHGP = theirs_HNP.view(h, b, g, p).transpose(0, 1)
+    weight_BHGC = torch.cat([theirs_BHGP, own_BHGS], -1).softmax(-1, dtype=torch.float32).to(query.dtype)
+    found_HND = weight_BHGC[..., :p].transpose(0, 1).reshape(h, b * g, p) @ value_HPD
+    found_BHGD = found_HND.view(h, b, g, d).transpose(0, 1) + weight_BHGC[..., p:] @ value
+    return found_BHGD.reshape(b, 1, heads, d), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)

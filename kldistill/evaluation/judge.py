@@ -1,0 +1,95 @@
+"""What an answer to a task is worth: the program to run, the comparison with the reference line, the choice.
+
+Pure functions of text and numbers; programs are run elsewhere (``kldistill.evaluation.sandbox``).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kldistill.evaluation.suites.task import Task
+
+
+class TextScore(NamedTuple):
+    """How near a completion is to the reference.
+
+    Attributes:
+        exact_match: whether both are the same but for white space.
+        edit_similarity: 0 (nothing in common) to 1 (equal); CodeXGLUE prints it times 100.
+    """
+
+    exact_match: bool
+    edit_similarity: float
+
+
+def program_of(task: Task, completion: str) -> str:
+    """The program that passes if, and only if, the completion solves the task."""
+    assert task.kind == "program", f"{task.id} is no task of kind program"
+    return task.before + completion + task.after
+
+
+def judge_text(task: Task, completion: str) -> TextScore:
+    """Compare a completion with the task's reference as the evaluator of CodeXGLUE's line completion does.
+
+    Exact match compares the words between white space, edit similarity the texts without white space at their ends (Lu
+    et al., 2021; RepoBench does the same, Liu et al., 2023).
+    """
+    assert task.kind == "text", f"{task.id} is no task of kind text"
+    return TextScore(
+        exact_match=completion.split() == task.reference.split(),
+        edit_similarity=edit_similarity(completion.strip(), task.reference.strip()),
+    )
+
+
+def judge_choice(log_probabilities: Sequence[float]) -> bool:
+    """Whether the first option is strictly the most probable one. A tie is wrong, and so is what is no number.
+
+    Args:
+        log_probabilities: total log-probability of each option after the prompt, in nats; the canonical option first.
+    """
+    assert len(log_probabilities) >= 2, "a choice needs at least two options"
+    first, *others = log_probabilities
+    return all(first > other for other in others)
+
+
+def edit_similarity(left: str, right: str) -> float:
+    """1 - d / (sum of both lengths), where d counts insertions and deletions; 1 for two empty texts.
+
+    This is ``Levenshtein.ratio``, which ``fuzzywuzzy.fuzz.ratio`` (CodeXGLUE, RepoBench) rounds to whole percents;
+    nothing is rounded here. With d = both lengths - 2 * LCS, it is twice the length of the longest common subsequence
+    over both lengths.
+    """
+    total = len(left) + len(right)
+    return 2 * common_subsequence(left, right) / total if total else 1.0
+
+
+def common_subsequence(left: str, right: str) -> int:
+    """Length of the longest common subsequence, a row of the dynamic programme in one integer (Hyyrö, 2004).
+
+    Bit i of ``row`` is 0 where the row of the table steps up by one at ``left[i]``.
+    """
+    places: dict[str, int] = {}
+    for index, character in enumerate(left):
+        places[character] = places.get(character, 0) | 1 << index
+    ones = (1 << len(left)) - 1
+    row = ones
+    for character in right:
+        matches = row & places.get(character, 0)
+        row = ((row + matches) | (row - matches)) & ones
+    return len(left) - row.bit_count()
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased estimate of the probability that one of k samples passes: 1 - C(n-c, k) / C(n, k) (Chen et al., 2021).
+
+    Written as a product of c factors between 0 and 1, which never overflows.
+
+    Args:
+        n: samples of the task.
+        c: how many of them pass.
+        k: samples that may be drawn, at most n.
+    """
+    assert 0 <= c <= n and 1 <= k <= n, f"no pass@{k} of {c} passes in {n} samples"
+    if n - c < k:
+        return 1.0
+    return 1.0 - math.prod(1.0 - k / total for total in range(n - c + 1, n + 1))

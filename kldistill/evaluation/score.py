@@ -1,0 +1,112 @@
+"""Stage ``evaluate``: how well a model of the run predicts held-out text, and how far it is from the original one.
+
+It runs once per model: ``original``, ``init`` (before distillation), ``distilled``. The original's hidden states of
+    the
+evaluation texts are stored with its artifact, so the others compare with them without running it again.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from kldistill.corpus.documents import read_documents
+from kldistill.corpus.snippets import cut, draw
+from kldistill.evaluation.config import EvaluateConfig
+from kldistill.evaluation.statistics import ratio_interval
+from kldistill.model.load import load_original_tokenizer
+from kldistill.rows.student import bare
+from kldistill.runtime.devices import device_of
+from kldistill.runtime.job import Job
+from kldistill.tokens.encoding import encode
+from kldistill.tokens.pieces import PieceTable
+from kldistill.training import states
+from kldistill.training.load import load_student
+from kldistill.training.scoring import FIGURES, Score, score_original, score_student, summarise
+
+TEXTS = {"domain": "test", "general": "general"}  # split of the corpus that each kind of text comes from
+
+
+def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
+    """Score the original model, and store its hidden states of the texts.
+
+    Args:
+        inputs: ``model`` and ``corpus``.
+        out: gets ``NAME.jsonl`` and ``NAME.npy`` for both kinds of text, ``records.jsonl`` and ``summary.json``.
+    """
+    device = device_of(job.runtime)
+    tokenizer = load_original_tokenizer(inputs["model"])
+    model = bare(inputs["model"], device)
+    scores: dict[str, list[Score]] = {}
+    for name, split in TEXTS.items():
+        size = cfg.eval.domain_bytes if name == "domain" else cfg.eval.general_bytes
+        windows = draw(cut(read_documents(inputs["corpus"], split), cfg.eval.window_bytes), n_bytes=size)
+        ids = encode(tokenizer, [window.text for window in windows])
+        description = f"Original model on {name} text"
+        states.write(
+            out, name, model, windows, ids, batch_size=cfg.eval.batch_size, device=device, description=description
+        )
+        scores[name] = score_original(
+            model, states.read(out, name), chunk=cfg.eval.chunk, device=device, description=description
+        )
+    report(cfg, scores, ("bits_per_byte", "tokens_per_1000_bytes"), out, job)
+
+
+def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
+    """Score the extended model with some rows, and compare it with the original.
+
+    Args:
+        inputs: ``model``, ``tokens``, ``rows`` and ``evaluate_original``.
+        out: gets ``records.jsonl`` and ``summary.json``.
+    """
+    device = device_of(job.runtime)
+    pieces = PieceTable.load(inputs["tokens"])
+    tokenizer = AutoTokenizer.from_pretrained(inputs["tokens"] / "tokenizer")
+    student = load_student(inputs["model"], inputs["rows"], device)
+    scores: dict[str, list[Score]] = {}
+    for name in TEXTS:
+        texts = states.read(inputs["evaluate_original"], name)
+        scores[name] = score_student(
+            student,
+            texts,
+            encode(tokenizer, [snippet.text for snippet in texts.snippets]),
+            pieces,
+            teacher=pieces.exact,
+            batch_size=cfg.eval.batch_size,
+            chunk=cfg.eval.chunk,
+            device=device,
+            description=f"{cfg.of.capitalize()} model on {name} text",
+        )
+    # Text without a single new token: both models see the same contexts, so any distance is mass that new tokens
+    # took.
+    plain = [score for found in scores.values() for score in found if not score.n_new]
+    if plain:
+        scores["plain"] = plain
+    report(cfg, scores, tuple(FIGURES), out, job)
+
+
+def report(
+    cfg: EvaluateConfig, scores: Mapping[str, Sequence[Score]], names: Sequence[str], out: Path, job: Job
+) -> None:
+    """Write all figures with their intervals, and one record per text."""
+    figures: dict[str, float] = {}
+    with (out / "records.jsonl").open("w", encoding="utf-8") as file:
+        for kind, found in scores.items():
+            for score in found:
+                file.write(json.dumps({"text": kind, **asdict(score)}) + "\n")
+            for name, value in summarise(found, names).items():
+                key = f"eval/{cfg.of}/{kind}/{name}"
+                above, below, factor = FIGURES[name]
+                low, high = ratio_interval(
+                    [score.document for score in found],
+                    [factor * getattr(score, above) for score in found],
+                    [getattr(score, below) for score in found],
+                    resamples=cfg.eval.resamples,
+                    seed=cfg.eval.seed,
+                )
+                figures |= {key: value, f"{key}/low": low, f"{key}/high": high}
+            figures[f"eval/{cfg.of}/{kind}/bytes"] = sum(score.n_bytes for score in found)
+    (out / "summary.json").write_text(json.dumps(figures, indent=2) + "\n")
+    job.log(figures)

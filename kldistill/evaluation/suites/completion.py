@@ -1,0 +1,187 @@
+"""Completion: lines of held-out domain files that hold a term which became a new token.
+
+The lines are chosen from text alone, so original and extended model get the same ones. A term is the string of a new
+token without the white space around it, where it stands as a word of its own.
+"""
+
+import ast
+import bisect
+import hashlib
+import logging
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from kldistill.corpus.documents import Document, read_documents
+from kldistill.evaluation.suites.task import Sources, Task
+from kldistill.runtime.config import require
+from kldistill.tokens.artifact import read_new_tokens
+
+log = logging.getLogger(__name__)
+
+STOP = ["\n"]
+# Lines that say nothing: comments and imports, in the languages where these can be told by how a line begins.
+TRIVIAL = re.compile(
+    r"""\s*(?:\#|//|/\*|\*|--|%|;|'{3}|"{3}|import\b|from\s+\S+\s+import\b|using\b|use\b|require\b|package\b|export\b)"""
+)
+REPEATED_TAIL = 100  # characters before a line that make it another one if they differ
+
+
+class Place(NamedTuple):
+    """A line of a document, and the terms in it by where they begin, relative to the line."""
+
+    document: Document
+    number: int
+    start: int
+    line: str
+    terms: list[int]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Write the rest of a line.
+
+    Attributes:
+        n: lines, chosen by a hash of their place; all if there are fewer.
+        where: the prompt ends at the beginning of the line (``line``); or inside it, before a term that begins an
+            identifier and the blanks in front of the term (``middle``); or at either, as a hash of the line says, if it
+            has such a term (``mixed``).
+        prompt_bytes: text in front, at most: whole lines, unless the last alone is longer.
+        budget: bytes of a completion, at most; longer references are left out.
+        seed: of the choice.
+    """
+
+    runs_code: ClassVar[bool] = False
+
+    n: int = 1_000
+    where: str = "mixed"
+    prompt_bytes: int = 768
+    budget: int = 160
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            self.where in ("line", "middle", "mixed"),
+            "eval.completion.where",
+            self.where,
+            "must be line, middle or mixed",
+        )
+        for key in ("n", "budget"):
+            require(getattr(self, key) >= 1, f"eval.completion.{key}", getattr(self, key), "must be at least 1")
+        require(self.prompt_bytes >= 32, "eval.completion.prompt_bytes", self.prompt_bytes, "must be at least 32 bytes")
+
+    def tasks(self, sources: Sources) -> list[Task]:
+        """At most ``n`` lines, in seeded order."""
+        found = terms_of(token.string for token in read_new_tokens(sources.tokens))
+        places = [place for document in read_documents(sources.corpus, "test") for place in places_of(document, found)]
+        chosen: list[Task] = []
+        seen: set[tuple[str, str]] = set()
+        for place in sorted(places, key=lambda place: (self._hash("rank", place), place.document.id, place.number)):
+            task = self._task(place)
+            # The same line after the same text, as copied code has it, is one piece of evidence.
+            key = (task.prompt[-REPEATED_TAIL:], task.reference) if task else ("", "")
+            if task and key not in seen:
+                seen.add(key)
+                chosen.append(task)
+                if len(chosen) == self.n:
+                    break
+        if len(chosen) < self.n:
+            log.info("completion: the test documents have %d lines with a new term, not %d", len(chosen), self.n)
+        return chosen
+
+    def identity(self) -> Mapping[str, Any]:
+        """Nothing beside the fields and the sources."""
+        return {}
+
+    def _task(self, place: Place) -> Task | None:
+        """The task of a line, or ``None`` if it has none: too long, or no term inside where one is needed."""
+        line = place.line
+        inside = [at for at in place.terms if _starts_word(line, at) and line[:at].strip()]
+        middle = self.where == "middle" or (self.where == "mixed" and self._hash("where", place) % 2 == 1)
+        if self.where == "middle" and not inside:
+            return None
+        cut = len(line[: inside[self._hash("term", place) % len(inside)]].rstrip()) if middle and inside else 0
+        prompt = self._prompt(place.document.text, place.start + cut)
+        reference = line[cut:].rstrip()
+        if not prompt.strip() or len(reference.encode()) > self.budget:
+            return None
+        return Task(
+            id=f"{place.document.id}:{place.number}",
+            kind="text",
+            prompt=prompt,
+            budget=self.budget,
+            stop=list(STOP),
+            reference=reference,
+            group=place.document.id,
+        )
+
+    def _prompt(self, text: str, end: int) -> str:
+        """The last whole lines before a place that fit; of a last line that is too long by itself, whole characters."""
+        data = text[max(0, end - self.prompt_bytes - 1) : end].encode()
+        if len(data) <= self.prompt_bytes:
+            return data.decode()
+        # With the byte before the window: if that ends a line, the window begins with a whole one.
+        window = data[-self.prompt_bytes - 1 :]
+        _, found, lines = window.partition(b"\n")
+        return lines.decode() if found and lines.strip() else window[1:].decode(errors="ignore")
+
+    def _hash(self, purpose: str, place: Place) -> int:
+        key = f"{self.seed}\0{purpose}\0{place.document.id}\0{place.number}"
+        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
+
+
+def terms_of(strings: Iterable[str]) -> list[str]:
+    """New tokens' strings as terms: without white space around, and only those with a letter and none inside."""
+    stripped = {string.strip() for string in strings}
+    return sorted(s for s in stripped if len(s) >= 2 and re.search(r"[^\W\d_]", s) and not re.search(r"\s|\ufffd", s))
+
+
+def places_of(document: Document, terms: Iterable[str]) -> Iterator[Place]:
+    """The lines of a document that hold a term and are neither comment, import nor docstring."""
+    text = document.text
+    lines = text.split("\n")
+    starts = [0]
+    for line in lines[:-1]:
+        starts.append(starts[-1] + len(line) + 1)
+    found: dict[int, set[int]] = {}
+    for term in terms:
+        at = text.find(term)
+        while at >= 0:
+            if _whole(text, at, at + len(term)):
+                index = bisect.bisect_right(starts, at) - 1
+                found.setdefault(index, set()).add(at - starts[index])
+            at = text.find(term, at + 1)
+    prose = _prose(text) if document.id.endswith(".py") else set()
+    for index in sorted(found):
+        if index + 1 not in prose and not TRIVIAL.match(lines[index]):
+            yield Place(document, index + 1, starts[index], lines[index], sorted(found[index]))
+
+
+def _whole(text: str, start: int, end: int) -> bool:
+    """Whether a term is no part of a longer word; an underscore ends a word."""
+    before = start > 0 and text[start].isalnum() and text[start - 1].isalnum()
+    return not before and not (end < len(text) and text[end - 1].isalnum() and text[end].isalnum())
+
+
+def _starts_word(line: str, at: int) -> bool:
+    """Whether a place is not in the middle of an identifier, underscores included, where nobody stops typing."""
+    return at == 0 or not (line[at - 1].isalnum() or line[at - 1] == "_")
+
+
+def _prose(text: str) -> set[int]:
+    """Numbers of the lines of a Python file that are in a docstring or an import; none if it does not parse."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):
+        return set()  # Not the Python of this interpreter: its lines are judged by how they begin.
+    lines: set[int] = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Expr | ast.Import | ast.ImportFrom):
+            continue
+        if not isinstance(node, ast.Expr) or isinstance(node.value, ast.Constant):
+            lines.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return lines

@@ -1,0 +1,70 @@
+"""Stage ``tasks``: the tasks of one suite, made once and the same for every model of a run."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+from hydra.errors import InstantiationException
+
+from kldistill.evaluation.config import TasksConfig
+from kldistill.evaluation.sandbox import Sandbox, Verdict
+from kldistill.evaluation.suites.task import Sources, Suite, write
+from kldistill.runtime.errors import EvaluationError, KldistillError
+from kldistill.runtime.job import Job
+
+TASKS = "tasks.jsonl"
+
+
+def build(cfg: TasksConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
+    """Write the suite's tasks.
+
+    Args:
+        inputs: ``corpus`` and ``tokens``.
+        out: gets ``tasks.jsonl`` and ``summary.json``.
+
+    Raises:
+        EvaluationError: the suite has no task here.
+        ValueError: what else the suite refuses.
+    """
+
+    def passes(programs: Sequence[str]) -> list[bool]:
+        description = f"Checking programs of {cfg.name}"
+        with Sandbox(cfg.limits, allow_unsandboxed=cfg.allow_unsandboxed) as sandbox:
+            outcomes = sandbox.run(programs, description=description)
+        return [outcome.verdict is Verdict.PASSED for outcome in outcomes]
+
+    uses = {name: suite_of(node) for name, node in cfg.uses.items()}
+    sources = Sources(inputs["corpus"], inputs["tokens"], passes, uses, cfg.limit)
+    tasks = suite_of(cfg.suite).tasks(sources)[: cfg.limit]
+    if not tasks:
+        raise EvaluationError(
+            f"eval.suites: {cfg.name} has no task here. Leave it out, or change eval.{cfg.name} (or the corpus)."
+        )
+    assert len({task.id for task in tasks}) == len(tasks), f"two tasks of {cfg.name} have one id"
+    write(out / TASKS, tasks)
+    figures = {f"tasks/{cfg.name}": len(tasks)}
+    (out / "summary.json").write_text(json.dumps(figures, indent=2) + "\n")
+    job.log(figures)
+
+
+def suite_of(node: Mapping[str, Any]) -> Suite:
+    """The suite that a node of ``eval`` describes; runs the suite's own checks of its keys.
+
+    Raises:
+        ConfigError: a value that the suite refuses.
+        EvaluationError: the suite cannot be made at all.
+    """
+    try:
+        return hydra.utils.instantiate(dict(node), _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, KldistillError):
+            raise error.__cause__ from None
+        raise EvaluationError(f"eval: a suite cannot be made: {error}") from error
+
+
+def identity(cfg: TasksConfig) -> dict[str, Any]:
+    """What the tasks depend on beside configuration and corpus: files and packages of the suites."""
+    nodes = {cfg.name: cfg.suite, **cfg.uses}
+    return {name: dict(suite_of(node).identity()) for name, node in nodes.items()}

@@ -1,0 +1,1 @@
+"""A plain Hugging Face folder of the extended model."""

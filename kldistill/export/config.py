@@ -1,0 +1,37 @@
+"""Typed schema of the group ``export``."""
+
+from dataclasses import dataclass
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from kldistill.runtime.config import require
+
+
+@dataclass
+class ExportConfig:
+    """The exported folder, and where else it goes.
+
+    Attributes:
+        license: of the extended model; null takes the base model's.
+        gguf: also write ``model.gguf`` (models with ``tokens.boundary=word`` of the families that docs/serving.md
+            names; others are refused before training).
+        push_to_hub: upload the folder to this repository of the hub, ``user/name``, as whoever is logged in
+            (``hf auth login``); null uploads nothing.
+        private: of a repository that the upload creates.
+    """
+
+    license: str | None = None
+    gguf: bool = False
+    push_to_hub: str | None = None
+    private: bool = True
+
+    def __post_init__(self) -> None:
+        if self.push_to_hub is None:
+            return
+        try:
+            validate_repo_id(self.push_to_hub)
+            named = self.push_to_hub.count("/") == 1
+        except HFValidationError:
+            named = False
+        require(named, "export.push_to_hub", self.push_to_hub, "must be a repository of the hub, such as user/name")

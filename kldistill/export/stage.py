@@ -1,0 +1,124 @@
+"""The ``export`` stage: the extended model as a plain Hugging Face folder that needs no kldistill.
+
+V old vocabulary, W old and new tokens.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from kldistill.export import card, gguf_file, upload
+from kldistill.export.config import ExportConfig
+from kldistill.model.load import read_facts
+from kldistill.runtime.errors import ModelError
+from kldistill.runtime.job import Job
+from kldistill.training.load import load_model
+
+ROWS = ("rows", "finetune", "distill", "init")  # names of the input that has the rows; the first that is there
+
+
+def build(cfg: ExportConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
+    """Make the ``export`` artifact, and upload it where ``cfg`` says so.
+
+    Args:
+        inputs: ``model``, ``tokens`` and ``rows`` (else ``finetune``, ``distill`` or ``init``, whichever comes first);
+            the figures of all other folders go into the model card too.
+        out: gets ``config.json``, ``generation_config.json``, ``model*.safetensors``, the tokenizer, ``README.md``,
+            ``figures.json`` and, with ``cfg.gguf``, ``model.gguf``.
+
+    Raises:
+        ConfigError: the upload cannot succeed (see ``hub.check``).
+        ModelError: the folder would not be read back as it was meant, or a GGUF file cannot express it.
+    """
+    rows = next(name for name in ROWS if name in inputs)
+    if cfg.push_to_hub is not None:
+        upload.check(cfg.push_to_hub, cfg.private)
+    if cfg.gguf:
+        gguf_file.check_model(inputs["model"])
+    export_model(
+        inputs["model"],
+        inputs["tokens"],
+        inputs[rows],
+        out,
+        others=[folder for name, folder in inputs.items() if name not in ("model", "tokens", rows)],
+        license=cfg.license,
+        gguf=cfg.gguf,
+    )
+    job.say("The extended model is a plain Hugging Face folder: AutoModelForCausalLM.from_pretrained reads it")
+    if cfg.push_to_hub is not None:
+        upload.push(out, cfg.push_to_hub, cfg.private, job.say)
+
+
+def export_model(
+    model: Path,
+    tokens: Path,
+    rows: Path,
+    out: Path,
+    *,
+    others: Iterable[Path] = (),
+    license: str | None = None,
+    gguf: bool = False,
+) -> None:
+    """Write model, tokenizer, generation config and model card to ``out``.
+
+    Embedding and head have exactly W rows: padding is dropped, so no id beyond the tokenizer can be produced, and
+    ``config.vocab_size`` is W. A tied model stays tied when its new rows are; otherwise it is untied for good
+    (``tie_word_embeddings`` false, the head saved). Adapters are merged.
+
+    Args:
+        model, tokens, rows: folders of the artifacts; ``rows`` of ``init``, ``distill`` or ``finetune``.
+        others: folders of artifacts whose ``summary.json`` goes into the card.
+        license: of the result; None takes the base model's.
+        gguf: also write ``model.gguf``.
+
+    Raises:
+        ModelError: the written tokenizer, loaded plainly, gives other ids than the run's; or no GGUF can be written.
+    """
+    facts = read_facts(model)
+    sizes = json.loads((tokens / "vocabulary.json").read_text())
+    extended = load_model(model, rows)
+    assert extended.config.get_text_config().vocab_size == sizes["new_size"]
+    extended.save_pretrained(out)
+    # Copied byte for byte: the tokens stage has proved that plain AutoTokenizer reads these files.
+    shutil.copytree(tokens / "tokenizer", out, dirs_exist_ok=True)
+    check_tokenizer(out, samples_of(tokens))
+    if gguf:
+        gguf_file.write(extended, tokens / "tokenizer", out / gguf_file.FILE, name=facts["name"])
+    inputs = {"tokens": tokens, "rows": rows, **{str(folder): folder for folder in others}}
+    card.write(out, facts, inputs, read_figures(inputs.values()), license or facts.get("license"))
+
+
+def check_tokenizer(out: Path, samples: Iterable[str]) -> None:
+    """Compare ids of plain ``AutoTokenizer`` with those of ``tokenizer.json`` itself. Raises ``ModelError``.
+
+    Beside a model's config, transformers may choose another tokenizer class than in the tokenizer's own folder.
+    """
+    plainly = AutoTokenizer.from_pretrained(out)
+    itself = Tokenizer.from_file(str(out / "tokenizer.json"))
+    for text in samples:
+        if plainly.encode(text, add_special_tokens=False) != itself.encode(text, add_special_tokens=False).ids:
+            raise ModelError(
+                f"{out}: transformers builds a {type(plainly).__name__} for this model type, which does not follow "
+                f"tokenizer.json (it cuts {text[:40]!r} otherwise). tokens.boundary=word keeps the old splitting rule."
+            )
+
+
+def samples_of(tokens_folder: Path, limit: int = 2_000) -> list[str]:
+    """Texts that show the new tokens: each alone, after a space, and inside a line of others."""
+    with (tokens_folder / "new_tokens.jsonl").open(encoding="utf-8") as lines:
+        strings = [json.loads(line)["string"] for line, _ in zip(lines, range(limit), strict=False)]
+    groups = [strings[start : start + 16] for start in range(0, len(strings), 16)]
+    return [*strings, *(f" {text}" for text in strings), *(" ".join(group) for group in groups)]
+
+
+def read_figures(folders: Iterable[Path]) -> dict[str, float]:
+    """All ``summary.json`` figures of some artifacts in one map."""
+    found: dict[str, float] = {}
+    for folder in folders:
+        if (folder / "summary.json").is_file():
+            found |= json.loads((folder / "summary.json").read_text())
+    return found

@@ -1,0 +1,256 @@
+"""Aligns one text's two tokenizations, and prepares all that the losses need to know of the tokens alone.
+
+Shape suffixes and names: M student positions with a next token; P common boundaries with a next token (contexts c
+of the KL); Z forbidden (position, piece) pairs; O open pairs; S splits; C resolved cells (children) of splits; U
+unresolved children; F factors, each one teacher probability p(piece | row); R frontier prefixes; all of these are
+flat index lists (COO), so that the losses need no loop over positions. A *row* is an index into the flattened
+hidden states or logits of a sequence or a batch; row j of a sequence predicts what follows its token j.
+
+The construction is our own; see docs/method.md for the derivation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from kldistill.runtime.errors import TokenizerError
+from kldistill.tokens.pieces import Node, PieceTable
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What of two token sequences enters the losses. Made by ``align``; all tensors are int64 on one device.
+
+    Attributes:
+        old_size, new_size: V and W.
+        mass_owner, mass_member: subtree membership of the piece table, shared by all alignments.
+        next_row, next_token: student row and the student token that follows it, for every position with a next
+            token.
+        student_row, teacher_row: the same context c in both sequences: rows that predict what follows a common
+            boundary.
+        zero_position, zero_piece: pieces that cannot follow context ``position``: they would complete a longer
+            token from an earlier student boundary. Target 0.
+        open_position, open_piece: pieces that lead towards such a longer token, but do not complete it. How much
+            of their probability remains is not known from one pass over the text, so they stay in one cell.
+        split_position, split_token: split at w, for w on the observed chain of position.
+        cell_split, cell_token: a resolved child of the split's token.
+        rest_split, rest_token: an unresolved child of the split's token; it shares a cell with "stop".
+        factor_cell, factor_row, factor_piece: teacher probabilities whose product is the cell's target.
+        frontier_position, frontier_factor, frontier_row, frontier_piece: teacher probabilities whose products
+            bound the unresolved mass from above; ``frontier_factor`` indexes ``frontier_position``.
+        n_next, n_common: denominators of "averaged per student position". A chunk keeps its batch's, so chunks add
+            up.
+        n_left_out: student positions that are no common boundary (left out of the KL).
+        n_contradictions: positions whose observed cut contradicts the forest (their split is dropped).
+        n_unresolved_splits: splits dropped since an earlier token could still have grown into them.
+    """
+
+    old_size: int
+    new_size: int
+    mass_owner: Int[Tensor, " J"]
+    mass_member: Int[Tensor, " J"]
+    next_row: Int[Tensor, " M"]
+    next_token: Int[Tensor, " M"]
+    student_row: Int[Tensor, " P"]
+    teacher_row: Int[Tensor, " P"]
+    zero_position: Int[Tensor, " Z"]
+    zero_piece: Int[Tensor, " Z"]
+    open_position: Int[Tensor, " O"]
+    open_piece: Int[Tensor, " O"]
+    split_position: Int[Tensor, " S"]
+    split_token: Int[Tensor, " S"]
+    cell_split: Int[Tensor, " C"]
+    cell_token: Int[Tensor, " C"]
+    rest_split: Int[Tensor, " U"]
+    rest_token: Int[Tensor, " U"]
+    factor_cell: Int[Tensor, " F"]
+    factor_row: Int[Tensor, " F"]
+    factor_piece: Int[Tensor, " F"]
+    frontier_position: Int[Tensor, " R"]
+    frontier_factor: Int[Tensor, " G"]
+    frontier_row: Int[Tensor, " G"]
+    frontier_piece: Int[Tensor, " G"]
+    n_next: int
+    n_common: int
+    n_left_out: int
+    n_contradictions: int
+    n_unresolved_splits: int
+
+    def to(self, device: torch.device | str) -> Alignment:
+        """The same alignment with every tensor on ``device``."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
+
+
+_TENSORS = [entry.name for entry in fields(Alignment) if "Tensor" in str(entry.type)]
+LISTS = [name for name in _TENSORS if not name.startswith("mass_")]
+COUNTS = [entry.name for entry in fields(Alignment) if entry.name.startswith("n_")]
+
+
+def align(old_ids: Sequence[int], new_ids: Sequence[int], pieces: PieceTable) -> Alignment:
+    """Align the old and the new ids of one text.
+
+    Args:
+        old_ids: the teacher's tokens, all below V.
+        new_ids: the student's tokens of the same text, all below W.
+        pieces: the table of pieces.
+
+    Returns:
+        The alignment; rows count from the start of each sequence.
+
+    Raises:
+        TokenizerError: an id outside its vocabulary.
+    """
+    old = [int(token) for token in old_ids]
+    new = [int(token) for token in new_ids]
+    for name, ids, size in (("old_ids", old, pieces.old_size), ("new_ids", new, pieces.new_size)):
+        if ids and not 0 <= min(ids) <= max(ids) < size:
+            raise TokenizerError(f"{name} holds {min(ids)}..{max(ids)}, but its vocabulary has the ids 0..{size - 1}.")
+    lists: dict[str, list[int]] = {name: [] for name in LISTS}
+    lists["next_row"] = list(range(len(new) - 1))
+    lists["next_token"] = new[1:]
+    counts: dict[str, Any] = dict.fromkeys(COUNTS, 0)
+    boundary = common_boundaries(old, new, pieces)
+    # Trie nodes that earlier student boundaries have reached: tokens that could still have grown.
+    live: list[Node] = []
+    for i in range(len(new) - 1):
+        if boundary[i] < 0:
+            counts["n_left_out"] += 1
+            live = []
+            continue
+        live = _grown(live, old, boundary[i - 1] if i else 0, boundary[i], pieces)
+        if boundary[i] < len(old):
+            _add_position(lists, counts, i, old, new[i + 1], boundary[i], live, pieces)
+    counts |= {"n_next": len(lists["next_row"]), "n_common": len(lists["student_row"])}
+    tensors: dict[str, Any] = {name: torch.tensor(values, dtype=torch.int64) for name, values in lists.items()}
+    return Alignment(
+        old_size=pieces.old_size,
+        new_size=pieces.new_size,
+        mass_owner=torch.from_numpy(pieces.mass_owner),
+        mass_member=torch.from_numpy(pieces.mass_member),
+        **tensors,
+        **counts,
+    )
+
+
+def common_boundaries(old: Sequence[int], new: Sequence[int], pieces: PieceTable) -> list[int]:
+    """For each student token, how many old pieces the text has up to its end; -1 where an old token spans that end.
+
+    Where the new ids expand to exactly the old ones, every student boundary is common. Elsewhere byte offsets
+    decide; without a table of byte lengths, only what lies before the first and after the last difference is
+    common.
+    """
+    expanded = pieces.expand(new)
+    ends = np.cumsum([len(pieces.of(token)) for token in new]) if new else np.zeros(0, dtype=np.int64)
+    if pieces.exact and expanded == list(old):
+        return ends.tolist()
+    if pieces.byte_lengths is not None:
+        old_ends = np.concatenate([[0], np.cumsum(pieces.byte_lengths[np.asarray(old, dtype=np.int64)])])
+        new_ends = np.cumsum(pieces.byte_lengths[np.asarray(new, dtype=np.int64)])
+        index = np.searchsorted(old_ends, new_ends, side="right") - 1
+        return np.where((old_ends[index] == new_ends) & (index > 0), index, -1).tolist()
+    shortest = min(len(old), len(expanded))
+    before = next((i for i in range(shortest) if old[i] != expanded[i]), shortest)
+    after = next((i for i in range(shortest - before) if old[-1 - i] != expanded[-1 - i]), shortest - before)
+    shift = len(old) - len(expanded)
+    return [int(e) if e <= before else int(e) + shift if e >= len(expanded) - after else -1 for e in ends]
+
+
+def _grown(live: list[Node], old: list[int], start: int, end: int, pieces: PieceTable) -> list[Node]:
+    """Nodes reached at ``end`` from every earlier student boundary, ``start`` now included; dead ends are dropped."""
+    if start < 0:
+        return []  # the boundary before was not common: what could have grown from there is unknown
+    root = pieces.roots.get(old[start]) if start < end else None
+    nodes = [*(node.next.get(old[start]) for node in live), root] if start < end else list(live)
+    for offset in range(start + 1, end):
+        nodes = [node.next.get(old[offset]) if node else None for node in nodes]
+    return [node for node in nodes if node is not None and node.next]
+
+
+def _add_position(
+    lists: dict[str, list[int]],
+    counts: dict[str, int],
+    row: int,
+    old: list[int],
+    observed: int,
+    start: int,
+    live: list[Node],
+    pieces: PieceTable,
+) -> None:
+    """Add the context that ends at the common boundary ``start`` (pieces) and student row ``row``."""
+    position = len(lists["student_row"])
+    lists["student_row"].append(row)
+    # Text before the first token has no row to be predicted from; start is at least 1 here.
+    lists["teacher_row"].append(start - 1)
+    zeros = sorted(frozenset[int]().union(*(node.ends for node in live)))
+    opens = sorted(frozenset[int]().union(*(node.grows for node in live)).difference(zeros))
+    lists["zero_position"] += [position] * len(zeros)
+    lists["zero_piece"] += zeros
+    lists["open_position"] += [position] * len(opens)
+    lists["open_piece"] += opens
+
+    chain = _chain(old, start, pieces)
+    longest = chain[-1][1].token if chain else old[start]
+    if longest != observed or any(old[start] in node.ends for node in live):
+        counts["n_contradictions"] += 1
+        return
+    for depth, node in chain:
+        if not node.children:
+            continue
+        live_here = live
+        for offset in range(start, start + depth):
+            live_here = [n for n in (node_.next.get(old[offset]) for node_ in live_here) if n and n.next]
+        if live_here:
+            counts["n_unresolved_splits"] += 1
+            continue
+        _add_split(lists, position, node, old, start + depth)
+
+
+def _chain(old: list[int], start: int, pieces: PieceTable) -> list[tuple[int, Node]]:
+    """Tokens whose pieces are a prefix of the text from ``start``: pairs (number of pieces, node), shortest first."""
+    found: list[tuple[int, Node]] = []
+    node = pieces.roots.get(old[start])
+    depth = 1
+    while node is not None:
+        if node.token != -1:
+            found.append((depth, node))
+        node = node.next.get(old[start + depth]) if start + depth < len(old) else None
+        depth += 1
+    return found
+
+
+def _add_split(lists: dict[str, list[int]], position: int, node: Node, old: list[int], offset: int) -> None:
+    """Add the split at ``node``'s token, whose pieces end at ``offset``: its resolved cells and its unresolved
+    children.
+    """
+    split = len(lists["split_position"])
+    lists["split_position"].append(position)
+    lists["split_token"].append(node.token)
+    frontier: set[tuple[int, ...]] = set()
+    for token, extra in node.children:
+        known = 0  # leading extra pieces that the text shows
+        while known < len(extra) and offset + known < len(old) and extra[known] == old[offset + known]:
+            known += 1
+        if known < len(extra) - 1:
+            lists["rest_split"].append(split)
+            lists["rest_token"].append(token)
+            frontier.add(extra[: known + 1])
+            continue
+        cell = len(lists["cell_split"])
+        lists["cell_split"].append(split)
+        lists["cell_token"].append(token)
+        lists["factor_cell"] += [cell] * len(extra)
+        lists["factor_row"] += range(offset - 1, offset - 1 + len(extra))
+        lists["factor_piece"] += extra
+    for prefix in sorted(frontier):
+        index = len(lists["frontier_position"])
+        lists["frontier_position"].append(position)
+        lists["frontier_factor"] += [index] * len(prefix)
+        lists["frontier_row"] += range(offset - 1, offset - 1 + len(prefix))
+        lists["frontier_piece"] += prefix

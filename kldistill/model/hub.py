@@ -1,0 +1,88 @@
+"""A model in a local folder or on the Hugging Face hub, and what identifies it."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import ModelCard, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+from kldistill.model.load import read_config
+from kldistill.runtime.errors import ModelError
+
+SMALL_FILE = 2**20  # bytes; smaller files enter an identity by content, larger ones by size and time
+
+
+def hf(
+    out: Path,
+    *,
+    path: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: str = "float32",
+    local_files_only: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, object]:
+    """A causal language model in a local folder or on the hub. Nothing is copied: ``model.json`` points to it.
+
+    A hub id is pinned to the commit that ``revision`` means today, so that later stages all see the same weights.
+    Raises ``ModelError`` when there is no such model, or when it is no decoder-only language model.
+    """
+    folder = Path(path).expanduser()
+    local = folder.is_dir()
+    if not local and (folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1):
+        raise ModelError(f"model.path={path!r}: there is no such folder. Give a folder with config.json, or a hub id.")
+    where = str(folder.resolve()) if local else path
+    if local and not (folder / "config.json").is_file():
+        raise ModelError(f"model.path={path!r}: the folder has no config.json, so it is no model that can be read.")
+    pinned = None if local else commit_of(path, revision, local_files_only) or revision
+    facts: dict[str, object] = {
+        "path": where,
+        "revision": pinned,
+        "trust_remote_code": trust_remote_code,
+        "dtype": dtype,
+        "local_files_only": local_files_only,
+        "license": license_of(folder if local else path),
+        "base_model": None if local else path,
+    }
+    read_config(facts, where)
+    return facts
+
+
+def describe(folder: Path) -> dict[str, list[object]]:
+    """Every file of a model folder: its size in bytes and its digest (small files) or time (large ones)."""
+    found: dict[str, list[object]] = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts):
+        stat = file.stat()
+        small = stat.st_size < SMALL_FILE
+        mark = hashlib.sha256(file.read_bytes()).hexdigest() if small else stat.st_mtime_ns
+        found[str(file.relative_to(folder))] = [stat.st_size, mark]
+    return found
+
+
+def commit_of(path: str, revision: str | None, local_files_only: bool) -> str | None:
+    """The commit that a hub id means now: asked from the hub, else from the local cache, else None."""
+    import httpx
+    from huggingface_hub import HfApi
+
+    if not local_files_only:
+        try:
+            return HfApi().model_info(path, revision=revision, timeout=10).sha
+        except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError, OSError):
+            pass  # offline, or no such model: the cache may still know it, and reading the config will tell otherwise
+    try:
+        cached = try_to_load_from_cache(path, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(cached).parent.name if isinstance(cached, str) else None
+
+
+def license_of(model: Path | str) -> str | None:
+    """The licence that the model's own card names, if there is a card at hand."""
+    card = model / "README.md" if isinstance(model, Path) else try_to_load_from_cache(model, "README.md")
+    if not isinstance(card, str | Path) or not Path(card).is_file():
+        return None
+    try:
+        return ModelCard.load(card, ignore_metadata_errors=True).data.to_dict().get("license")
+    except ValueError:
+        return None  # a card whose header is not YAML says nothing about a licence

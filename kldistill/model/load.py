@@ -1,0 +1,95 @@
+"""The original model of a ``model`` artifact, read again: weights, tokenizer, config and facts."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from kldistill.runtime.errors import ModelError
+
+
+def load_original(folder: Path, device: str | torch.device = "cpu") -> PreTrainedModel:
+    """The frozen original model of a ``model`` artifact: eval mode, no parameter asks for a gradient.
+
+    Attention implementation and everything else are transformers' own defaults, so that an exported model gives the
+    same logits when somebody loads it plainly. Raises ``ModelError``.
+    """
+    facts = read_facts(folder)
+    where = str(folder) if facts["path"] == "." else facts["path"]
+    load_original_config(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            where, dtype=getattr(torch, facts.get("dtype", "float32")), **_source(facts)
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{where}: the model cannot be read: {error}") from error
+    return cast(PreTrainedModel, nn.Module.to(model, device)).eval().requires_grad_(False)
+
+
+def load_original_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The original tokenizer of a ``model`` artifact. Raises ``ModelError`` for one without a ``tokenizer.json``."""
+    facts = read_facts(folder)
+    where = str(folder) if facts["path"] == "." else facts["path"]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **_source(facts))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{where}: the tokenizer cannot be read: {error}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelError(
+            f"{where}: its tokenizer is a slow one ({type(tokenizer).__name__}); kldistill extends tokenizer.json. "
+            "Convert it (transformers.convert_slow_tokenizer) and save it beside the model."
+        )
+    return tokenizer
+
+
+def load_original_config(folder: Path) -> PretrainedConfig:
+    """The original model's config. Raises ``ModelError`` when it is no decoder-only language model."""
+    facts = read_facts(folder)
+    return read_config(facts, str(folder) if facts["path"] == "." else facts["path"])
+
+
+def read_config(facts: Mapping[str, Any], where: str) -> PretrainedConfig:
+    """The config at ``where``, checked to be one that kldistill can extend."""
+    try:
+        config = AutoConfig.from_pretrained(where, **_source(facts))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{where}: no model config can be read there: {error}") from error
+    if config.is_encoder_decoder:
+        raise ModelError(f"{where}: {config.model_type} is an encoder-decoder model; kldistill extends causal ones.")
+    mapping = AutoModelForCausalLM._model_mapping
+    if type(config) not in mapping and "AutoModelForCausalLM" not in getattr(config, "auto_map", {}):
+        raise ModelError(f"{where}: transformers knows no causal language model of type {config.model_type!r}.")
+    return config
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """``model.json`` of a ``model`` artifact."""
+    file = folder / "model.json"
+    if not file.is_file():
+        raise ModelError(f"{file}: missing; this folder is no model artifact.")
+    return json.loads(file.read_text())
+
+
+def _source(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of ``from_pretrained`` that ``model.json`` fixes."""
+    return {
+        "revision": facts["revision"] or "main",
+        "trust_remote_code": facts["trust_remote_code"],
+        "local_files_only": facts.get("local_files_only", False) or facts["path"] == ".",
+    }
+
+
+def old_size(tokenizer: PreTrainedTokenizerFast) -> int:
+    """V: one more than the largest id over vocabulary and added tokens (not the height of a padded embedding)."""
+    return max(tokenizer.get_vocab().values()) + 1

@@ -1,0 +1,1 @@
+"""One configuration, its steps, one run or many."""

@@ -1,0 +1,133 @@
+"""Checks that concern several config groups at once. All run before any text is read or any model is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+from kldistill.evaluation.sandbox import Sandbox
+from kldistill.evaluation.suites import stage as tasks_stage
+from kldistill.export import gguf_file, upload
+from kldistill.model import smollm2
+from kldistill.model.config import SmolLM2Config
+from kldistill.pipeline.compose import STAGES, Config, resolved
+from kldistill.rows.inits import needs_pieces
+from kldistill.runtime.components import component
+from kldistill.runtime.config import require
+from kldistill.runtime.errors import ConfigError
+
+
+def check(cfg: Config) -> None:
+    """Refuse a configuration that cannot work.
+
+    Raises:
+        ConfigError: names the keys that do not go together, and a way out.
+    """
+    for key in ("stages", "force"):
+        unknown = [name for name in getattr(cfg, key) if name not in STAGES]
+        require(not unknown, key, unknown, f"stages are {', '.join(STAGES)}")
+    _check_targets(resolved(cfg))
+    for name, term in cfg.loss.terms.items():
+        if term.teacher and cfg.distill.teacher == "none":
+            raise ConfigError(
+                f"loss={cfg.loss.name} with distill.teacher=none: its term {name} compares with the teacher. "
+                "Use distill.teacher=self, or loss=ce."
+            )
+        if term.pieces and cfg.tokens.as_added_tokens:
+            raise ConfigError(
+                f"loss={cfg.loss.name} with tokens.as_added_tokens=true: its term {name} needs the exact pieces of "
+                "every new token, and AddedTokens have none. Use loss=ce, kl_old or hidden, or "
+                "tokens.as_added_tokens=false."
+            )
+    _check_finetune(cfg)
+    _check_suites(cfg)
+    if "export" in cfg.stages:
+        _check_export(cfg)
+    for side in ("input", "output"):
+        target = str(getattr(cfg.init, side)["_target_"])
+        if cfg.tokens.as_added_tokens and needs_pieces(component(target, f"init.{side}")):
+            method = target.rpartition(".")[2]
+            raise ConfigError(
+                f"init.{side}={method} with tokens.as_added_tokens=true: it needs the exact pieces of every new token, "
+                "and AddedTokens have none. Use init=random or init=mean, or tokens.as_added_tokens=false."
+            )
+    if cfg.tokens.terms is not None and not Path(cfg.tokens.terms).is_file():
+        raise ConfigError(f"tokens.terms={cfg.tokens.terms!r}: there is no such file. It holds one term a line.")
+    old_size = _known_size(cfg.model)
+    if cfg.tokens.vocab_size is not None and old_size is not None and cfg.tokens.vocab_size <= old_size:
+        raise ConfigError(
+            f"tokens.vocab_size={cfg.tokens.vocab_size}: the old vocabulary has {old_size} tokens already. "
+            "Give a larger total, or tokens.n_new."
+        )
+    if cfg.init.tie and getattr(cfg.model, "tied", True) is False:
+        raise ConfigError(
+            "init.tie=true with model.tied=false: the model has separate input and output embeddings; leave "
+            "init.tie=null."
+        )
+    for group in ("distill", "finetune"):
+        precision = getattr(cfg, group).precision
+        require(
+            precision != "fp16" or cfg.runtime.device != "cpu",
+            f"{group}.precision",
+            precision,
+            "fp16 needs an accelerator; use no or bf16 on a CPU",
+        )
+
+
+def _check_finetune(cfg: Config) -> None:
+    """The anchor compares with the teacher, piece by piece."""
+    if cfg.finetune.method == "none" or cfg.finetune.anchor == "none":
+        return
+    if cfg.distill.teacher == "none":
+        raise ConfigError(
+            "finetune.anchor=kl with distill.teacher=none: the KL compares with the teacher's states. Use "
+            "distill.teacher=self, or finetune.anchor=none."
+        )
+    if cfg.tokens.as_added_tokens:
+        raise ConfigError(
+            "finetune.anchor=kl with tokens.as_added_tokens=true: the KL needs the exact pieces of every new token, "
+            "and AddedTokens have none. Use finetune.anchor=none, or tokens.as_added_tokens=false."
+        )
+
+
+def _check_suites(cfg: Config) -> None:
+    """The chosen suites' own keys and files; and generated programs run in a sandbox or not at all."""
+    every = cfg.eval.all_suites()
+    for name in cfg.eval.suites:
+        suite = tasks_stage.suite_of(every[name])
+        for used in every[name].get("of", []):
+            if used not in every:
+                raise ConfigError(f"eval.{name}.of: there is no suite {used!r} (there are: {', '.join(every)}).")
+            tasks_stage.suite_of(every[used]).identity()
+        suite.identity()
+        if suite.runs_code and "evaluate" in cfg.stages:
+            with Sandbox(cfg.eval.limits, allow_unsandboxed=cfg.eval.allow_unsandboxed):
+                pass  # it says at once what is missing
+
+
+def _check_export(cfg: Config) -> None:
+    """What the exported folder is to become, as far as the configuration tells whether it can."""
+    if cfg.export.gguf:
+        gguf_file.check_tokens(cfg.tokens.boundary, cfg.tokens.as_added_tokens)
+    if cfg.export.push_to_hub is not None:
+        upload.check(cfg.export.push_to_hub, cfg.export.private)
+
+
+def _known_size(model: Any) -> int | None:
+    """Size of the old vocabulary, where the configuration alone tells it; else the tokens stage compares."""
+    if isinstance(model, SmolLM2Config):
+        return smollm2.VOCAB_SIZE
+    return getattr(model, "vocab_size", None)
+
+
+def _check_targets(node: Any, key: str = "") -> None:
+    """Whatever a config may call, at any depth, is a function of this package, and exists.
+
+    At any depth, because Hydra would also call what is named in an argument, or in an argument's argument.
+    """
+    if isinstance(node, dict):
+        if "_target_" in node:
+            component(str(node["_target_"]), key)
+        for name, value in node.items():
+            _check_targets(value, f"{key}.{name}" if key else name)
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            _check_targets(value, f"{key}[{index}]")

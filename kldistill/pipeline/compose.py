@@ -1,0 +1,189 @@
+"""The whole configuration: its root schema, and what makes Hydra find schemas, presets and folder names."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kldistill.corpus.config import HfDatasetCorpus, LocalFilesCorpus, PythonPackageCorpus
+from kldistill.evaluation.config import with_suites
+from kldistill.export.config import ExportConfig
+from kldistill.interpret.config import InterpretConfig
+from kldistill.model.config import HfModelConfig, SmolLM2Config, TinyModelConfig
+from kldistill.rows.config import InitConfig
+from kldistill.runtime.config import LoggerConfig, RuntimeConfig
+from kldistill.runtime.errors import ConfigError
+from kldistill.tokens.config import TokensConfig
+from kldistill.training.config import DistillConfig, FinetuneConfig, LossConfig, LossTerm
+
+STAGES = [
+    "model",
+    "corpus",
+    "tokens",
+    "init",
+    "teacher",
+    "distill",
+    "finetune",
+    "evaluate",
+    "interpret",
+    "export",
+    "report",
+]
+
+# Overrides that say how or where to run, not what: they do not enter the name of a run's folder.
+_NOT_IN_NAME = ("experiment=", "stages=", "force=", "logger", "runtime.", "outputs=", "hydra")
+_LONGEST_NAME = 120
+
+
+def conf_folder() -> Path:
+    """The presets: beside the package in a checkout, inside it where it was installed from a wheel."""
+    for folder in (resources.files("kldistill") / "conf", Path(__file__).parents[2] / "conf"):
+        path = Path(str(folder))
+        if (path / "config.yaml").is_file():
+            return path
+    raise ConfigError("conf/config.yaml is missing from this installation of kldistill: install it again.")
+
+
+@dataclass
+class Config:
+    """Root of the configuration. Every group's own schema comes with its presets.
+
+    Attributes:
+        seed: default of every other seed.
+        outputs: folder of artifacts and runs.
+        stages: what to run; what these need is built too where it is missing.
+        force: stages to build anew, with everything in this run that follows from them.
+    """
+
+    seed: int = 0
+    outputs: str = "outputs"
+    stages: list[str] = field(default_factory=lambda: list(STAGES))
+    force: list[str] = field(default_factory=list)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    model: Any = MISSING
+    corpus: Any = MISSING
+    tokens: Any = MISSING
+    init: Any = MISSING
+    loss: Any = MISSING
+    distill: Any = MISSING
+    finetune: Any = MISSING
+    eval: Any = MISSING
+    interpret: Any = MISSING
+    export: Any = MISSING
+    logger: Any = MISSING
+
+
+SCHEMAS: dict[str, type] = {
+    "corpus_python_package": PythonPackageCorpus,
+    "corpus_local_files": LocalFilesCorpus,
+    "corpus_hf_dataset": HfDatasetCorpus,
+    "model_smollm2": SmolLM2Config,
+    "model_hf": HfModelConfig,
+    "model_tiny": TinyModelConfig,
+    "tokens": TokensConfig,
+    "init": InitConfig,
+    "loss": LossConfig,
+    "loss_term": LossTerm,
+    "distill": DistillConfig,
+    "finetune": FinetuneConfig,
+    "eval": with_suites(conf_folder() / "eval" / "suite"),
+    "interpret": InterpretConfig,
+    "export": ExportConfig,
+    "logger": LoggerConfig,
+}
+
+
+def register() -> None:
+    """Make schemas and resolvers known to Hydra. Safe to call again."""
+    store = ConfigStore.instance()
+    store.store(name="config_schema", node=Config)
+    for name, schema in SCHEMAS.items():
+        store.store(group="schema", name=name, node=schema)
+    suites = sorted(path.stem for path in (conf_folder() / "eval" / "suite").glob("*.yaml"))
+    store.store(group="eval/suite", name="all", node={"defaults": [f"{name}@{name}" for name in suites]})
+    OmegaConf.register_new_resolver("kldistill.experiment", experiment_name, replace=True)
+    OmegaConf.register_new_resolver("kldistill.overrides", overrides_name, replace=True)
+    OmegaConf.register_new_resolver("kldistill.of", value_of, replace=True)
+
+
+def experiment_name(choice: str | None) -> str:
+    """Folder of a run's or a sweep's experiment; ``default`` where none was chosen."""
+    return _escape(choice) if choice else "default"
+
+
+def value_of(key: str, values: Mapping[str, Any]) -> Any:
+    """``${kldistill.of:${loss.name},{kl: 4e-3, ce: 5e-4}}``: a preset's value for each choice of another group.
+
+    A ``_target_`` is known by its last name.
+    """
+    name = key.rsplit(".", 1)[-1]
+    if name not in values:
+        raise ConfigError(f"the preset has no value for {name}, only for {', '.join(values)}")
+    return values[name]
+
+
+def overrides_name(overrides: Sequence[str]) -> str:
+    """Folder of one run inside its experiment: its overrides, sorted, escaped and bounded; ``default`` for none.
+
+    Deterministic, so that the same command resumes. A name that would be too long, or that lost characters to the
+    escaping, ends with a digest, so runs of different things never share a folder.
+    """
+    kept = sorted(text for text in overrides if not text.lstrip("+~").startswith(_NOT_IN_NAME))
+    if not kept:
+        return "default"
+    plain = ",".join(kept)
+    name = _escape(plain)
+    if name == plain and len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(plain.encode()).hexdigest()[:8]
+    return f"{name[: _LONGEST_NAME - 9]}-{digest}"
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"[^\w.,=+-]", "_", text, flags=re.ASCII).strip(".") or "_"
+
+
+def typed(cfg: DictConfig) -> Config:
+    """The composed configuration as typed objects; runs every schema's own checks.
+
+    Raises:
+        ConfigError: a missing value, an interpolation that leads nowhere, or a value out of its range.
+    """
+    try:
+        return cast(Config, OmegaConf.to_object(cfg))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or getattr(error, "key", None)
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{key}: {reason}. Give it on the command line, as {key}=VALUE.") from error
+
+
+def resolved(node: Any) -> dict[str, Any]:
+    """A typed slice as plain JSON types, for fingerprints and run.json."""
+    if isinstance(node, Mapping):
+        return {str(key): value for key, value in node.items()}
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(node), resolve=True))
+
+
+def defaults() -> dict[str, Any]:
+    """The resolved configuration of the command without any override, nested, as in ``run.json``."""
+    register()
+    # Hydra holds one composition per process: inside a job it is the job's own, which must be back afterwards.
+    hydra = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
+            return resolved(typed(hydra_compose("config")))
+    finally:
+        GlobalHydra.instance().clear()
+        if hydra is not None:
+            GlobalHydra.instance().initialize(hydra)

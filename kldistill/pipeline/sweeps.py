@@ -1,0 +1,176 @@
+"""Sweeps: which runs a multirun has, and what has become of each of them.
+
+Hydra tells a sweep's end only if no run failed, and nothing of a run whose process was killed. So the runs are listed
+before the first one starts, and at the end their ``run.json`` files are read.
+"""
+
+import json
+import logging
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from kldistill.pipeline import compose
+from kldistill.pipeline.run_record import is_whole, run_record, write_run_record
+from kldistill.runtime.errors import ConfigError
+from kldistill.runtime.files import redact
+
+log = logging.getLogger("kldistill")
+
+_BASIC = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a sweep: its overrides, its folder, and its log file."""
+
+    overrides: tuple[str, ...]
+    folder: Path
+    log: Path
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Its run.json; empty where there is none that can be read."""
+        return run_record(self.folder)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is finished, and nothing was wrong with it since."""
+        return is_whole(self.record)
+
+
+_launched: list[Member] = []  # by this process
+
+
+class Sweep(Callback):
+    """Hydra's callback that lists the runs of a multirun before the first one starts."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Called by Hydra in the process that launches the runs. It ends here if two of them would share a folder."""
+        found = members(config)
+        for folder, n in Counter(member.folder for member in found).items():
+            if n > 1:  # Hydra would go on after any other exception
+                sys.exit(
+                    f"{n} runs of this sweep would share the folder {folder}: they differ only in what says how to run "
+                    "(stages, force, logger, runtime, outputs, hydra), which is no part of its name. Run them one by "
+                    "one, or name a folder for each: hydra.sweep.subdir='${hydra.job.num}'."
+                )
+        _launched[:] = found
+
+
+def members(config: DictConfig) -> list[Member]:
+    """The runs that Hydra's own sweeper makes of a multirun's configuration; none for another sweeper, which decides
+    as it goes.
+    """
+    if config.hydra.sweeper._target_ != _BASIC:
+        return []
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    overrides = parser.parse_overrides([*params, *config.hydra.overrides.task])
+    return [_member(config, lists) for lists in BasicSweeper.split_arguments(overrides, None)[0]]
+
+
+def _member(config: DictConfig, overrides: Sequence[str]) -> Member:
+    """Where a run with these overrides will be: Hydra's own interpolations, with this run's values in place."""
+    config = deepcopy(config)
+    chosen = dict(text.split("=", 1) for text in overrides)
+    with open_dict(config):
+        config.hydra.overrides.task = list(overrides)
+        config.hydra.runtime.choices.update({k: v for k, v in chosen.items() if k in config.hydra.runtime.choices})
+        config.outputs = chosen.get("outputs", config.outputs)
+    outer = HydraConfig.instance().cfg
+    try:
+        HydraConfig.instance().set_config(config)
+        folder = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
+    finally:
+        HydraConfig.instance().cfg = outer
+    return Member(tuple(overrides), folder, folder / f"{config.hydra.job.name}.log")
+
+
+def folders() -> list[Path]:
+    """Those that hold the runs which this process launched: one for each experiment."""
+    return list(dict.fromkeys(member.folder.parent for member in _launched))
+
+
+def conclude() -> bool:
+    """Print what has become of the runs that this process launched. True unless one of them is not finished."""
+    if _launched:
+        print(account(_launched), flush=True)
+    return all(member.whole for member in _launched)
+
+
+def account(runs: Sequence[Member]) -> str:
+    """What has become of the runs: how many are finished, and each of the others with its reason and its log."""
+    left = [member for member in runs if not member.whole]
+    common = set.intersection(*(set(member.overrides) for member in runs)) if len(runs) > 1 else set()
+    text = f"Sweep: {len(runs) - len(left)} of {len(runs)} runs finished."
+    for member in left:
+        own = " ".join(text for text in member.overrides if text not in common)
+        text += f"\n  {own}: {_reason(member.record)}\n    see {member.log}"
+    if left:
+        text += "\nThe same command again goes on with these, and leaves those that are finished alone."
+    return text
+
+
+def _reason(record: Mapping[str, Any]) -> str:
+    if not record:
+        return "has not started"
+    if "error" in record:
+        earlier = "its earlier result stands, but now: " if record["status"] == "finished" else ""
+        return earlier + str(record["error"]).split("\n")[0]
+    return "was killed, or is still running"
+
+
+def mark_failed(folder: Path, cfg: DictConfig, error: BaseException) -> None:
+    """Make run.json say that the run has failed, also where the run itself never came to write one.
+
+    A finished result of the same configuration stays, with the error beside it: what was refused now, or could not be
+    drawn at the end, takes nothing from its figures.
+    """
+    record = run_record(folder)
+    status = "failed"
+    if record.get("status") == "finished" and record.get("config") == _plain(cfg):
+        status = "finished"
+    elif record.get("status") in (None, "finished"):  # of another attempt, before this one was refused
+        record = {"config": OmegaConf.to_container(cfg), "artifacts": {}, "metrics": {}}
+    failure = {"status": status, "error": f"{type(error).__name__}: {error}"}
+    record = {**failure, **{key: value for key, value in record.items() if key not in failure}}
+    write_run_record(folder, record)
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any] | None:
+    """A configuration as run.json has it; None where it is none that could run."""
+    try:
+        return json.loads(json.dumps(redact(compose.resolved(compose.typed(cfg))), default=str))
+    except ConfigError:
+        return None
+
+
+class Collect(Callback):
+    """Writes the sweep's table and page into its folder, or into those of its experiments.
+
+    Hydra calls this only where no job failed; ``python scripts/report.py FOLDER`` does the same at any time.
+    """
+
+    def on_multirun_end(self, config: DictConfig, **_kwargs: Any) -> None:
+        """Collect everything below the sweep's folder. A failure is logged: it loses nothing, and can be repeated."""
+        from kldistill.report import collect
+
+        for folder in folders() or [Path(config.hydra.sweep.dir)]:
+            try:
+                collect(folder)
+            except Exception:
+                log.exception("The sweep's report failed; `python scripts/report.py %s` tries again.", folder)
+            else:
+                log.info("The sweep's table and page: %s", folder / "report.html")

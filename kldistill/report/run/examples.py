@@ -1,0 +1,184 @@
+"""Examples for the page: held-out lines under both tokenizers, and generations of two models side by side.
+
+Drawn by a fixed seed among those that qualify, never picked for their looks.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerFast
+
+from kldistill.evaluation.table import NAMES
+from kldistill.model.load import old_size
+from kldistill.report.data import Run, lines
+from kldistill.tokens.definition import token_bytes
+from kldistill.training.load import load_tokenizer
+
+N_LINES = 6
+N_ANSWERS = 4  # of each suite
+_LINE_LENGTHS = range(40, 110)
+_PROMPT_LINES = 15
+
+
+class Token(NamedTuple):
+    """A token as it stands in a line; ``new`` for one of the extension."""
+
+    text: str
+    new: bool
+
+
+class Line(NamedTuple):
+    """A line of a held-out document, cut twice."""
+
+    document: str
+    old: list[Token]
+    new: list[Token]
+
+
+class Answer(NamedTuple):
+    """One model's answer: what it wrote, and how it was judged."""
+
+    model: str
+    text: str
+    judgement: str
+
+
+class Example(NamedTuple):
+    """A task and the answers to it; ``prompt`` holds its last lines, empty where the task is no longer there."""
+
+    suite: str
+    task: str
+    prompt: str
+    reference: str
+    answers: list[Answer]
+
+
+def cut_lines(run: Run, seed: int = 0) -> list[Line]:
+    """Lines of different test documents, each with at least one new token; empty where the artifacts are gone."""
+    documents, tokens = lines(run.file("corpus", "test.jsonl")), run.file("tokens", "tokenizer")
+    if not documents or tokens is None or run.file("model", "model.json") is None:
+        return []
+    old = load_tokenizer(run.artifacts["model"], None)
+    new = load_tokenizer(run.artifacts["model"], run.artifacts["tokens"])
+    table, size = token_bytes(new), old_size(old)
+    rng = random.Random(seed)
+    found = []
+    for document in rng.sample(documents, len(documents)):
+        texts = [line.strip() for line in document["text"].splitlines()]
+        texts = [text for text in texts if len(text) in _LINE_LENGTHS]
+        for text in rng.sample(texts, min(len(texts), 40)):
+            line = Line(document["id"], *(parts_of(_ids(cutter, text), table, size) for cutter in (old, new)))
+            if any(token.new for token in line.new):
+                found.append(line)
+                break
+        if len(found) == N_LINES:
+            break
+    return found
+
+
+def _ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def parts_of(ids: Sequence[int], table: Sequence[bytes], size: int) -> list[Token]:
+    """The text of every token. Where a character is spread over several, the last of them shows it, the others ``·``.
+
+    Args:
+        table: bytes of every id.
+        size: V; ids from here on are new.
+    """
+    found, pending = [], b""
+    for index in ids:
+        pending += table[index]
+        try:
+            text, pending = pending.decode(), b""
+        except UnicodeDecodeError:
+            text = "·"
+        found.append(Token(text, index >= size))
+    return found
+
+
+def generations(run: Run, seed: int = 0) -> list[Example]:
+    """Some tasks of every suite with the answers of the original and of the last model, first sample each; tasks that
+    the two were judged differently on come first, as far as half of the places.
+    """
+    if run.last is None:
+        return []
+    records = _records(run)
+    prompts = _tasks(run)
+    found = []
+    for suite in dict.fromkeys(suite for _, suite in records):
+        ours, theirs = records.get((run.last, suite), {}), records.get(("original", suite), {})
+        common = [task for task in ours if task in theirs and "completion" in ours[task]]
+        for task in _some(common, ours, theirs, random.Random(seed)):
+            asked = prompts.get(suite, {}).get(task, {})
+            answers = [
+                Answer(NAMES[of], record["completion"], judgement(record))
+                for of, record in (("original", theirs[task]), (run.last, ours[task]))
+            ]
+            prompt = "\n".join(asked.get("prompt", "").splitlines()[-_PROMPT_LINES:])
+            found.append(Example(suite, task, prompt, asked.get("reference", ""), answers))
+    return found
+
+
+def _some(
+    tasks: Sequence[str], ours: Mapping[str, Mapping], theirs: Mapping[str, Mapping], rng: random.Random
+) -> list[str]:
+    shuffled = rng.sample(list(tasks), len(tasks))
+    differing = [task for task in shuffled if judgement(ours[task]) != judgement(theirs[task])][: N_ANSWERS // 2]
+    rest = [task for task in shuffled if task not in differing]
+    return [*differing, *rest[: N_ANSWERS - len(differing)]]
+
+
+def judgement(record: Mapping[str, Any]) -> str:
+    """How an answer was judged, in a few words."""
+    if "verdict" in record:
+        detail = record.get("detail") or ""
+        verdict = str(record["verdict"]).replace("_", " ")
+        return f"{verdict}: {detail}" if detail and verdict != "passed" else verdict
+    if "exact_match" in record:
+        if record["exact_match"]:
+            return "exact match"
+        return f"no match, edit similarity {record['edit_similarity']:.2f}"
+    return "right" if record.get("correct") else "wrong"
+
+
+def verdicts(run: Run) -> list[tuple[str, str, dict[str, int]]]:
+    """(suite, model, {verdict: answers}) of every suite whose answers are programs."""
+    found = []
+    for suite in dict.fromkeys(key.split("/")[2] for key in run.metrics if _is_verdict(key)):
+        for of in NAMES:
+            start = f"eval/{of}/{suite}/verdict/"
+            counts = Counter({k.removeprefix(start): int(v) for k, v in run.metrics.items() if k.startswith(start)})
+            if counts:
+                found.append((suite, NAMES[of], dict(counts)))
+    return found
+
+
+def _is_verdict(key: str) -> bool:
+    parts = key.split("/")
+    return len(parts) == 5 and parts[0] == "eval" and parts[3] == "verdict"
+
+
+def _records(run: Run) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
+    """First sample of every task's records, by (model, suite). An artifact's own figures say whose it is."""
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for _, folder, figures in run.summaries():
+        owners = {tuple(key.split("/")[1:3]) for key in figures if key.startswith("eval/") and key.endswith("/tasks")}
+        if len(owners) == 1:
+            of, suite = owners.pop()
+            records = lines(folder / "records.jsonl")
+            found[of, suite] = {record["task"]: record for record in reversed(records)}
+    return found
+
+
+def _tasks(run: Run) -> dict[str, dict[str, dict[str, Any]]]:
+    """The tasks of every suite by id."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for _, folder, figures in run.summaries():
+        suites = [key.removeprefix("tasks/") for key in figures if key.startswith("tasks/")]
+        if len(suites) == 1:
+            found[suites[0]] = {task["id"]: task for task in lines(folder / "tasks.jsonl")}
+    return found

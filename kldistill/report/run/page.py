@@ -1,0 +1,163 @@
+"""The page of one run: ``report.html`` and, for machines, ``report.json``."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kldistill.evaluation.table import COLUMNS, NAMES, SUITES_COLUMNS, final_rows, suite_rows, with_interval
+from kldistill.report import chart
+from kldistill.report.data import ABSENT, ReportError, Run, read_run
+from kldistill.report.html import as_json, render, write
+from kldistill.report.run import charts, examples, new_tokens
+from kldistill.report.svg import inline, is_wide
+from kldistill.runtime.files import redact
+from kldistill.tokens import preflight
+
+_GAP = 1e-4  # bits/byte: a gap to the original smaller than this is none
+
+
+def render_run(folder: Path) -> Path:
+    """Write ``report.html`` and ``report.json`` into a run's folder, from what the run left there and in its artifacts.
+
+    Works for runs that failed or still go on, too: the page says so, and of every part what is missing.
+
+    Args:
+        folder: the run's own folder, with ``run.json``.
+
+    Returns:
+        The page.
+
+    Raises:
+        ReportError: the folder has no ``run.json``.
+    """
+    run = read_run(folder)
+    if run.status == ABSENT:
+        raise ReportError(f"{folder}: no run.json in it. Name the folder of a run, or of a sweep's runs.")
+    content = gather(run)
+    write(folder / "report.json", as_json(content))
+    write(folder / "report.html", render("run.html.j2", **content, charts=draw(run)))
+    return folder / "report.html"
+
+
+def gather(run: Run) -> dict[str, Any]:
+    """Everything that the page says, as plain JSON types, with nothing secret in it."""
+    found = new_tokens.preflight(run)
+    content = {
+        "name": f"{run.folder.resolve().parent.name}/{run.folder.resolve().name}",
+        "status": run.status,
+        "error": run.error,
+        "last": run.last,
+        "answer": answer(run),
+        "tiles": tiles(run),
+        "models": {"columns": COLUMNS, "rows": final_rows(run.metrics)},
+        "overrides": run.overrides,
+        "changes": list(run.changes),
+        "preflight": {
+            "figures": found.get("figures", {}),
+            "refusals": found.get("refusals", []),
+            "warnings": found.get("warnings", []),
+        },
+        "suites": {"columns": SUITES_COLUMNS, "rows": suite_rows(run.metrics)},
+        "verdicts": [{"suite": s, "model": m, "counts": counts} for s, m, counts in examples.verdicts(run)],
+        "lines": [_plain(line) for line in examples.cut_lines(run)],
+        "generations": [_plain(example) for example in examples.generations(run)],
+        "new_tokens": [row._asdict() for row in new_tokens.rows(run)],
+        "few_uses": preflight.FEW_USES,
+        "metrics": dict(run.metrics),
+        "artifacts": {step: str(path) for step, path in run.artifacts.items()},
+    }
+    return redact(content)
+
+
+def answer(run: Run) -> str:
+    """What the run came to, in two sentences; empty where it has not come so far."""
+    metrics, last = run.metrics, run.last
+    saved = saved_share(metrics, last)
+    original, init = (metrics.get(f"eval/{of}/domain/bits_per_byte") for of in ("original", "init"))
+    final = metrics.get(f"eval/{last}/domain/bits_per_byte")
+    if saved is None or original is None or final is None:
+        return ""
+    added = int(metrics.get("tokens/added", 0))
+    text = f"{added:,} new tokens make held-out domain text {saved:.1%} shorter in tokens. "
+    text += f"It costs {original:.3f} bits per byte under the original model"
+    text += f" and {final:.3f} under the {NAMES[last or '']} one"
+    if last == "init" or init is None:
+        return f"{text}."
+    gap, left = init - original, final - original
+    if gap < _GAP:
+        return f"{text}; before training it was {init:.3f}."
+    if left <= 0:
+        return f"{text}, which is no more; before training it was {init:.3f}."
+    return f"{text}; before training it was {init:.3f}, so {1 - left / gap:.0%} of that gap was closed."
+
+
+def saved_share(metrics: Mapping[str, float], of: str | None) -> float | None:
+    """Tokens that a model saves on the scored domain text."""
+    before, after = (metrics.get(f"eval/{name}/domain/tokens_per_1000_bytes") for name in ("original", of))
+    return None if before is None or after is None else 1 - after / before
+
+
+def tiles(run: Run) -> list[dict[str, str]]:
+    """The figures that answer first: a label, the value, and what it is compared with or how sure it is."""
+    metrics, last = run.metrics, run.last
+    saved = saved_share(metrics, last)
+    found = []
+    if saved is not None:
+        note = f"{metrics['tokens/saved']:.1%} on all test documents" if "tokens/saved" in metrics else ""
+        found.append({"label": "Tokens saved", "value": f"{saved:.1%}", "note": note})
+    for text in ("domain", "general"):
+        before, after = (metrics.get(f"eval/{of}/{text}/bits_per_byte") for of in ("original", last))
+        if before is not None and after is not None:
+            note = f"{NAMES[last or '']}: {with_interval(metrics, f'eval/{last}/{text}/bits_per_byte')}"
+            found.append({"label": f"Bits per byte, {text} text", "value": f"{before:.3f} → {after:.3f}", "note": note})
+    key = f"eval/{last}/domain/kl_to_teacher"
+    if key in metrics:
+        value, _, interval = with_interval(metrics, key).partition(" ")
+        found.append(
+            {"label": "KL to the original, domain text", "value": value, "note": f"{interval} nats per position"}
+        )
+    for suite, rate in (
+        ("humaneval", "pass@1"),
+        ("mbpp", "pass@1"),
+        ("completion", "exact_match"),
+        ("choice", "accuracy"),
+    ):
+        before, after = (metrics.get(f"eval/{of}/{suite}/{rate}") for of in ("original", last))
+        if before is not None and after is not None:
+            shown = with_interval(metrics, f"eval/{last}/{suite}/{rate}/minus_original", sign=True)
+            value = f"{100 * before:.1f} → {100 * after:.1f} %"
+            found.append({"label": f"{suite}, {rate.replace('_', ' ')}", "value": value, "note": f"paired: {shown}"})
+    return found
+
+
+def draw(run: Run) -> dict[str, Any]:
+    """The page's figures by section."""
+    return {
+        "standing": list(charts.standing(run.metrics)),
+        "learning": list(charts.learning(run)),
+        "suites": list(charts.suites(run.metrics)),
+        "calibration": charts.calibration(new_tokens.interpreted(run)),
+        "interpret": interpret_figures(run),
+    }
+
+
+def interpret_figures(run: Run) -> list[chart.Chart]:
+    """The figures that the interpret stage drew, in its order, as its ``figures.json`` describes them."""
+    path = run.file("interpret", "figures.json")
+    if path is None:
+        return []
+    described = json.loads(path.read_text(encoding="utf-8"))
+    found = []
+    for at, (name, about) in enumerate(described.items()):
+        text = (path.parent / Path(name).name).read_text(encoding="utf-8")
+        svg = inline(text, f"interpret-{at}", about["alt"])
+        found.append(chart.Chart(about["title"], svg, about["caption"], is_wide(svg)))
+    return found
+
+
+def _plain(item: Any) -> Any:
+    """Named tuples as mappings, at any depth."""
+    if hasattr(item, "_asdict"):
+        return {key: _plain(value) for key, value in item._asdict().items()}
+    return [_plain(value) for value in item] if isinstance(item, list) else item

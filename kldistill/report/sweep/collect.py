@@ -1,0 +1,116 @@
+"""Gathers the runs of a sweep: one table in three formats, and the sweep's page."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kldistill.report.catalog import Metric, present
+from kldistill.report.data import ABSENT, FINISHED, Run, find_runs
+from kldistill.report.html import as_json, write
+from kldistill.report.sweep import compare, heat_map, page
+from kldistill.report.sweep.factors import expected, factors, is_cell, told_apart, twins
+from kldistill.report.sweep.formats import as_csv, as_markdown
+from kldistill.runtime.files import redact
+
+MISSING = "missing"  # a cell of the grid without a run
+NO_RESULT = "no result"  # a run without a run.json
+DUPLICATE = "duplicate"  # a finished run that another one with the same configuration stands for
+RESULTS = "results"
+
+
+def collect(folder: Path, *, factor: str = "loss", baseline: str = "ce") -> dict[str, Any]:
+    """Gather every run below ``folder`` into ``results.csv``, ``.md`` and ``.json``, ``report.html``
+    and, where two things vary, ``heat_map.png`` there.
+
+    Can be called at any time: runs that are still going, have failed, or are missing from the grid are shown as such,
+    and the same runs always give the same files.
+
+    Args:
+        folder: of the sweep, such as ``outputs/runs/kl_vs_ce``.
+        factor: what is compared within the same values of all the others.
+        baseline: the value of ``factor`` that the others are compared with.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        ReportError: there is no run below ``folder``.
+    """
+    runs = find_runs(folder)
+    table = gather(runs, folder, factor, baseline)
+    write(folder / f"{RESULTS}.csv", as_csv(table))
+    write(folder / f"{RESULTS}.md", as_markdown(table))
+    write(folder / f"{RESULTS}.json", as_json(table))
+    write(folder / "report.html", page.html(folder, table, runs))
+    heat_map.heat_map(table, folder)
+    return table
+
+
+def gather(runs: Sequence[Run], folder: Path, factor: str, baseline: str) -> dict[str, Any]:
+    """The whole table as plain JSON types.
+
+    Returns:
+        ``factor`` and ``baseline`` (None where no run has it); ``factors``: every factor's values; ``is_grid``: whether
+        missing cells are listed; ``metrics``; ``runs``: a row a run or missing cell, with its ``status``, ``factors``
+        and ``figures``; ``means`` and ``differences``: see ``kldistill.report.sweep.compare``.
+    """
+    values, labels = factors(runs, factor)
+    aside = twins(runs, labels)
+    counted = [at for at in range(len(runs)) if at not in aside and is_cell(labels[at], values)]
+    kept = [runs[at] for at in counted]
+    values, own = told_apart(kept, values, [labels[at] for at in counted], folder)
+    metrics = present([run.final() for run in kept if run.status == FINISHED])
+    grid = expected(values, len(kept))
+    rows = [_row(run, found, folder, metrics) for run, found in zip(kept, own, strict=True)]
+    rows += [_absent(cell) for cell in grid if cell not in own]
+    for at in sorted(set(range(len(runs))).difference(counted)):
+        found = {name: labels[at].get(name, "") for name in values}  # it is of no folder's cell
+        rows.append(_set_aside(_row(runs[at], found, folder, metrics), runs, aside.get(at), folder))
+    order = {name: {value: at for at, value in enumerate(found)} for name, found in values.items()}
+    rows.sort(key=lambda row: ([order[name].get(row["factors"][name], len(runs)) for name in values], row["run"] or ""))
+    comparable = baseline in values.get(factor, [])
+    return redact(
+        {
+            "factor": factor,
+            "baseline": baseline if comparable else None,
+            "factors": values,
+            "is_grid": bool(grid) or not values,
+            "metrics": [metric._asdict() for metric in metrics],
+            "runs": rows,
+            "means": compare.means(kept, own, metrics),
+            "differences": compare.differences(kept, own, metrics, factor, baseline) if comparable else [],
+        }
+    )
+
+
+def _row(run: Run, labels: Mapping[str, str], folder: Path, metrics: Sequence[Metric]) -> dict[str, Any]:
+    final = run.final() if run.status == FINISHED else {}
+    figures = {}
+    for metric in metrics:
+        for name in (metric.name, f"{metric.name}/low", f"{metric.name}/high"):
+            if name in final:
+                figures[name] = final[name]
+    status, error = run.status, run.error
+    if status == ABSENT:
+        status, error = NO_RESULT, "it has not begun, or ended before it could say why; see its log"
+    return {
+        "run": run.below(folder),
+        "status": status,
+        "error": error,
+        "factors": dict(labels),
+        "model": run.last,
+        "figures": figures,
+    }
+
+
+def _set_aside(row: dict[str, Any], runs: Sequence[Run], by: int | None, folder: Path) -> dict[str, Any]:
+    """The row of a run that enters no mean, with the run that stands for it, if one does."""
+    if by is None:
+        return row
+    note = f"{runs[by].below(folder)} stands for it"
+    status = DUPLICATE if row["status"] == FINISHED else row["status"]
+    return {**row, "status": status, "error": f"{row['error']} ({note})" if row["error"] else note}
+
+
+def _absent(cell: Mapping[str, str]) -> dict[str, Any]:
+    return {"run": None, "status": MISSING, "error": "", "factors": dict(cell), "model": None, "figures": {}}

@@ -1,0 +1,113 @@
+"""The table of a sweep as CSV and Markdown, and its figures as text."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kldistill.report.catalog import Metric
+from kldistill.report.data import FINISHED
+from kldistill.report.sweep.compare import ALL
+from kldistill.report.sweep.factors import SEED
+from kldistill.report.sweep.verdict import MISSING, SAME
+
+
+def as_csv(table: Mapping[str, Any]) -> str:
+    """A row a run; empty where a run has no such figure."""
+    figures = list(dict.fromkeys(name for row in table["runs"] for name in row["figures"]))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*table["factors"], "status", "model", *figures, "run", "error"])
+    for row in table["runs"]:
+        own = [row["figures"].get(name, "") for name in figures]
+        writer.writerow([*row["factors"].values(), row["status"], row["model"], *own, row["run"], row["error"]])
+    return text.getvalue()
+
+
+def as_markdown(table: Mapping[str, Any]) -> str:
+    """Means over seeds, paired differences with their verdicts, and the runs that are not finished."""
+    metrics = [Metric(**entry) for entry in table["metrics"]]
+    names = [name for name in table["factors"] if name != SEED]
+    parts = ["Means over seeds with 95 % intervals (Student's t); n: seeds.", ""]
+    rows = []
+    for cell, entries in by_cell(table["means"]).items():
+        n = max(entry["n"] for entry in entries.values())
+        shown = [with_interval(metric, entries.get(metric.name)) for metric in metrics]
+        rows.append([*cell, str(n), *shown])
+    parts += [_table([*names, "n", *(f"{metric.label} ({metric.unit})" for metric in metrics)], rows), ""]
+    if table["differences"]:
+        what = f"{table['factor']}: difference to {table['baseline']}"
+        parts += [f"{what}, paired within everything else and the seed; 95 % intervals over seeds, then documents.", ""]
+        rows = [
+            [*cell_names(entry, table), entry["value"], metric.label, *difference(metric, entry)]
+            for metric in metrics
+            for entry in telling(table)
+            if entry["metric"] == metric.name
+        ]
+        others = [name for name in names if name != table["factor"]]
+        header = [*others, table["factor"], "figure", "difference", "over seeds", "over documents", "n", "verdict"]
+        parts += [_table(header, rows), ""]
+    open_rows = [row for row in table["runs"] if row["status"] != FINISHED]
+    if open_rows:
+        parts += ["Not in the means:", ""]
+        rows = [[*row["factors"].values(), row["status"], row["error"]] for row in open_rows]
+        parts += [_table([*table["factors"], "status", "reason"], rows), ""]
+    return "\n".join(parts)
+
+
+def telling(table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The differences without those of metrics that have no better side, or that no cell differs in."""
+    better = {metric["name"] for metric in table["metrics"] if metric["better"]}
+    varying = {entry["metric"] for entry in table["differences"] if entry["verdict"] not in (SAME, MISSING)}
+    return [entry for entry in table["differences"] if entry["metric"] in better & varying]
+
+
+def by_cell(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], dict[str, Mapping[str, Any]]]:
+    """Entries of ``means`` by cell and metric."""
+    found: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
+    for entry in entries:
+        found.setdefault(tuple(entry["cell"].values()), {})[entry["metric"]] = entry
+    return found
+
+
+def cell_names(entry: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
+    """The values of a difference's cell; ``all`` for all cells together, or how many of them have pairs."""
+    others = [name for name in table["factors"] if name not in (SEED, table["factor"])]
+    return [together(entry)] * len(others) if entry["cell"] is None else [entry["cell"][name] for name in others]
+
+
+def together(entry: Mapping[str, Any]) -> str:
+    """Which cells a difference over several cells is of."""
+    return ALL if entry["cells"] in (0, entry["of"]) else f"{entry['cells']} of {entry['of']} cells"
+
+
+def with_interval(metric: Metric, entry: Mapping[str, Any] | None) -> str:
+    """A mean with its interval over seeds."""
+    if entry is None:
+        return "–"
+    return metric.show(entry["mean"]) + interval(metric, entry["low"], entry["high"], sign=False)
+
+
+def difference(metric: Metric, entry: Mapping[str, Any]) -> list[str]:
+    """Difference, both intervals, number of pairs and verdict, as text."""
+    return [
+        metric.show(entry["difference"], sign=True),
+        interval(metric, entry["low"], entry["high"]).strip() or "–",
+        interval(metric, entry["documents_low"], entry["documents_high"]).strip() or "–",
+        str(entry["n"]),
+        entry["verdict"],
+    ]
+
+
+def interval(metric: Metric, low: float | None, high: float | None, sign: bool = True) -> str:
+    """`` [low, high]``, or nothing where there is no interval, or all values are one."""
+    if low is None or high is None or low == high:
+        return ""
+    return f" [{metric.show(low, sign)}, {metric.show(high, sign)}]"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])

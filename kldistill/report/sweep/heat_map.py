@@ -1,0 +1,66 @@
+"""``heat_map.png`` of a sweep: its main figures over what was compared, for documents that show no HTML."""
+
+import os
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from kldistill.report.catalog import Metric
+from kldistill.report.sweep.charts import cells, sides
+
+NAME = "heat_map.png"
+SHOWN = (
+    "eval/domain/bits_per_byte",
+    "eval/general/bits_per_byte",
+    "eval/domain/kl_to_teacher",
+    "eval/domain/new_token_nats",
+    "eval/domain/adoption",
+    "eval/completion/exact_match",
+    "eval/completion/edit_similarity",
+    "eval/humaneval/pass@1",
+    "eval/mbpp/pass@1",
+)
+
+
+def heat_map(table: Mapping[str, Any], folder: Path) -> Path | None:
+    """Write one panel a figure: means over seeds, what is compared over the columns, all else down the rows.
+
+    Args:
+        table: as ``sweep.gather`` makes it.
+
+    Returns:
+        The file, or None where too little varies for a heat map, or nothing was measured.
+    """
+    found = sides(table)
+    metrics = [Metric(**entry) for entry in table["metrics"] if entry["name"] in SHOWN]
+    if found is None or not metrics:
+        return None
+    down, over, rest = found
+    names = [*rest, down]
+    measured = {tuple(entry["cell"][name] for name in names) for entry in table["means"]}
+    rows = [row for row in product(*(table["factors"][name] for name in names)) if row in measured]
+    columns = table["factors"][over]
+    across = min(3, len(metrics))
+    lines = -(-len(metrics) // across)
+    size = (1.8 + across * (0.5 + 0.72 * len(columns)), lines * (0.8 + 0.3 * len(rows)))
+    figure = Figure(figsize=size, layout="constrained", facecolor="white", dpi=150)
+    axes = figure.subplots(lines, across, squeeze=False, sharey=True)
+    for axis in axes.flat[len(metrics) :]:
+        axis.remove()
+    for axis, metric in zip(axes.flat, metrics, strict=False):
+        values = np.full((len(rows), len(columns)), np.nan)
+        for entry in table["means"]:
+            if entry["metric"] == metric.name:
+                row = tuple(entry["cell"][name] for name in names)
+                values[rows.index(row), columns.index(entry["cell"][over])] = entry["mean"]
+        cells(axis, values, metric, [", ".join(row) for row in rows], columns, size=8)
+        axis.set_title(f"{metric.label}\n({metric.better} is better)", fontsize=9)
+        axis.tick_params(length=0)
+    path, temporary = folder / NAME, folder / f".{NAME}"
+    figure.savefig(temporary, format="png")
+    os.replace(temporary, path)  # several runs of a sweep may collect at once
+    return path

@@ -1,0 +1,109 @@
+"""The page of a sweep: what was compared, the verdicts, heat maps, and every run."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kldistill.report.catalog import Metric
+from kldistill.report.data import Run
+from kldistill.report.html import render
+from kldistill.report.sweep import charts
+from kldistill.report.sweep.compare import ALL
+from kldistill.report.sweep.factors import FOLDER, SEED
+from kldistill.report.sweep.formats import by_cell, cell_names, difference, interval, telling, together, with_interval
+from kldistill.report.sweep.verdict import BETTER, MISSING, ONE_SEED, SAME, UNCERTAIN, WORSE
+
+_VERDICTS = (BETTER, WORSE, UNCERTAIN, ONE_SEED, SAME, MISSING)
+
+
+def html(folder: Path, table: Mapping[str, Any], runs: Sequence[Run]) -> str:
+    """The page as text.
+
+    Args:
+        folder: of the sweep.
+        table: content of ``results.json``.
+        runs: the sweep's runs, for what they were asked in common.
+    """
+    metrics = {entry["name"]: Metric(**entry) for entry in table["metrics"]}
+    return render(
+        "sweep.html.j2",
+        **table,
+        name=folder.resolve().name,
+        counts=Counter(row["status"] for row in table["runs"]),
+        command=command(table, runs),
+        changes=common_changes(runs),
+        answers=answers(table, metrics),
+        summary=summary(table, metrics),
+        verdicts=_VERDICTS,
+        cells=[
+            {"names": cell, "n": max(entry["n"] for entry in found.values()), "means": found}
+            for cell, found in by_cell(table["means"]).items()
+        ],
+        named=metrics,
+        compared=[
+            {"names": cell_names(entry, table), "metric": metrics[entry["metric"]], "entry": entry, "shown": shown}
+            for entry in telling(table)
+            for shown in [difference(metrics[entry["metric"]], entry)]
+        ],
+        others=[name for name in table["factors"] if name not in (SEED, table["factor"])],
+        with_interval=with_interval,
+        interval=interval,
+        pages={row["run"] for row in table["runs"] if row["run"] and (folder / row["run"] / "report.html").is_file()},
+        charts={
+            "heat": list(charts.heat_maps(table)),
+            "standing": list(charts.standing(table)),
+            "inside": list(charts.inside(table, {run.below(folder): run for run in runs})),
+        },
+    )
+
+
+def common_changes(runs: Sequence[Run]) -> list[Mapping[str, str | None]]:
+    """What all runs that have a configuration were asked alike, other than the defaults."""
+    found = [run.changes for run in runs if run.config]
+    return [change for change in found[0] if all(change in other for other in found)] if found else []
+
+
+def command(table: Mapping[str, Any], runs: Sequence[Run]) -> list[str]:
+    """What all runs were given alike, and the values of what varies; empty where Hydra had no part in some run."""
+    if any(run.overrides is None for run in runs):
+        return []
+    varying = tuple(f"{name}=" for name in table["factors"])
+    first, *others = [[text for text in run.overrides or [] if not text.startswith(varying)] for run in runs]
+    shared = [text for text in first if all(text in other for other in others)]
+    return [*shared, *(f"{name}={','.join(values)}" for name, values in table["factors"].items() if name != FOLDER)]
+
+
+def summary(table: Mapping[str, Any], metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
+    """For every value that is compared with the baseline, and every metric: how many cells got which verdict, and the
+    difference over all cells.
+    """
+    entries: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for entry in telling(table):
+        entries.setdefault((entry["value"], entry["metric"]), []).append(entry)
+    found = []
+    for (value, name), own in entries.items():
+        cells = [entry for entry in own if entry["cell"] is not None]
+        whole = next((entry for entry in own if entry["cell"] is None), cells[0])  # a single cell is all there is
+        counts = Counter(entry["verdict"] for entry in cells)
+        shown = difference(metrics[name], whole)
+        found.append({"value": value, "metric": metrics[name], "counts": counts, "shown": shown, "whole": whole})
+    return found
+
+
+def answers(table: Mapping[str, Any], metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
+    """For every value that is compared: the metrics by verdict over all cells, with their mean differences."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in summary(table, metrics):
+        by_verdict = found.setdefault(row["value"], {verdict: [] for verdict in _VERDICTS})
+        verdict, counts = row["whole"]["verdict"], row["counts"]
+        note = row["shown"][0]
+        if row["whole"]["cell"] is None and (cells := together(row["whole"])) != ALL:
+            note += f", {cells}"
+        if verdict not in (BETTER, WORSE) and counts.total() > 1:  # what the single cells say all the same
+            note += "; cells: " + ", ".join(f"{n} {of}" for of, n in counts.items())
+        by_verdict[verdict].append(f"{row['metric'].label} ({note})")
+    return [
+        {"value": value, "said": {verdict: names for verdict, names in by_verdict.items() if names}}
+        for value, by_verdict in found.items()
+    ]

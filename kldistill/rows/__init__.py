@@ -1,0 +1,1 @@
+"""The new embedding rows, and the model that carries them."""

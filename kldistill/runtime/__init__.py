@@ -1,0 +1,1 @@
+"""What carries every run: errors, components, devices, processes, artifacts, files and trackers."""

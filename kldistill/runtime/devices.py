@@ -1,0 +1,55 @@
+"""Where tensors live: accelerate's choice, or the user's. Only the CPU is tested; the rest is accelerate's promise."""
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+
+from kldistill.runtime.config import RuntimeConfig
+from kldistill.runtime.errors import ConfigError
+
+
+def device_of(runtime: RuntimeConfig) -> torch.device:
+    """The device that ``runtime.device`` names; ``auto`` takes what accelerate finds.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    device = process_state(runtime).device
+    assert device is not None
+    return device
+
+
+def process_state(runtime: RuntimeConfig) -> PartialState:
+    """This process's device, its rank, and how many processes there are; joins them at the first call.
+
+    Raises:
+        ConfigError: the device does not exist here, or the processes cannot be joined.
+    """
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    wanted = runtime.device
+    # Without an accelerator, accelerate joins several processes only if it is told that they are for the CPU.
+    cpu = wanted == "cpu" or (wanted == "auto" and not torch.accelerator.is_available())
+    try:
+        made = PartialState(cpu=cpu)
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise ConfigError(f"runtime.device={wanted}: {error}") from error
+    assert made.device is not None
+    if wanted not in ("auto", made.device.type):
+        raise ConfigError(f"runtime.device={wanted!r}: accelerate gives {made.device.type!r} on this machine.")
+    return made
+
+
+def accelerator(runtime: RuntimeConfig, precision: str) -> Accelerator:
+    """An ``Accelerator`` for this process (accelerate keeps the device for the life of the process).
+
+    Raises:
+        ConfigError: the device does not exist here, or cannot compute in this precision.
+    """
+    device = device_of(runtime)
+    # accelerate keeps the first precision for the life of the process, but each stage has its own.
+    AcceleratorState._reset_state()
+    try:
+        return Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise ConfigError(f"precision={precision}, runtime.device={runtime.device}: {error}") from error

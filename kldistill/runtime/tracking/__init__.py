@@ -1,0 +1,1 @@
+"""Figures and tables on their way to metrics.jsonl, wandb or Trackio."""

@@ -1,0 +1,46 @@
+"""How a run is named, tagged and flattened for a dashboard."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``; lists stay."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def labels(resolved: Mapping[str, Any]) -> dict[str, str]:
+    """One word each for ``model``, ``init``, ``loss`` and ``finetune``: what panels group by, and the run's tags.
+
+    As config keys they have no dot, which wandb's own tools would take for a nested value.
+    """
+    found: dict[str, str] = {}
+    for group in ("model", "init", "loss", "finetune"):
+        node = resolved.get(group)
+        if not isinstance(node, Mapping):
+            continue
+        if group == "init" and {"input", "output"} <= set(node):
+            sides = [str(node[side]["_target_"]).rpartition(".")[2] for side in ("input", "output")]
+            found[group] = "_".join(dict.fromkeys(sides))
+        else:
+            value = node.get("name") or node.get("method") or str(node.get("path") or "").rstrip("/").rpartition("/")[2]
+            if value:
+                found[group] = str(value)
+    return found
+
+
+def run_id(path: Path) -> str:
+    """The run's id: drawn once for a folder and kept there, so no two machines' equal paths are taken for one run."""
+    found = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+    if not found:
+        found = uuid4().hex[:16]
+        path.write_text(found, encoding="utf-8")
+    return found

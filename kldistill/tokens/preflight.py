@@ -1,0 +1,271 @@
+"""What the extended tokenizer will do, found out on held-out text before anything is trained.
+
+Boundaries are places between bytes of normalised text. *Student* is the extended tokenizer, *teacher* the old one.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from kldistill.runtime.errors import TokenizerError
+from kldistill.tokens.artifact import NewToken
+from kldistill.tokens.words import chunks, take
+
+MAX_VIOLATIONS = 0.001
+FEW_USES = 20
+
+
+@dataclass
+class Split:
+    """Sizes of one split under both tokenizers."""
+
+    bytes: int = 0
+    old: int = 0
+    new: int = 0
+
+
+@dataclass
+class Findings:
+    """Counts over held-out text.
+
+    Attributes:
+        splits: sizes by split.
+        uses: (N,) uses of every new token.
+        boundaries: student boundaries.
+        violations: student boundaries that are no teacher boundary.
+        mismatches: student tokens between two teacher boundaries that the teacher cuts into other pieces than theirs.
+        unaligned: documents whose ids stand for different bytes under both tokenizers, which cannot be compared.
+        contested: student positions where a longer token would have fitted (its pieces stand there).
+        broken: documents that decode to another text than with the old tokenizer.
+    """
+
+    splits: dict[str, Split] = field(default_factory=dict)
+    uses: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    boundaries: int = 0
+    violations: int = 0
+    mismatches: int = 0
+    unaligned: int = 0
+    contested: int = 0
+    broken: int = 0
+
+
+class Examiner:
+    """Compares two tokenizers on texts.
+
+    Args:
+        old: the original tokenizer.
+        new: the extended one.
+        tokens: the new tokens.
+        size: V.
+        table: bytes of every old id.
+    """
+
+    def __init__(self, old: Tokenizer, new: Tokenizer, tokens: list[NewToken], size: int, table: list[bytes]):
+        self.old, self.new, self.size = old, new, size
+        pieces = [[index] for index in range(size)] + [token.pieces for token in tokens]
+        self.lengths = np.array([len(p) for p in pieces])
+        self.starts = np.cumsum(self.lengths) - self.lengths
+        self.flat = np.array([piece for p in pieces for piece in p], dtype=np.int64)
+        self.old_bytes = np.array([len(data) for data in table])
+        # AddedTokens have no pieces; their bytes are those of their string.
+        own = [sum(len(table[p]) for p in t.pieces) if t.pieces else len(t.string.encode()) for t in tokens]
+        self.new_bytes = np.concatenate([self.old_bytes, np.array(own, dtype=np.int64)])
+        self.by_pieces = {tuple(token.pieces) for token in tokens if token.pieces}
+        self.token_lengths = sorted({len(p) for p in self.by_pieces}, reverse=True)
+        self.openings = np.array(sorted({(p[0] << 32) | p[1] for p in self.by_pieces}), dtype=np.int64)
+        self.findings = Findings(uses=np.zeros(len(tokens), np.int64))
+
+    def read(self, split: str, texts: Iterable[str]) -> None:
+        """Add the texts to the findings."""
+        sizes = self.findings.splits.setdefault(split, Split())
+        for group in chunks(texts):
+            old_ids = [e.ids for e in self.old.encode_batch_fast(group, add_special_tokens=False)]
+            new_ids = [e.ids for e in self.new.encode_batch_fast(group, add_special_tokens=False)]
+            old_texts = self.old.decode_batch(old_ids, skip_special_tokens=False)
+            new_texts = self.new.decode_batch(new_ids, skip_special_tokens=False)
+            self.findings.broken += sum(was != now for was, now in zip(old_texts, new_texts, strict=True))
+            sizes.bytes += sum(len(text.encode()) for text in group)
+            for old_list, new_list in zip(old_ids, new_ids, strict=True):
+                old, new = np.array(old_list, dtype=np.int64), np.array(new_list, dtype=np.int64)
+                sizes.old += len(old)
+                sizes.new += len(new)
+                self._document(old, new)
+
+    def _document(self, old: NDArray, new: NDArray) -> None:
+        found = self.findings
+        found.boundaries += len(new)
+        used = new[new >= self.size] - self.size
+        found.uses += np.bincount(used, minlength=len(found.uses))
+        if np.array_equal(take(self.flat, self.starts[new], self.lengths[new]), old):
+            self._contested(old, np.cumsum(self.lengths[new]) - self.lengths[new], self.lengths[new])
+            return
+        old_ends, new_ends = np.cumsum(self.old_bytes[old]), np.cumsum(self.new_bytes[new])
+        if len(old) == 0 or len(new) == 0 or old_ends[-1] != new_ends[-1]:
+            found.unaligned += 1
+            return
+        found.violations += int(np.sum(~np.isin(new_ends, old_ends)))
+        place = {end: i + 1 for i, end in enumerate([0, *old_ends.tolist()], start=-1)}
+        for token, (start, end) in zip(new.tolist(), pairwise([0, *new_ends.tolist()]), strict=True):
+            if start in place and end in place and self.lengths[token]:
+                pieces = self.flat[self.starts[token] : self.starts[token] + self.lengths[token]]
+                found.mismatches += not np.array_equal(pieces, old[place[start] : place[end]])
+
+    def _contested(self, old: NDArray, at: NDArray, lengths: NDArray) -> None:
+        """Count student positions (``at`` in the teacher's ids) where a longer token's pieces stand."""
+        inner = at < len(old) - 1
+        at, lengths = at[inner], lengths[inner]
+        opening = np.isin((old[at] << 32) | old[at + 1], self.openings)
+        ids = old.tolist()
+        for place, length in zip(at[opening].tolist(), lengths[opening].tolist(), strict=True):
+            longer = (n for n in self.token_lengths if n > length)
+            self.findings.contested += any(tuple(ids[place : place + n]) in self.by_pieces for n in longer)
+
+
+def unreachable(new: Tokenizer, tokens: list[NewToken], uses: NDArray[np.int64]) -> list[NewToken]:
+    """New tokens that neither the train text, nor held-out text, nor their own string alone can produce."""
+    suspects = [t for t, used in zip(tokens, uses.tolist(), strict=True) if t.count == 0 and used == 0]
+    return [t for t in suspects if not produces(new, t.string, t.id)]
+
+
+def produces(tokenizer: Tokenizer, string: str, index: int) -> bool:
+    """Whether the string alone, or after a space, is cut so that the id appears."""
+    return any(index in tokenizer.encode(text, add_special_tokens=False).ids for text in (string, f" {string}"))
+
+
+def prefix_closed(tokens: list[NewToken]) -> float:
+    """Share of the new tokens with pieces all of whose proper prefixes are tokens."""
+    known = {tuple(token.pieces) for token in tokens if token.pieces}
+    closed = [all(p[:n] in known for n in range(2, len(p))) for p in known]
+    return float(np.mean(closed)) if closed else 1.0
+
+
+def overlapping(tokens: list[NewToken]) -> int:
+    """New tokens that end in pieces with which another new token begins: there BPE and longest match may differ."""
+    known = {tuple(token.pieces) for token in tokens if token.pieces}
+    heads = {p[:n] for p in known for n in range(1, len(p))}
+    return sum(any(p[n:] in heads for n in range(1, len(p))) for p in known)
+
+
+def figures(examiner: Examiner, tokens: list[NewToken], split: str = "test") -> dict[str, float]:
+    """The summary figures of the stage (flat, names as in ``docs/metrics.md``); sizes are those of ``split``."""
+    found = examiner.findings
+    sizes = found.splits[split]
+    bytes_, old, new = max(sizes.bytes, 1), max(sizes.old, 1), max(sizes.new, 1)
+    return {
+        "tokens/old_size": examiner.size,
+        "tokens/new_size": examiner.size + len(tokens),
+        "tokens/added": len(tokens),
+        "tokens/per_1000_bytes/old": 1000 * sizes.old / bytes_,
+        "tokens/per_1000_bytes/new": 1000 * sizes.new / bytes_,
+        "tokens/bytes_per_token/old": sizes.bytes / old,
+        "tokens/bytes_per_token/new": sizes.bytes / new,
+        "tokens/saved": 1 - sizes.new / old,
+        "tokens/boundaries": found.boundaries,
+        "tokens/refinement_violations": found.violations,
+        "tokens/piece_mismatches": found.mismatches,
+        "tokens/unaligned_documents": found.unaligned,
+        "tokens/unreachable": len(unreachable(examiner.new, tokens, found.uses)),
+        "tokens/swallowed": sum(token.count == 0 for token in tokens),
+        "tokens/few_uses": sum(token.count < FEW_USES for token in tokens),
+        "tokens/unused_held_out": int(np.sum(found.uses == 0)),
+        "tokens/overlaps": found.contested,
+        "tokens/overlapping": overlapping(tokens),
+        "tokens/prefix_closed": prefix_closed(tokens),
+        "tokens/broken_documents": found.broken,
+    }
+
+
+def refusals(figure: Mapping[str, float]) -> list[str]:
+    """Why the extended tokenizer cannot work, as sentences with the way out."""
+    found = []
+    if figure["tokens/broken_documents"]:
+        found.append(
+            f"{figure['tokens/broken_documents']} held-out documents decode to another text than with the old "
+            "tokenizer. Use tokens.boundary=word, or other terms."
+        )
+    wrong = figure["tokens/refinement_violations"] + figure["tokens/piece_mismatches"]
+    if wrong > MAX_VIOLATIONS * figure["tokens/boundaries"]:
+        found.append(
+            f"{wrong} of {figure['tokens/boundaries']} tokens of held-out text do not consist of whole old tokens (at "
+            f"most {MAX_VIOLATIONS:.1%} are bearable), so the two models could not be compared there. Use a narrower "
+            "boundary (tokens.boundary=identifier or word)."
+        )
+    if figure["tokens/unreachable"] >= figure["tokens/added"]:
+        found.append("No text produces any of the new tokens. Give another corpus, other terms, or a wider boundary.")
+    return found
+
+
+def warnings(figure: Mapping[str, float]) -> list[str]:
+    """What will work badly, as sentences with the way out."""
+    added, found = figure["tokens/added"], []
+    wrong = figure["tokens/refinement_violations"] + figure["tokens/piece_mismatches"]
+    if wrong:
+        found.append(f"{wrong} tokens of held-out text do not consist of whole old tokens; those places teach nothing.")
+    if figure["tokens/unaligned_documents"]:
+        found.append(
+            f"{figure['tokens/unaligned_documents']} held-out documents have different bytes under both tokenizers and "
+            "were not compared (AddedTokens that change the spaces around them do this)."
+        )
+    if figure["tokens/unreachable"]:
+        found.append(
+            f"{figure['tokens/unreachable']} new tokens were never produced, not even by their own string: later "
+            "merges swallow them. Their rows stay as they were initialised. Fewer tokens (tokens.n_new) avoid them."
+        )
+    if figure["tokens/few_uses"] > 0.1 * added:
+        found.append(
+            f"{figure['tokens/few_uses']} of {added} new tokens occur fewer than {FEW_USES} times in the train text, "
+            "too rarely to learn much. Use more text, fewer tokens (tokens.n_new), or a higher tokens.min_count."
+        )
+    if figure["tokens/unused_held_out"] > 0.25 * added:
+        found.append(
+            f"{figure['tokens/unused_held_out']} of {added} new tokens never occur in held-out text: they may be "
+            "chance finds. Use more text or a higher tokens.min_count."
+        )
+    if figure["tokens/overlaps"] > 0.01 * figure["tokens/boundaries"]:
+        found.append(
+            f"At {figure['tokens/overlaps']} of {figure['tokens/boundaries']} places of held-out text a longer token "
+            "would have fitted: the kl loss leaves out part of what the teacher says there. Fewer tokens lower this."
+        )
+    if figure["tokens/saved"] < 0.01:
+        found.append(f"Only {figure['tokens/saved']:.1%} of the tokens are saved. The corpus may be no special domain.")
+    return found
+
+
+def check(figure: Mapping[str, float]) -> None:
+    """Raise ``TokenizerError`` with every reason if the extended tokenizer cannot work."""
+    if found := refusals(figure):
+        raise TokenizerError("The extended tokenizer was refused before training. " + " ".join(found))
+
+
+def as_json(figure: Mapping[str, float], tokens: list[NewToken], uses: NDArray[np.int64]) -> str:
+    """The whole report for machines: figures, refusals, warnings, and every token with its uses."""
+    listed = [{**t._asdict(), "held_out": used} for t, used in zip(tokens, uses.tolist(), strict=True)]
+    content = {"figures": dict(figure), "refusals": refusals(figure), "warnings": warnings(figure), "tokens": listed}
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+
+
+def as_text(figure: Mapping[str, float], tokens: list[NewToken], uses: NDArray[np.int64]) -> str:
+    """The report for people: figures, refusals and warnings, the most and the least used tokens."""
+    lines = ["Preflight of the extended tokenizer", ""]
+    width = max(map(len, figure))
+    for name, value in figure.items():
+        lines.append(
+            f"  {name:<{width}}  {value:>14,.4f}" if isinstance(value, float) else f"  {name:<{width}}  {value:>14,}"
+        )
+    for title, found in (("Refused because", refusals(figure)), ("Warnings", warnings(figure))):
+        lines += ["", f"{title}:" if found else f"{title}: none", *(f"  - {sentence}" for sentence in found)]
+    order = sorted(range(len(tokens)), key=lambda i: (-tokens[i].count, i))
+    shown = [("Most used", order[:25])] + ([("Least used", order[-15:])] if len(order) > 40 else [])
+    for title, some in shown:
+        lines += ["", f"{title}:", f"  {'id':>8}  {'train':>9}  {'held out':>9}  {'pieces':>6}  string"]
+        for i in some:
+            token = tokens[i]
+            lines.append(
+                f"  {token.id:>8}  {token.count:>9,}  {int(uses[i]):>9,}  {len(token.pieces):>6}  {token.string!r}"
+            )
+    return "\n".join(lines) + "\n"

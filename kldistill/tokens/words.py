@@ -1,0 +1,253 @@
+"""Count the words of a text as sequences of old tokens: the input of the continued BPE.
+
+A *word* is what a new token may not reach beyond: a pre-token of the widened pre-tokenizer (byte-level), or a run of
+tokens whose shapes allow it (SentencePiece-style). Only words of two or more tokens matter.
+
+Where the pre-tokenizer is one regex, the text is cut by the same regex here and only its different words are encoded,
+each once: that takes a quarter of the processor time of encoding the whole text, nearly all of which goes into
+pre-tokens. Otherwise the whole text is encoded. Either way the encoding runs in Rust on all cores, decides where words
+begin, and everything after it is numpy on flat arrays.
+"""
+
+import copy
+import json
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from kldistill.tokens.boundaries import GPT2, shape
+from kldistill.tokens.definition import BYTE_LEVEL, kind, parts
+from kldistill.tokens.pretokens import Rule, count
+
+CHUNK_BYTES = 4_000_000
+# Marks a token that continues a word. It is no character of the byte-level alphabet, so it collides with no token.
+_MARK = "\x01"
+
+
+class Words(NamedTuple):
+    """Unique words of two or more old tokens.
+
+    Attributes:
+        pieces: (P,) the old ids of all words, one word after the other.
+        starts: (N + 1,) where each word starts in ``pieces``; the last entry is P.
+        counts: (N,) how often each word occurs in the text.
+        tokens: old tokens in the whole text.
+        bytes: bytes of UTF-8 in the whole text.
+    """
+
+    pieces: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    tokens: int
+    bytes: int
+
+
+def marking(spec: dict[str, Any], size: int) -> Tokenizer:
+    """A byte-level tokenizer that cuts as ``spec`` does, with ids ``size`` higher for tokens that continue a word.
+
+    The fast Rust encoding does not say where words begin. So every token and merge is there twice, plain and marked
+    with BPE's "continuing subword prefix"; both merges of a pair have neighbouring ranks, hence the same cuts as with
+    one.
+    """
+    marked = copy.deepcopy(spec)
+    model = marked["model"]
+    model["vocab"] |= {_MARK + token: index + size for token, index in model["vocab"].items()}
+    model["merges"] = [
+        merge for left, right in model["merges"] for merge in ((left, _MARK + right), (_MARK + left, _MARK + right))
+    ]
+    model["continuing_subword_prefix"] = _MARK
+    return Tokenizer.from_str(json.dumps(marked))
+
+
+def _by_shape(spec: dict[str, Any], size: int, boundary: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which old ids may stand in a word of a SentencePiece-style tokenizer (first or later), and which only later."""
+    first, later = shape(boundary)
+    inside, continues = np.zeros(size, bool), np.zeros(size, bool)
+    added = {token["id"] for token in spec["added_tokens"]}
+    for token, index in spec["model"]["vocab"].items():
+        if index not in added:
+            continues[index] = later.fullmatch(token) is not None
+            inside[index] = continues[index] or first.fullmatch(token) is not None
+    return inside, continues
+
+
+def chunks(texts: Iterable[str], size: int = CHUNK_BYTES) -> Iterator[list[str]]:
+    """Group texts so that each group holds about ``size`` characters (one longer text is a group of its own)."""
+    group: list[str] = []
+    length = 0
+    for text in texts:
+        group.append(text)
+        length += len(text)
+        if length >= size:
+            yield group
+            group, length = [], 0
+    if group:
+        yield group
+
+
+class Encoded(NamedTuple):
+    """Texts as tokens.
+
+    Attributes:
+        ids: (T,) old ids of all texts, one text after the other.
+        glued: (T,) whether the token goes on in the word of the token before it.
+        lengths: (texts,) tokens of every text.
+    """
+
+    ids: NDArray[np.int64]
+    glued: NDArray[np.bool_]
+    lengths: NDArray[np.int64]
+
+
+def encoder(spec: dict[str, Any], size: int, boundary: str) -> Callable[[list[str]], Encoded]:
+    """A function that encodes texts and finds their words.
+
+    Args:
+        spec: definition of the tokenizer with the widened pre-tokenizer and the old merges.
+        size: V.
+        boundary: one of ``boundaries.BOUNDARIES``; matters here for SentencePiece-style tokenizers only.
+    """
+    byte_level = kind(spec) == BYTE_LEVEL
+    tokenizer = marking(spec, size) if byte_level else Tokenizer.from_str(json.dumps(spec))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    inside, continues = (None, None) if byte_level else _by_shape(spec, size, boundary)
+
+    def encode(texts: list[str]) -> Encoded:
+        encodings = [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        lengths = np.array([len(e) for e in encodings], dtype=np.int64)
+        ids = np.fromiter(chain.from_iterable(encodings), dtype=np.int64, count=int(lengths.sum()))
+        if inside is None or continues is None:
+            glued = ids >= size
+            return Encoded(np.where(glued, ids - size, ids), glued, lengths)
+        glued = np.zeros(len(ids), bool)
+        glued[1:] = continues[ids[1:]] & inside[ids[:-1]]
+        firsts = np.cumsum(lengths) - lengths
+        glued[firsts[lengths > 0]] = False
+        return Encoded(ids, glued, lengths)
+
+    return encode
+
+
+def rule_of(spec: dict[str, Any]) -> Rule | None:
+    """How a byte-level tokenizer cuts texts into pre-tokens, if one regex is all that cuts, else None.
+
+    The cut need not be exact: what it leaves whole is cut again when the word is encoded.
+    """
+    steps = parts(spec["pre_tokenizer"], "pretokenizers")
+    own = len(steps) == 1 and steps[0]["type"] == "ByteLevel" and steps[0].get("use_regex", True)
+    given = (
+        [step["type"] for step in steps] == ["Split", "ByteLevel"]
+        and steps[0]["behavior"] == "Isolated"
+        and not steps[0]["invert"]
+        and not steps[1].get("use_regex", True)
+        and "Regex" in steps[0]["pattern"]
+    )
+    if not (own or given) or steps[-1].get("add_prefix_space"):
+        return None
+    special = [token["content"] for token in spec["added_tokens"]]
+    return Rule(GPT2 if own else steps[0]["pattern"]["Regex"], spec["normalizer"], special)
+
+
+def _parts(
+    spec: dict[str, Any], texts: Iterable[str], workers: int, advance: Callable[[int], None]
+) -> Iterator[tuple[list[str], NDArray[np.int64]]]:
+    """What to encode, in groups: texts, and how often each occurs."""
+    rule = rule_of(spec)
+    if rule is None:
+        for group in chunks(texts):
+            yield group, np.ones(len(group), np.int64)
+            advance(sum(len(text.encode()) for text in group))
+        return
+    counter = count(rule, chunks(texts, CHUNK_BYTES // 8), workers, advance)
+    for group in chunks(counter):
+        yield group, np.array([counter[word] for word in group], dtype=np.int64)
+
+
+class _Hash:
+    """64-bit hashes of words, by fixed pseudo-random weights, so that equal texts give equal orders everywhere."""
+
+    def __init__(self, size: int):
+        # splitmix64 (Steele, Lea, Flood 2014) of the id.
+        z = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        self.of_id = z ^ (z >> np.uint64(31))
+        self.powers = np.ones(1, np.uint64)
+
+    def __call__(self, pieces: NDArray, starts: NDArray, lengths: NDArray) -> NDArray[np.uint64]:
+        """Hash of every word: sum of a weight per id times a power of an odd number per place, modulo 2^64."""
+        longest = int(lengths.max(initial=1))
+        if longest > len(self.powers):
+            self.powers = np.cumprod(np.full(longest, 0xD1342543DE82EF95, np.uint64))
+        place = np.arange(len(pieces)) - np.repeat(starts, lengths)
+        return np.add.reduceat(self.of_id[pieces] * self.powers[place], starts)
+
+
+def take(pieces: NDArray, starts: NDArray, lengths: NDArray) -> NDArray:
+    """The pieces of the words at ``starts``, one after the other."""
+    offsets = np.cumsum(lengths) - lengths
+    return pieces[np.repeat(starts - offsets, lengths) + np.arange(int(lengths.sum()))]
+
+
+class _Unique:
+    """Unique words with their counts, from words with counts."""
+
+    def __init__(self, size: int):
+        self.hash = _Hash(size)
+
+    def __call__(self, pieces: NDArray, starts: NDArray, lengths: NDArray, counts: NDArray) -> tuple[NDArray, ...]:
+        if len(starts) == 0:
+            return np.zeros(0, np.int64), lengths, counts
+        keys = self.hash(pieces, starts, lengths)
+        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        summed = np.bincount(inverse, weights=counts, minlength=len(first)).astype(np.int64)
+        return take(pieces, starts[first], lengths[first]), lengths[first], summed
+
+
+def count_words(
+    spec: dict[str, Any],
+    size: int,
+    boundary: str,
+    texts: Iterable[str],
+    workers: int = 1,
+    advance: Callable[[int], None] = lambda _bytes: None,
+) -> Words:
+    """Count the words of ``texts``.
+
+    Args:
+        spec: definition of the tokenizer with the widened pre-tokenizer and the old merges.
+        size: V.
+        boundary: one of ``boundaries.BOUNDARIES``.
+        texts: the documents; a word never reaches from one into the next.
+        workers: processes that cut the text; 0 for one a core. Changes nothing in the result.
+        advance: called with the bytes done after every chunk.
+
+    Returns:
+        The unique words in an order that depends on nothing but the words.
+    """
+    encode, unique = encoder(spec, size, boundary), _Unique(size)
+    found, tokens, total = [], 0, 0
+
+    def count_bytes(done: int) -> None:
+        nonlocal total
+        total += done
+        advance(done)
+
+    for group, counts in _parts(spec, texts, workers, count_bytes):
+        ids, glued, sizes = encode(group)
+        tokens += int((sizes * counts).sum())
+        starts = np.flatnonzero(~glued)
+        lengths = np.diff(starts, append=len(ids))
+        long = lengths > 1
+        weights = np.repeat(counts, sizes)[starts[long]]
+        starts, lengths = starts[long], lengths[long]
+        found.append(unique(take(ids, starts, lengths), np.cumsum(lengths) - lengths, lengths, weights))
+    empty = (np.zeros(0, np.int64),) * 3
+    pieces, lengths, counts = (np.concatenate(column) for column in zip(empty, *found, strict=True))
+    pieces, lengths, counts = unique(pieces, np.cumsum(lengths) - lengths, lengths, counts)
+    return Words(pieces, np.concatenate([[0], np.cumsum(lengths)]), counts, tokens, total)

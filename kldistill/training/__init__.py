@@ -1,0 +1,1 @@
+"""Teacher states, distillation and fine-tuning, on one loop."""

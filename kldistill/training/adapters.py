@@ -1,0 +1,149 @@
+"""A body that fine-tuning has changed: what of it learns, how it is kept beside the rows, and how it is put back.
+
+A folder of rows that holds ``finetune.json`` says by its ``method`` what else it holds: ``lora`` the adapter as peft
+saves it (``adapter/``), ``full`` all weights of the body, embedding and head (``body.safetensors``), ``rows`` nothing.
+"""
+
+import copy
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from kldistill.rows.rows import Rows
+from kldistill.rows.student import Student, head_of
+from kldistill.runtime.errors import ArtifactError, ConfigError
+from kldistill.training.config import METHODS, FinetuneConfig, LoraConfig
+
+FACTS, ADAPTER, BODY = "finetune.json", "adapter", "body.safetensors"
+
+
+def unfreeze(model: PreTrainedModel, rows: Rows, old_size: int, cfg: FinetuneConfig) -> tuple[Student, Any]:
+    """The student whose right parameters ask for a gradient, and peft's view of it (None without an adapter).
+
+    With ``full`` the weights become float32, and the student keeps a frozen copy of the head for its teacher.
+
+    Raises:
+        ConfigError: ``lora.target_modules`` names no linear layer of the body, or the head.
+    """
+    full = cfg.method == "full"
+    student = Student(model, rows, old_size, frozen_head(model) if full else None)
+    student.body_learns = cfg.method in ("lora", "full")
+    adapter = add_adapter(student, cfg.lora) if cfg.method == "lora" else None
+    if full:
+        nn.Module.to(model, torch.float32).requires_grad_(True)
+    rows.requires_grad_(cfg.train_rows)
+    if cfg.gradient_checkpointing and student.body_learns:
+        # The newer name, where transformers has it: it warns of the older one.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+    return student.train(), adapter
+
+
+def frozen_head(model: PreTrainedModel) -> nn.Linear:
+    """A copy of the model's head as it is now, in memory of its own."""
+    return copy.deepcopy(head_of(model)).requires_grad_(False)
+
+
+def add_adapter(student: Student, cfg: LoraConfig) -> Any:
+    """Put a LoRA adapter into the student's body, in place; peft's view of the model (``PeftModel``).
+
+    Its first values are drawn from torch's generator. It starts as the identity.
+    """
+    import peft
+
+    model = student.model
+    # transformers keeps GPT-2's weights the other way round.
+    turned = any(isinstance(module, Conv1D) for module in model.modules())
+    settings = peft.LoraConfig(
+        r=cfg.r,
+        lora_alpha=cast(Any, cfg.alpha),
+        lora_dropout=cfg.dropout,
+        target_modules="all-linear" if cfg.target_modules is None else list(cfg.target_modules),
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=turned,
+    )
+    try:
+        with _quiet():
+            view = peft.get_peft_model(model, settings)
+    except ValueError as error:
+        raise ConfigError(f"finetune.lora.target_modules={cfg.target_modules!r}: {error}") from error
+    if model.get_output_embeddings() is not student.lm_head or model.get_input_embeddings() is not student.embedding:
+        raise ConfigError(
+            f"finetune.lora.target_modules={cfg.target_modules!r}: names the embedding or the head. Name layers of the "
+            "body, or use finetune=full, which trains them too."
+        )
+    return view
+
+
+def save(student: Student, adapter: Any, cfg: FinetuneConfig, folder: Path, dtype: torch.dtype) -> None:
+    """Write rows, ``finetune.json`` and what of the body has learnt; weights of the body in ``dtype``."""
+    student.rows.save(folder)
+    if cfg.method == "lora":
+        # Else peft compares sizes with the model's source, over the network, to learn whether the embedding grew.
+        adapter.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
+        (folder / ADAPTER / "README.md").unlink(missing_ok=True)  # a form that nobody has filled in
+        settings = folder / ADAPTER / "adapter_config.json"
+        facts = json.loads(settings.read_text())
+        if isinstance(facts["target_modules"], list):  # from a set: in another order every time
+            facts["target_modules"].sort()
+        settings.write_text(json.dumps(facts, indent=2) + "\n")
+    elif cfg.method == "full":
+        save_model(nn.Module.to(student.model, dtype), str(folder / BODY))
+    (folder / FACTS).write_text(json.dumps({"method": cfg.method, "train_rows": cfg.train_rows}, indent=2) + "\n")
+
+
+def method_of(folder: Path) -> str:
+    """How the body beside these rows was trained: ``lora``, ``full``, or ``rows`` where it is the original's.
+
+    Raises ``ArtifactError``.
+    """
+    file = folder / FACTS
+    if not file.is_file():
+        return "rows"
+    try:
+        method = json.loads(file.read_text())["method"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{file}: cannot be read: {error!r}") from error
+    if method not in METHODS:
+        raise ArtifactError(f"{file}: there is no method {method!r}; one of {METHODS} was expected.")
+    return method
+
+
+def adapt(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Change ``model`` itself into the one that a folder of rows was trained with: adapter merged, weights replaced.
+
+    Raises:
+        ArtifactError: the folder's adapter or weights are missing, or do not fit the model.
+    """
+    method = method_of(folder)
+    try:
+        if method == "lora":
+            import peft
+
+            device = str(next(model.parameters()).device)
+            with _quiet():
+                view = peft.PeftModel.from_pretrained(model, str(folder / ADAPTER), torch_device=device)
+            model = cast(PreTrainedModel, cast(Any, view).merge_and_unload())
+        elif method == "full":
+            load_model(model, str(folder / BODY))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ArtifactError(f"{folder}: the fine-tuned weights cannot be read: {error}") from error
+    return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a warning that the user cannot mend: peft asks transformers for something by an older name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield

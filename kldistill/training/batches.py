@@ -1,0 +1,136 @@
+"""Batches for training: which snippets a step sees, and all that the losses need of their tokens, ready-made."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from kldistill.losses.alignment import Alignment, align
+from kldistill.losses.chunks import Chunk, chunks, concatenate
+from kldistill.runtime.errors import ConfigError
+from kldistill.tokens.pieces import PieceTable
+from kldistill.training.padding import pad
+from kldistill.training.states import States
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's snippets (of one process), padded on the right.
+
+    ``old_hidden`` are the teacher's last hidden states; None where the run has no teacher.
+    """
+
+    new_ids: Int[Tensor, "B T"]
+    new_mask: Int[Tensor, "B T"]
+    old_hidden: Float[Tensor, "B U D"] | None
+    chunks: list[Chunk]
+    n_tokens: int
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with every tensor on ``device``."""
+        moved = [
+            Chunk(c.student_rows.to(device), c.teacher_rows.to(device), c.alignment.to(device)) for c in self.chunks
+        ]
+        hidden = None if self.old_hidden is None else self.old_hidden.to(device)
+        return replace(
+            self, new_ids=self.new_ids.to(device), new_mask=self.new_mask.to(device), old_hidden=hidden, chunks=moved
+        )
+
+
+def collate(
+    alignments: Sequence[Alignment],
+    new_ids: Sequence[Sequence[int]],
+    old_hidden: Sequence[Float[Tensor, "U D"]] | None,
+    old_lengths: Sequence[int],
+    chunk: int,
+) -> Batch:
+    """Put snippets into one batch; ``chunk`` is the number of student positions of one chunk."""
+    padded, mask = pad(new_ids)
+    longest = max(old_lengths)
+    hidden = None
+    if old_hidden is not None:
+        hidden = old_hidden[0].new_zeros(len(old_hidden), longest, old_hidden[0].shape[-1])
+        for row, values in enumerate(old_hidden):
+            hidden[row, : len(values)] = values
+    whole = concatenate(alignments, student_rows=padded.shape[1], teacher_rows=longest)
+    return Batch(padded, mask, hidden, list(chunks(whole, chunk)), sum(len(row) for row in new_ids))
+
+
+def schedule(lengths: Sequence[int], batch_size: int, steps: int, seed: int | str) -> list[list[int]]:
+    """Indices of the snippets of every step: each epoch a new order, batches of similar length.
+
+    Within an epoch, runs of 16 batches are sorted by length and cut into batches, and all batches are shuffled. A
+    snippet is not seen again before all others were, but for the rest of an epoch that fills no batch: another one,
+    drawn by chance, each time.
+    """
+    found: list[list[int]] = []
+    epoch = 0
+    size = min(batch_size, len(lengths))
+    while len(found) < steps:
+        rng = random.Random(f"{seed}/{epoch}")
+        order = list(range(len(lengths)))
+        rng.shuffle(order)
+        order = order[: len(order) // size * size]  # before sorting: else the longest would never be seen
+        batches = []
+        for start in range(0, len(order), 16 * size):
+            bucket = sorted(order[start : start + 16 * size], key=lambda index: lengths[index])
+            batches += [bucket[at : at + size] for at in range(0, len(bucket), size)]
+        rng.shuffle(batches)
+        found += batches
+        epoch += 1
+    return found[:steps]
+
+
+class Steps(Dataset[Batch]):
+    """The batch of every step, as a dataset: item ``step`` is what step ``step`` trains on.
+
+    Args:
+        states: the training snippets with the teacher's ids and hidden states.
+        new_ids: the student's ids of the same snippets.
+        order: from ``schedule``.
+        rank, world: which share of each batch this process takes.
+        stage: whose ``batch_size`` an error names.
+
+    Raises:
+        ConfigError: a batch has fewer snippets than there are processes.
+    """
+
+    def __init__(
+        self,
+        states: States,
+        new_ids: Sequence[Sequence[int]],
+        pieces: PieceTable,
+        order: Sequence[Sequence[int]],
+        *,
+        chunk: int,
+        rank: int = 0,
+        world: int = 1,
+        stage: str = "distill",
+    ) -> None:
+        smallest = min(len(indices) for indices in order)
+        if smallest < world:
+            raise ConfigError(
+                f"{stage}.batch_size: a batch of {smallest} snippets cannot be shared by {world} processes; give at "
+                "least one to each (a larger batch_size, or more text)."
+            )
+        self.states, self.new_ids, self.pieces, self.order = states, new_ids, pieces, order
+        self.chunk, self.rank, self.world = chunk, rank, world
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, step: int) -> Batch:
+        indices = self.order[step]
+        aligned = {index: align(self.states.ids[index], self.new_ids[index], self.pieces) for index in indices}
+        mine = indices[self.rank :: self.world]
+        # Gradients are averaged over processes, so each divides by the whole batch's positions per process.
+        totals = {name: sum(getattr(a, name) for a in aligned.values()) / self.world for name in ("n_next", "n_common")}
+        share = [replace(aligned[index], n_next=0, n_common=0) for index in mine]
+        share[0] = replace(share[0], n_next=totals["n_next"], n_common=totals["n_common"])
+        hidden = None if self.states.values is None else [self.states.hidden(index) for index in mine]
+        lengths = [len(self.states.ids[index]) for index in mine]
+        return collate(share, [self.new_ids[index] for index in mine], hidden, lengths, self.chunk)

@@ -1,0 +1,229 @@
+"""Typed schemas of the groups that train: loss and distill. (The other groups': ``kldistill.runtime.config``.)"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from kldistill.runtime.config import require
+
+
+@dataclass
+class LossTerm:
+    """One summand of the loss.
+
+    Attributes:
+        function: ``_target_`` of a function of ``kldistill.losses`` (``_partial_: true``), with its own parameters
+            if any.
+        weight: its factor in the sum. First-class: tune it on validation.
+        of: what the function compares, ``logits`` or ``hidden`` states.
+        teacher: whether it needs the teacher at all.
+        pieces: whether it needs the exact pieces of every new token (AddedTokens have none).
+    """
+
+    function: dict[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+    of: str = "logits"
+    teacher: bool = True
+    pieces: bool = True
+
+    def __post_init__(self) -> None:
+        require("_target_" in self.function, "loss.terms.*.function", self.function, "needs a _target_")
+        require(self.weight > 0, "loss.terms.*.weight", self.weight, "must be above 0 (leave the term out instead)")
+        require(self.of in ("logits", "hidden"), "loss.terms.*.of", self.of, "must be logits or hidden")
+
+
+@dataclass
+class LossConfig:
+    """A weighted sum of terms.
+
+    Attributes:
+        name: for tables and tags.
+        lr: the learning rate that this loss was tuned to on validation (``distill.lr`` takes it).
+    """
+
+    name: str = MISSING
+    lr: float = 3e-3
+    terms: dict[str, LossTerm] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(bool(self.terms), "loss.terms", self.terms, "needs at least one term (see conf/loss)")
+        require(self.lr > 0, "loss.lr", self.lr, "must be above 0")
+
+
+def check_training(cfg: Any, group: str) -> None:
+    """The ranges of what the training loop reads (see ``training.Settings``). Raises ``ConfigError``."""
+    for key in ("steps", "batch_size", "chunk", "validate_every"):
+        require(getattr(cfg, key) >= 1, f"{group}.{key}", getattr(cfg, key), "must be at least 1")
+    for key in ("lr", "clip"):
+        require(getattr(cfg, key) > 0, f"{group}.{key}", getattr(cfg, key), "must be above 0")
+    require(cfg.snippets is None or cfg.snippets >= 1, f"{group}.snippets", cfg.snippets, "must be at least 1, or null")
+    require(cfg.snippet_bytes >= 32, f"{group}.snippet_bytes", cfg.snippet_bytes, "must be at least 32")
+    require(0 <= cfg.warmup < 1, f"{group}.warmup", cfg.warmup, "is a share of the steps, at least 0 and below 1")
+    require(cfg.weight_decay >= 0, f"{group}.weight_decay", cfg.weight_decay, "must be 0 or more")
+    require(
+        len(cfg.betas) == 2 and all(0 <= beta < 1 for beta in cfg.betas),
+        f"{group}.betas",
+        cfg.betas,
+        "must be two numbers, at least 0 and below 1",
+    )
+    schedules = ("cosine", "linear", "constant_with_warmup")
+    require(cfg.schedule in schedules, f"{group}.schedule", cfg.schedule, f"must be one of {schedules}")
+    require(cfg.precision in ("no", "bf16", "fp16"), f"{group}.precision", cfg.precision, "must be no, bf16 or fp16")
+
+
+@dataclass
+class DistillConfig:
+    """Training of the new rows.
+
+    Attributes:
+        teacher: ``self`` (the original model) or ``none`` (losses that need no teacher; validation then shows no
+            KL).
+        steps, batch_size: optimiser steps, and snippets per step over all processes.
+        snippets: how many different snippets there are; the teacher runs once over each. Null: one per step and place
+            in the batch, so none is seen twice (up to what the corpus has).
+        snippet_bytes: documents are cut at lines into snippets of about this many bytes.
+        validation_bytes: text from the validation split that is scored during training.
+        lr, warmup, schedule, weight_decay, betas, clip: AdamW with warm-up (a share of the steps), a schedule of
+            transformers (``cosine``, ``linear``, ``constant_with_warmup``), and clipping of the gradient's norm.
+        precision: ``no`` (float32), ``bf16`` or ``fp16`` (accelerate's mixed precision; untested on accelerators).
+        chunk: student positions whose vocabulary-sized logits exist at a time.
+        validate_every: steps; validation also runs before the first and after the last step.
+        seed: order of the snippets.
+        loss: the loss; the group ``loss`` itself.
+    """
+
+    teacher: str = "self"
+    steps: int = 150
+    batch_size: int = 2
+    snippets: int | None = None
+    snippet_bytes: int = 700
+    validation_bytes: int = 12_000
+    lr: float = 3e-3
+    warmup: float = 0.1
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    clip: float = 1.0
+    precision: str = "no"
+    chunk: int = 128
+    validate_every: int = 20
+    seed: int = 0
+    loss: Any = "${loss}"
+
+    def __post_init__(self) -> None:
+        require(self.teacher in ("self", "none"), "distill.teacher", self.teacher, "must be self or none")
+        require(self.validation_bytes >= 1, "distill.validation_bytes", self.validation_bytes, "must be at least 1")
+        check_training(self, "distill")
+
+
+@dataclass
+class TeacherConfig:
+    """What the states depend on beside model and text: derived from ``distill``, and the same for every loss and
+    seed.
+
+    Attributes:
+        snippet_bytes: documents are cut at lines into snippets of about this many bytes.
+        n_snippets: training snippets at most.
+        validation_bytes: text of the validation split.
+        states: false writes the snippets' ids only (a run without a teacher).
+    """
+
+    snippet_bytes: int
+    n_snippets: int
+    validation_bytes: int
+    states: bool = True
+
+
+METHODS = ("none", "lora", "full", "rows")
+
+
+@dataclass
+class LoraConfig:
+    """The adapter of ``finetune=lora`` (arXiv 2106.09685), as ``peft`` knows it.
+
+    Attributes:
+        r: rank of every update.
+        alpha: the update is scaled by alpha / r.
+        dropout: on the adapter's input, in training.
+        target_modules: names of linear layers of the body, or ends of names. Null: all of them. Never the head.
+    """
+
+    r: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        require(self.r >= 1, "finetune.lora.r", self.r, "must be at least 1")
+        require(self.alpha > 0, "finetune.lora.alpha", self.alpha, "must be above 0")
+        require(0 <= self.dropout < 1, "finetune.lora.dropout", self.dropout, "must be at least 0 and below 1")
+        require(
+            self.target_modules is None or len(self.target_modules) > 0,
+            "finetune.lora.target_modules",
+            self.target_modules,
+            "must name a module, or be null for all linear layers of the body",
+        )
+
+
+@dataclass
+class FinetuneConfig:
+    """Training of the model with its new vocabulary, after distillation.
+
+    Attributes:
+        method: ``none`` leaves the stage out. ``lora`` trains low-rank updates of the body, ``full`` every weight (in
+            float32, whatever the type of the model), ``rows`` the new rows alone. The new rows train along.
+        train_rows: false keeps the new rows as they were distilled.
+        anchor: ``none`` trains on cross-entropy alone. ``kl`` adds the KL to the original model, to limit forgetting.
+        anchor_weight: factor of that KL; cross-entropy has 1.
+        snippets: how many different snippets of the train split there are, first those that distillation has not
+            seen. Null: one per step and place in the batch. With ``anchor=kl`` they are those of distillation, as
+            the teacher's states are stored for these alone.
+        snippet_bytes: documents are cut at lines into snippets of about this many bytes.
+        gradient_checkpointing: run each layer again on the way back rather than keep what it made: slower, less
+            memory.
+        lr: of the body's weights. rows_lr: of the new rows; null: the same.
+        seed: order of the snippets, the adapter's first values, dropout.
+
+    The others are those of ``distill`` (see ``DistillConfig``).
+    """
+
+    method: str = "none"
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    train_rows: bool = True
+    anchor: str = "none"
+    anchor_weight: float = 1.0
+    steps: int = 150
+    batch_size: int = 2
+    snippets: int | None = None
+    snippet_bytes: int = 700
+    lr: float = 5e-4
+    rows_lr: float | None = None
+    warmup: float = 0.1
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    clip: float = 1.0
+    precision: str = "no"
+    gradient_checkpointing: bool = False
+    chunk: int = 128
+    validate_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.method in METHODS, "finetune.method", self.method, f"must be one of {METHODS}")
+        require(
+            self.train_rows or self.method != "rows",
+            "finetune.train_rows",
+            self.train_rows,
+            "leaves nothing to train with finetune=rows",
+        )
+        require(self.anchor in ("none", "kl"), "finetune.anchor", self.anchor, "must be none or kl")
+        require(
+            self.anchor_weight > 0,
+            "finetune.anchor_weight",
+            self.anchor_weight,
+            "must be above 0 (finetune.anchor=none leaves it out)",
+        )
+        require(self.rows_lr is None or self.rows_lr > 0, "finetune.rows_lr", self.rows_lr, "must be above 0, or null")
+        check_training(self, "finetune")

@@ -1,0 +1,137 @@
+"""Stage ``finetune``: adapt the extended model further, with its new vocabulary, to the domain's text."""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from kldistill.corpus.documents import read_documents
+from kldistill.corpus.snippets import Snippet, cut, draw
+from kldistill.losses import ce, kl
+from kldistill.losses.weighted import Term
+from kldistill.model.load import load_original, load_original_tokenizer
+from kldistill.rows.rows import Rows
+from kldistill.runtime.devices import accelerator
+from kldistill.runtime.errors import ConfigError
+from kldistill.runtime.job import Job
+from kldistill.tokens.encoding import encode
+from kldistill.tokens.pieces import PieceTable
+from kldistill.training import adapters, states
+from kldistill.training.batches import Steps, schedule
+from kldistill.training.config import FinetuneConfig
+from kldistill.training.loop import train
+from kldistill.training.objective import Objective, validation
+from kldistill.training.states import States
+
+
+def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
+    """Train the body, the new rows, or both on the student's own tokens; goes on from ``checkpoint.safetensors`` if
+    there is one.
+
+    Args:
+        inputs: ``model``, ``tokens``, ``corpus``, ``rows`` (of ``distill``) and ``teacher``, whose validation text is
+            scored and, with ``anchor=kl``, whose training text and states are used.
+        out: gets ``rows.safetensors``, ``rows.json``, ``finetune.json``, ``summary.json`` and what of the body has
+            learnt (see ``kldistill.training.adapters``).
+
+    Raises:
+        ConfigError: ``anchor=kl`` without the teacher's states, or with new tokens that have no exact pieces.
+    """
+    if cfg.method == "none":
+        raise ConfigError("finetune.method='none': there is nothing to do; choose lora, full or rows.")
+    accelerate = accelerator(job.runtime, cfg.precision)
+    device = accelerate.device
+    pieces = PieceTable.load(inputs["tokens"])
+    tokenizer = AutoTokenizer.from_pretrained(inputs["tokens"] / "tokenizer")
+    texts = training_text(cfg, inputs, pieces)
+    held_out = states.read(inputs["teacher"], "validation")
+    new_ids = encode(tokenizer, [snippet.text for snippet in texts.snippets])
+    torch.manual_seed(cfg.seed)
+    model = load_original(inputs["model"], device)
+    dtype = model.dtype
+    student, adapter = adapters.unfreeze(model, Rows.load(inputs["rows"]), pieces.old_size, cfg)
+    student.to(device)
+    n_trainable = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
+    # Distillation shuffles by its seed alone; the same seed must not show the text in the same order again.
+    order = schedule([len(row) for row in new_ids], cfg.batch_size, cfg.steps, f"finetune/{cfg.seed}")
+    batches = Steps(
+        texts,
+        new_ids,
+        pieces,
+        order,
+        chunk=cfg.chunk,
+        rank=accelerate.process_index,
+        world=accelerate.num_processes,
+        stage="finetune",
+    )
+    checkpoint = out / "checkpoint.safetensors"
+    figures = train(
+        Objective(student, terms_of(cfg)),
+        batches,
+        cfg,
+        checkpoint,
+        job,
+        description=f"Fine-tuning ({cfg.method})",
+        validate=validation(
+            student,
+            held_out,
+            encode(tokenizer, [snippet.text for snippet in held_out.snippets]),
+            pieces,
+            teacher=held_out.values is not None and pieces.exact,
+            batch_size=2 * cfg.batch_size,
+            chunk=cfg.chunk,
+            device=device,
+        ),
+        factor=lambda name: cfg.rows_lr / cfg.lr if cfg.rows_lr and ".rows." in name else 1.0,
+    )
+    if not accelerate.is_main_process:
+        return
+    adapters.save(student, adapter, cfg, out, dtype)
+    summary = {f"finetune/{name}": value for name, value in figures.items()}
+    summary |= {"finetune/trainable_parameters": n_trainable, "finetune/snippets": len(texts.snippets)}
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    checkpoint.unlink(missing_ok=True)
+
+
+def terms_of(cfg: FinetuneConfig) -> dict[str, Term]:
+    """Cross-entropy on the student's own tokens and, if asked, the KL to the original model."""
+    terms = {"ce": Term(ce, 1.0, "logits", False)}
+    if cfg.anchor == "kl":
+        terms["kl"] = Term(kl, cfg.anchor_weight, "logits", True)
+    return terms
+
+
+def training_text(cfg: FinetuneConfig, inputs: Mapping[str, Path], pieces: PieceTable) -> States:
+    """The snippets to train on, with the teacher's states where the anchor needs them."""
+    seen = states.read(inputs["teacher"], "train")
+    if cfg.anchor == "none":
+        wanted = cfg.snippets or cfg.steps * cfg.batch_size
+        return fresh(
+            inputs["corpus"], load_original_tokenizer(inputs["model"]), seen.snippets, wanted, cfg.snippet_bytes
+        )
+    if not pieces.exact:
+        raise ConfigError(
+            "finetune.anchor=kl with tokens.as_added_tokens=true: the KL needs the exact pieces of every new token, "
+            "and AddedTokens have none. Use finetune.anchor=none, or tokens.as_added_tokens=false."
+        )
+    if seen.values is None:
+        raise ConfigError(
+            "finetune.anchor=kl with distill.teacher=none: the KL compares with the teacher's states. Use "
+            "distill.teacher=self, or finetune.anchor=none."
+        )
+    return seen
+
+
+def fresh(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, seen: Sequence[Snippet], n: int, snippet_bytes: int
+) -> States:
+    """``n`` snippets of the train split, those that are not among ``seen`` first; fewer if there are no more."""
+    known = set(seen)
+    order = draw(cut(read_documents(folder, "train"), snippet_bytes), n=n + len(known))
+    chosen = [snippet for snippet in order if snippet not in known][:n]
+    chosen += [snippet for snippet in order if snippet in known][: n - len(chosen)]
+    ids = encode(tokenizer, [snippet.text for snippet in chosen])
+    return States(chosen, ids, [0, *itertools.accumulate(len(row) for row in ids)], None)

@@ -1,0 +1,208 @@
+"""The one training loop: AdamW, warm-up and decay, clipping, validation, checkpoints, exact resume; on accelerate.
+
+It knows nothing of losses or vocabularies: a step is a module that turns a batch into a loss and some figures.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import get_scheduler
+
+from kldistill.runtime.devices import accelerator
+from kldistill.runtime.errors import TrainingError
+from kldistill.runtime.job import Job
+from kldistill.runtime.progress import Bar
+
+
+class Settings(Protocol):
+    """What the loop reads of a stage's configuration (see ``DistillConfig``)."""
+
+    steps: int
+    lr: float
+    warmup: float
+    schedule: str
+    weight_decay: float
+    betas: list[float]
+    clip: float
+    precision: str
+    validate_every: int
+    seed: int
+
+
+class Sized(Protocol):
+    """A batch: knows its tokens, and moves to a device."""
+
+    n_tokens: int
+
+    def to(self, device: Any) -> Any: ...
+
+
+def train(
+    step_of: nn.Module,
+    batches: Dataset[Any],
+    settings: Settings,
+    checkpoint: Path,
+    job: Job,
+    *,
+    description: str,
+    validate: Callable[[], Mapping[str, float]],
+    factor: Callable[[str], float] = lambda name: 1.0,
+) -> dict[str, float]:
+    """Train the parameters of ``step_of`` that ask for a gradient.
+
+    Args:
+        step_of: maps a batch to (loss, figures); the loss in whatever unit, figures as scalar tensors.
+        batches: item ``step`` is the batch of that step (of this process).
+        checkpoint: a file; where it exists, training goes on from it. It is replaced at every checkpoint.
+        validate: figures of the current parameters; called before the first step, every ``validate_every``, and at
+            the end.
+        factor: of the learning rate, by the name of a parameter in ``step_of``.
+
+    Returns:
+        The last figures of ``validate``, and
+        ``seconds`` (of all attempts, validation included), ``tokens_per_second`` (student tokens of this process,
+        training alone), ``peak_memory_bytes`` (of the process; on an accelerator, of its memory).
+
+    Raises:
+        TrainingError: the loss or its gradient is not finite.
+    """
+    accelerate = accelerator(job.runtime, settings.precision)
+    trainable = {name: parameter for name, parameter in step_of.named_parameters() if parameter.requires_grad}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in trainable.items():
+        groups.setdefault(factor(name), []).append(parameter)
+    optimizer = torch.optim.AdamW(
+        [{"params": parameters, "factor": of} for of, parameters in groups.items()],
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        betas=(settings.betas[0], settings.betas[1]),
+    )
+    warmup = max(1, round(settings.warmup * settings.steps)) if settings.warmup else 0
+    schedule = get_scheduler(
+        settings.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=settings.steps + 1
+    )
+    assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+    # A function of the step alone: nothing of it needs storing. At step 0 a warm-up is 0, so 1 is the first.
+    factor_of = schedule.lr_lambdas[0]
+    state = _restore(checkpoint, trainable, optimizer, accelerate)
+    module, optimizer = accelerate.prepare(step_of, optimizer)
+    loader = DataLoader(batches, batch_size=None, sampler=range(int(state["step"]), settings.steps))
+    job.rewind(int(state["step"]) or -1)
+    validation: dict[str, float] = {}
+    if not state["step"]:
+        job.log(validate(), step=0)
+    started = time.perf_counter() - state["seconds"]
+    with Bar(description, total=settings.steps, unit="steps") as bar:
+        bar.advance(int(state["step"]))
+        for step, batch in enumerate(loader, start=int(state["step"]) + 1):
+            begun = time.perf_counter()
+            lr = settings.lr * factor_of(step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["factor"]
+            # What a step draws (dropout) depends on nothing but its number, so a resumed run draws the same.
+            torch.manual_seed(settings.seed + 1_000_003 * step + accelerate.process_index)
+            loss, figures = module(batch.to(accelerate.device))
+            accelerate.backward(loss)
+            norm = accelerate.clip_grad_norm_(list(trainable.values()), settings.clip)
+            assert norm is not None
+            # Before the step: what is not finite must reach neither the parameters nor a checkpoint. (With fp16 the
+            # gradient may overflow now and then; accelerate's scaler then skips the step by itself.)
+            shown = accelerate.reduce({"loss": loss.detach(), **figures}, "mean")  # of all processes
+            assert isinstance(shown, dict)
+            _check_finite(shown["loss"], "loss", step, settings.lr)
+            if settings.precision != "fp16":
+                _check_finite(norm, "gradient's norm", step, settings.lr)
+            optimizer.step()
+            optimizer.zero_grad()
+            seconds = time.perf_counter() - begun
+            state["step"], state["tokens"] = step, state["tokens"] + batch.n_tokens
+            state["training_seconds"] += seconds
+            job.log(
+                {
+                    **{name: value.item() for name, value in shown.items()},
+                    "lr": lr,
+                    "gradient_norm": float(norm),
+                    "tokens_per_second": batch.n_tokens / seconds,
+                },
+                step=step,
+            )
+            bar.advance(1)
+            if step % settings.validate_every == 0 or step == settings.steps:
+                validation = dict(validate())
+                job.log(validation, step=step)
+            state["seconds"] = time.perf_counter() - started
+            if step % job.runtime.checkpoint_every == 0 or step == settings.steps:
+                _store(checkpoint, trainable, optimizer, state, accelerate)
+    if not validation:  # killed after the last step
+        validation = dict(validate())
+    return {
+        **validation,
+        "seconds": state["seconds"],
+        "tokens_per_second": state["tokens"] / max(state["training_seconds"], 1e-9),
+        "peak_memory_bytes": peak_memory(accelerate.device),
+    }
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most bytes held so far: by this process (resident), or by tensors on the accelerator."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def _check_finite(value: Tensor, name: str, step: int, lr: float) -> None:
+    if not torch.isfinite(value):
+        raise TrainingError(f"The {name} is {value.item()} at step {step}: lower the learning rate (lr, now {lr:g}).")
+
+
+def _store(
+    path: Path, trainable: Mapping[str, Tensor], optimizer: Any, state: Mapping[str, float], accelerate: Accelerator
+) -> None:
+    """Write parameters, AdamW's moments and counters as one safetensors file; the old one stays until the new is
+    whole.
+    """
+    if not accelerate.is_main_process:
+        return
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in trainable.items():
+        tensors[f"parameter/{name}"] = parameter.detach()
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"{key}/{name}"] = torch.as_tensor(value).detach()
+    temporary = path.with_suffix(".tmp")
+    contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, temporary, metadata={"state": json.dumps(dict(state))})
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _restore(
+    path: Path, trainable: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, accelerate: Accelerator
+) -> dict[str, float]:
+    """Counters of the checkpoint, its tensors put back in place; zeros where there is none."""
+    state = {"step": 0, "tokens": 0, "seconds": 0.0, "training_seconds": 0.0}
+    if not path.is_file():
+        return state
+    with safe_open(path, framework="pt", device="cpu") as file:
+        state |= json.loads(file.metadata()["state"])
+        with torch.no_grad():
+            for name, parameter in trainable.items():
+                parameter.copy_(file.get_tensor(f"parameter/{name}"))
+                optimizer.state[parameter] = {
+                    key: file.get_tensor(f"{key}/{name}").to("cpu" if key == "step" else parameter.device)
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+    return state

@@ -1,0 +1,65 @@
+"""What a training step computes and what is measured in between: shared by all stages that train a student."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kldistill.losses.weighted import Term, chunked
+from kldistill.rows.student import Student
+from kldistill.tokens.pieces import PieceTable
+from kldistill.training.batches import Batch
+from kldistill.training.scoring import score_student, summarise
+from kldistill.training.states import States
+
+
+class Objective(nn.Module):
+    """One forward pass of the student and its loss, against the teacher's stored states where a term wants them."""
+
+    def __init__(self, student: Student, terms: Mapping[str, Term]) -> None:
+        super().__init__()
+        self.student = student
+        self.terms = dict(terms)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of the terms, and each term's own value."""
+        hidden_BTD = self.student.hidden(batch.new_ids, batch.new_mask)
+        teacher_UD = None if batch.old_hidden is None else batch.old_hidden.flatten(0, 1)
+        head = self.student.head_parameters()
+        return chunked(self.terms, self.student, head, hidden_BTD.flatten(0, 1), teacher_UD, batch.chunks)
+
+
+def validation(
+    student: Student,
+    texts: States,
+    new_ids: Sequence[Sequence[int]],
+    pieces: PieceTable,
+    *,
+    teacher: bool,
+    batch_size: int,
+    chunk: int,
+    device: torch.device,
+) -> Callable[[], dict[str, float]]:
+    """A function that scores the texts with the student as it is when it is called, for ``training.train``.
+
+    Its figures are those of ``scoring.FIGURES``, each named ``validation_NAME``. Dropout is off meanwhile.
+    """
+
+    def validate() -> dict[str, float]:
+        training = student.training
+        student.eval()
+        scores = score_student(
+            student,
+            texts,
+            new_ids,
+            pieces,
+            teacher=teacher,
+            batch_size=batch_size,
+            chunk=chunk,
+            device=device,
+            description="Validation",
+        )
+        student.train(training)
+        return {f"validation_{name}": value for name, value in summarise(scores).items()}
+
+    return validate

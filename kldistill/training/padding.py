@@ -1,0 +1,29 @@
+"""Rows of token ids of unequal length as one padded batch."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+def pad(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Ids and mask of shape (B, T), padded on the right with id 0, mask 0."""
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=torch.int64, device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    return ids, mask
+
+
+def by_length(rows: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Indices of the rows in batches of ``size``, longest first, so that little is padded and memory peaks at once."""
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def pad_in_front(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+    """Ids and mask, padded in front with id 0, mask 0."""
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([[*[0] * (longest - len(row)), *row] for row in rows], dtype=torch.int64, device=device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], dtype=torch.int64, device=device)
+    return ids, mask

@@ -1,0 +1,191 @@
+"""Scores texts without generating: nats of a text, KL to the teacher, and what the student does with its new tokens.
+
+Shape suffixes: B texts of a batch, T padded tokens, P common boundaries, M positions with a next token, W new
+    vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from kldistill.losses.alignment import Alignment, align
+from kldistill.losses.kl import kl_terms, unresolved_mass
+from kldistill.rows.student import Student
+from kldistill.runtime.progress import Bar
+from kldistill.tokens.pieces import PieceTable
+from kldistill.training.batches import collate
+from kldistill.training.padding import by_length
+from kldistill.training.states import States
+
+
+@dataclass
+class Score:
+    """Sums over one text. Nats are of all its tokens, each given those before it.
+
+    Attributes:
+        n_bytes, n_tokens: size of the text; the first special token counts as neither.
+        nats: minus log-probability of the text, as the model cuts it.
+        kl, n_common: summed KL to the teacher and the boundaries that it is summed over; 0 for the original model.
+        n_new, adopted, new_nats: new tokens in the text, the probability that the student gave them, summed, and
+            minus the log of it, summed.
+        unresolved: teacher mass that the KL could not resolve, summed (an upper bound).
+        left_out, contradictions: positions that are no common boundary; observed cuts that contradict the forest.
+    """
+
+    document: str
+    n_bytes: int
+    n_tokens: int
+    nats: float = 0.0
+    kl: float = 0.0
+    n_common: int = 0
+    n_new: int = 0
+    adopted: float = 0.0
+    new_nats: float = 0.0
+    unresolved: float = 0.0
+    left_out: int = 0
+    contradictions: int = 0
+
+
+@torch.no_grad()
+def score_original(
+    model: Student, states: States, *, chunk: int, device: torch.device, description: str
+) -> list[Score]:
+    """Scores of the original model on texts whose hidden states are at hand."""
+    scores: list[Score] = []
+    with Bar(description, total=states.offsets[-1], unit="tokens") as bar:
+        for index, (snippet, ids) in enumerate(zip(states.snippets, states.ids, strict=True)):
+            hidden_TD = states.hidden(index).to(device)[:-1]
+            targets_T = torch.tensor(ids[1:], device=device)
+            nats = 0.0
+            for start in range(0, len(targets_T), chunk):
+                logits = model.logits_old(hidden_TD[start : start + chunk]).float()
+                nats += F.cross_entropy(logits, targets_T[start : start + chunk], reduction="sum").item()
+            scores.append(Score(snippet.document, snippet.n_bytes, len(ids) - 1, nats=nats))
+            bar.advance(len(ids))
+    return scores
+
+
+@torch.no_grad()
+def score_student(
+    student: Student,
+    states: States,
+    new_ids: Sequence[Sequence[int]],
+    pieces: PieceTable,
+    *,
+    teacher: bool,
+    batch_size: int,
+    chunk: int,
+    device: torch.device,
+    description: str,
+) -> list[Score]:
+    """Scores of the extended model, one per text; with ``teacher`` also its KL to the original one (exact pieces
+    needed).
+    """
+    scores = [
+        Score(snippet.document, snippet.n_bytes, len(ids) - 1)
+        for snippet, ids in zip(states.snippets, new_ids, strict=True)
+    ]
+    with Bar(description, total=sum(len(ids) for ids in new_ids), unit="tokens") as bar:
+        for batch in by_length(new_ids, batch_size):
+            aligned = [align(states.ids[index], new_ids[index], pieces) for index in batch]
+            _score_batch(
+                [scores[index] for index in batch], student, states, batch, new_ids, aligned, teacher, chunk, device
+            )
+            bar.advance(sum(len(new_ids[index]) for index in batch))
+    return scores
+
+
+def _score_batch(
+    scores: Sequence[Score],
+    student: Student,
+    states: States,
+    batch: Sequence[int],
+    new_ids: Sequence[Sequence[int]],
+    aligned: Sequence[Alignment],
+    teacher: bool,
+    chunk: int,
+    device: torch.device,
+) -> None:
+    """Add one batch's sums to its scores."""
+    hidden = [states.hidden(index) for index in batch] if teacher else None
+    lengths = [len(states.ids[index]) for index in batch]
+    made = collate(aligned, [new_ids[index] for index in batch], hidden, lengths, chunk).to(device)
+    hidden_BTD = student.hidden(made.new_ids, made.new_mask)
+    width = hidden_BTD.shape[1]
+    states_TD = hidden_BTD.flatten(0, 1)
+    teacher_UD = None if made.old_hidden is None else made.old_hidden.flatten(0, 1)
+    sums = {name: torch.zeros(len(batch), dtype=torch.float64) for name in ("nats", "kl", "adopted", "new_nats")}
+    counts = {name: torch.zeros(len(batch), dtype=torch.int64) for name in ("n_new", "n_common")}
+
+    def add(into: dict[str, Tensor], name: str, rows: Tensor, values: Tensor) -> None:
+        into[name].index_add_(0, (rows // width).cpu(), values.to(into[name].dtype).cpu())
+
+    for part in made.chunks:
+        a = part.alignment
+        logits_AW = student.logits(states_TD[part.student_rows]).float()
+        log_q_M = _log_probability(logits_AW, a.next_row, a.next_token)
+        rows_M = part.student_rows[a.next_row]
+        add(sums, "nats", rows_M, -log_q_M)
+        new_M = a.next_token >= a.old_size
+        add(sums, "adopted", rows_M[new_M], log_q_M[new_M].exp())
+        add(sums, "new_nats", rows_M[new_M], -log_q_M[new_M])
+        add(counts, "n_new", rows_M, new_M)
+        if teacher_UD is not None:
+            teacher_BV = student.logits_old(teacher_UD[part.teacher_rows]).float()
+            terms = kl_terms(logits_AW, teacher_BV, a)
+            rows_P = part.student_rows[a.student_row]
+            add(sums, "kl", rows_P, terms.first_P + terms.split_P)
+            add(counts, "n_common", rows_P, torch.ones_like(rows_P))
+            mass = unresolved_mass(teacher_BV, a).item() * max(a.n_common, 1)
+            for score in scores:  # known for the batch as a whole: shared among its texts
+                score.unresolved += mass / len(scores)
+    for row, score in enumerate(scores):
+        for name, values in sums.items():
+            setattr(score, name, values[row].item())
+        for name, values in counts.items():
+            setattr(score, name, int(values[row].item()))
+        score.left_out, score.contradictions = aligned[row].n_left_out, aligned[row].n_contradictions
+
+
+def _log_probability(
+    logits_AW: Float[Tensor, "A W"], row_M: Int[Tensor, " M"], token_M: Int[Tensor, " M"]
+) -> Float[Tensor, " M"]:
+    return logits_AW[row_M, token_M] - torch.logsumexp(logits_AW, dim=-1)[row_M]
+
+
+Figure = Callable[[Sequence[Score]], float]
+
+
+def ratio(above: str, below: str, factor: float = 1.0) -> Figure:
+    """The figure sum(above) / sum(below) * factor; not a number where there is nothing below."""
+
+    def figure(scores: Sequence[Score]) -> float:
+        total = sum(getattr(score, below) for score in scores)
+        return factor * sum(getattr(score, above) for score in scores) / total if total else math.nan
+
+    return figure
+
+
+# What is reported of a set of texts; see docs/metrics.md.
+FIGURES: dict[str, tuple[str, str, float]] = {
+    "bits_per_byte": ("nats", "n_bytes", 1 / math.log(2)),
+    "tokens_per_1000_bytes": ("n_tokens", "n_bytes", 1000.0),
+    "kl_to_teacher": ("kl", "n_common", 1.0),
+    "new_token_share": ("n_new", "n_tokens", 1.0),
+    "adoption": ("adopted", "n_new", 1.0),
+    "new_token_nats": ("new_nats", "n_new", 1.0),
+    "unresolved_mass": ("unresolved", "n_common", 1.0),
+    "left_out": ("left_out", "n_tokens", 1.0),
+    "contradictions": ("contradictions", "n_tokens", 1.0),
+}
+
+
+def summarise(scores: Sequence[Score], names: Sequence[str] = tuple(FIGURES)) -> dict[str, float]:
+    """Figures of a set of texts, each a ratio of sums; those that are undefined here are left out."""
+    found = {name: ratio(*FIGURES[name])(scores) for name in names}
+    return {name: value for name, value in found.items() if not math.isnan(value)}

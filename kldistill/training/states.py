@@ -1,0 +1,80 @@
+"""The teacher's last hidden states of some snippets, on disk: they depend on the model and the text alone.
+
+Hidden states, not logits: at a vocabulary of 49,152 they are 85 times smaller, and one product with the head gives
+the logits back. A sweep over losses, initialisations and seeds computes them once.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kldistill.corpus.snippets import Snippet
+from kldistill.rows.student import Student
+from kldistill.runtime.progress import Bar
+from kldistill.training.padding import by_length, pad
+
+
+class States(NamedTuple):
+    """Snippets with the teacher's ids and, unless there is no teacher, its last hidden states (float32)."""
+
+    snippets: list[Snippet]
+    ids: list[list[int]]
+    offsets: list[int]
+    values: Any  # np.memmap of shape (tokens of all snippets, D), or None
+
+    def hidden(self, index: int) -> Float[Tensor, "T D"]:
+        """The states of one snippet, one per token."""
+        start = self.offsets[index]
+        return torch.from_numpy(np.array(self.values[start : start + len(self.ids[index])]))
+
+
+@torch.no_grad()
+def write(
+    folder: Path,
+    name: str,
+    model: Student | None,
+    snippets: Sequence[Snippet],
+    ids: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    description: str,
+) -> None:
+    """Store ``snippets`` with their ids as ``NAME.jsonl`` and, if there is a model, its states as ``NAME.npy``."""
+    with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+        for snippet, row in zip(snippets, ids, strict=True):
+            file.write(json.dumps({"document": snippet.document, "text": snippet.text, "ids": list(row)}) + "\n")
+    if model is None:
+        return
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])])
+    values = None
+    with Bar(description, total=int(offsets[-1]), unit="tokens") as bar:
+        for batch in by_length(ids, batch_size):
+            padded, mask = pad([ids[index] for index in batch], device)
+            hidden_BTD = model.hidden(padded, mask).float().cpu().numpy()
+            if values is None:
+                shape = (int(offsets[-1]), hidden_BTD.shape[-1])
+                values = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
+            for row, index in enumerate(batch):
+                n = len(ids[index])
+                values[offsets[index] : offsets[index] + n] = hidden_BTD[row, :n]
+            bar.advance(sum(len(ids[index]) for index in batch))
+    assert values is not None, "no snippet to compute states of"
+    values.flush()
+
+
+def read(folder: Path, name: str) -> States:
+    """What ``write`` stored. The states stay on disk until they are asked for."""
+    with (folder / f"{name}.jsonl").open(encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    ids = [record["ids"] for record in records]
+    offsets = [0, *np.cumsum([len(row) for row in ids]).tolist()]
+    stored = folder / f"{name}.npy"
+    values = np.load(stored, mmap_mode="r", allow_pickle=False) if stored.is_file() else None
+    return States([Snippet(record["document"], record["text"]) for record in records], ids, offsets, values)

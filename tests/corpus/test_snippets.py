@@ -1,0 +1,78 @@
+"""Documents cut at lines, the draw by hash, and ids after the first token."""
+
+import random
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kldistill.corpus.documents import Document
+from kldistill.corpus.snippets import Snippet, cut, draw
+from kldistill.model.load import load_original_tokenizer
+from kldistill.runtime.errors import CorpusError, ModelError
+from kldistill.tokens.encoding import encode, first_token
+from tests.helpers.artifacts import MakeModel
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text("aé \t", max_size=30), max_size=20), st.integers(1, 60))
+def test_snippets_are_whole_lines_of_the_document(lines: list[str], size: int) -> None:
+    text = "".join(f"x{line}\n" for line in lines)  # no line is blank, so no snippet is left out
+    snippets = cut([Document("a", text)], size)
+    assert "".join(snippet.text for snippet in snippets) == text
+    longest = max((len(f"x{line}\n".encode()) for line in lines), default=0)
+    for snippet in snippets:
+        assert snippet.document == "a"
+        assert snippet.text.endswith("\n")
+        assert snippet.n_bytes == len(snippet.text.encode()) < 1.5 * size + longest
+    assert all(snippet.n_bytes >= size / 2 for snippet in snippets[1:])
+
+
+def test_a_short_rest_joins_the_last_snippet() -> None:
+    assert [s.text for s in cut([Document("a", "1234\n5678\nab\n")], 5)] == ["1234\n", "5678\n", "ab\n"]
+    assert [s.text for s in cut([Document("a", "1234\n5678\na\n")], 5)] == ["1234\n", "5678\na\n"]
+    assert [s.text for s in cut([Document("a", "a\n")], 50)] == ["a\n"]
+
+
+def test_documents_never_share_a_snippet_and_blank_ones_are_left_out() -> None:
+    found = cut([Document("a", "1\n"), Document("b", " \n\n"), Document("c", "2\n"), Document("d", "")], 100)
+    assert found == [Snippet("a", "1\n"), Snippet("c", "2\n")]
+
+
+def test_the_draw_depends_on_the_snippets_alone() -> None:
+    snippets = [Snippet(f"document{i % 5}", f"text {i}\n") for i in range(40)]
+    shuffled = random.Random(0).sample(snippets, len(snippets))
+    assert draw(snippets, n=12) == draw(shuffled, n=12)
+    assert draw(snippets, n=12)[:5] == draw(snippets, n=5)
+    assert draw(snippets, n=12) != snippets[:12]
+    assert len({snippet.document for snippet in draw(snippets, n=12)}) >= 4
+    assert len(draw(snippets, n=99)) == 40
+
+
+def test_drawing_by_bytes_stops_when_they_are_reached() -> None:
+    snippets = [Snippet("a", f"{i:09}\n") for i in range(20)]
+    assert len(draw(snippets, n_bytes=30)) == 3
+    assert len(draw(snippets, n_bytes=31)) == 4
+    assert len(draw(snippets, n_bytes=1)) == 1
+
+
+def test_no_text_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(CorpusError, match="Give the corpus more text"):
+        draw([], n=3)
+
+
+def test_ids_start_with_the_first_token_and_spell_the_text(tiny_model: MakeModel) -> None:
+    tokenizer = load_original_tokenizer(tiny_model())
+    texts = ["import os\n", "    return é\n", ""]
+    for text, ids in zip(texts, encode(tokenizer, texts), strict=True):
+        assert ids[0] == first_token(tokenizer)
+        assert not set(ids[1:]) & set(tokenizer.all_special_ids)
+        assert tokenizer.decode(ids[1:]) == text
+
+
+def test_first_token_is_bos_then_eos() -> None:
+    assert first_token(SimpleNamespace(bos_token_id=0, eos_token_id=7)) == 0  # type: ignore[arg-type]
+    assert first_token(SimpleNamespace(bos_token_id=None, eos_token_id=7)) == 7  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="neither a BOS nor an EOS"):
+        first_token(SimpleNamespace(bos_token_id=None, eos_token_id=None))  # type: ignore[arg-type]

@@ -1,0 +1,257 @@
+"""Sources: packages, files, datasets, and prose of documentation. No network."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from kldistill.corpus.documents import Document, Skipped, Source
+from kldistill.corpus.prose import is_prose, package_docs, prose
+from kldistill.corpus.sources import hf_dataset, local_files, python_package
+from kldistill.runtime.errors import CorpusError
+
+PROSE = (
+    "This is a small library that reads the files of a project and says which of them are not used by any other. "
+    "It can be called from the command line, and it does not need any configuration to be of use."
+)
+
+
+def documents(source: Source) -> dict[str, str]:
+    return {found.id: found.text for found in source.read() if isinstance(found, Document)}
+
+
+def skipped(source: Source) -> dict[str, str]:
+    return {found.id: found.reason for found in source.read() if isinstance(found, Skipped)}
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on Python's path with an installed distribution ``Demo-Tools`` of the import package ``demokit``."""
+    package = tmp_path / "site" / "demokit"
+    (package / "parts").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    (package / "parts" / "tools.py").write_text("def tool():\n    return 1\n")
+    (package / "parts" / "table.csv").write_text("1,2\n")
+    (package / "GUIDE.md").write_text(f"# Guide\n\n{PROSE}\n\n```python\nimport demokit as it_is_code\n```\n")
+    (package / "NOTICE.txt").write_text(PROSE)
+    info = tmp_path / "site" / "demo_tools-1.5.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: Demo-Tools\nVersion: 1.5\nRequires-Dist: demo-need>=1\n"
+        f"Requires-Dist: demo-extra; extra == 'more'\n\n{PROSE} It is of the first kind.\n"
+    )
+    names = [str(path.relative_to(tmp_path / "site")) for path in sorted(package.rglob("*")) if path.is_file()]
+    (info / "RECORD").write_text("".join(f"{name},,\n" for name in [*names, f"{info.name}/METADATA"]))
+    for name in ("need", "extra"):
+        other = tmp_path / "site" / f"demo_{name}-1.0.dist-info"
+        other.mkdir()
+        (other / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: demo-{name}\nVersion: 1.0\n\n{PROSE} It is an {name} of the other.\n"
+        )
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    return tmp_path / "site"
+
+
+class TestPythonPackage:
+    def test_files_are_found_by_import_name_without_importing(self, site: Path):
+        found = documents(python_package(["demokit"]))
+        assert found == {
+            "demokit/__init__.py": "raise RuntimeError('imported')\n",
+            "demokit/parts/tools.py": "def tool():\n    return 1\n",
+        }
+        assert "demokit" not in sys.modules
+
+    def test_distribution_name_part_of_a_package_and_other_suffixes(self, site: Path):
+        assert documents(python_package(["Demo-Tools"])) == documents(python_package(["demokit"]))
+        assert list(documents(python_package(["demokit.parts"]))) == ["demokit/parts/tools.py"]
+        assert list(documents(python_package(["demokit.parts.tools"]))) == ["demokit/parts/tools.py"]
+        assert list(documents(python_package(["demokit"], [".csv"]))) == ["demokit/parts/table.csv"]
+
+    def test_standard_library(self):
+        found = documents(python_package(["json", "colorsys"]))
+        assert {"json/decoder.py", "colorsys.py"} <= found.keys()
+        assert "JSONDecoder" in found["json/decoder.py"]
+        assert python_package(["json"]).identity()["packages"]["json"].startswith("python 3.")
+
+    @pytest.mark.parametrize("name", ["no_such_package_here", "no-such-package-here", "", "json.no_such_part"])
+    def test_missing_package(self, name: str):
+        with pytest.raises(CorpusError, match=r"corpus\.packages.*" + name):
+            list(python_package([name]).read())
+        with pytest.raises(CorpusError, match=r"corpus\.packages"):
+            python_package([name]).identity()
+
+    def test_identity_follows_version_and_content(self, site: Path):
+        before = python_package(["Demo-Tools"]).identity()
+        assert before["packages"] == {"Demo-Tools": "1.5"}
+        assert python_package(["Demo-Tools"]).identity() == before
+        json.dumps(before)
+        tools = site / "demokit" / "parts" / "tools.py"
+        stamp = tools.stat()
+        tools.write_text("def tool():\n    return 2\n")
+        os.utime(tools, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        assert python_package(["Demo-Tools"]).identity() != before
+
+
+class TestLocalFiles:
+    def test_names_hidden_folders_and_what_is_no_text(self, tmp_path: Path):
+        (tmp_path / "sub").mkdir()
+        (tmp_path / ".venv").mkdir()
+        (tmp_path / "sub" / "b.py").write_bytes("\ufeffä = 1\r\nb = 2\rc\n".encode())
+        (tmp_path / "a.py").write_text("a\n")
+        (tmp_path / "c.txt").write_text("no\n")
+        (tmp_path / ".venv" / "d.py").write_text("no\n")
+        (tmp_path / "latin.py").write_bytes("ä".encode("latin-1"))
+        (tmp_path / "zero.py").write_bytes(b"a\0b")
+        source = local_files(str(tmp_path), "**/*.py")
+        assert documents(source) == {"a.py": "a\n", "sub/b.py": "ä = 1\nb = 2\nc\n"}
+        assert skipped(source) == {"latin.py": "not_utf8", "zero.py": "binary"}
+        assert list(source.read()) == list(source.read())
+
+    def test_identity_is_names_and_content(self, tmp_path: Path):
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "a.py").write_text("a\n")
+        one, two = local_files(str(tmp_path / "one"), "*.py"), local_files(str(tmp_path / "two"), "*.py")
+        assert one.identity() == two.identity()
+        (tmp_path / "two" / "a.py").write_text("b\n")
+        assert one.identity() != two.identity()
+        (tmp_path / "two" / "a.py").rename(tmp_path / "two" / "b.py")
+        (tmp_path / "two" / "b.py").write_text("a\n")
+        assert one.identity() != two.identity()
+
+    def test_errors_name_the_key(self, tmp_path: Path):
+        with pytest.raises(CorpusError, match=r"corpus\.path=.*no such folder"):
+            local_files(str(tmp_path / "none"), "*.py").identity()
+        with pytest.raises(CorpusError, match=r"corpus\.glob='\*\.py'.*no file"):
+            list(local_files(str(tmp_path), "*.py").read())
+        with pytest.raises(CorpusError, match=r"corpus\.glob='/etc/\*'"):
+            list(local_files(str(tmp_path), "/etc/*").read())
+
+
+class TestHfDataset:
+    @pytest.fixture(autouse=True)
+    def cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        import datasets.config
+
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+    @pytest.fixture
+    def rows(self, tmp_path: Path) -> Path:
+        path = tmp_path / "rows.jsonl"
+        texts = ["first\r\ntext", "second text", None, "third\0text", "fourth text"]
+        path.write_text("".join(json.dumps({"body": text, "n": n}) + "\n" for n, text in enumerate(texts)))
+        return path
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_json(self, rows: Path, streaming: bool):
+        source = hf_dataset("json", data_files=[str(rows)], text_field="body", streaming=streaming)
+        assert list(documents(source).values()) == ["first\ntext", "second text", "fourth text"]
+        assert skipped(source) == {"train/2": "no_text", "train/3": "binary"}
+        assert len(documents(hf_dataset("json", data_files=[str(rows)], text_field="body", limit=2))) == 2
+
+    def test_names_do_not_depend_on_the_order(self, rows: Path):
+        before = documents(hf_dataset("json", data_files=[str(rows)], text_field="body", streaming=True))
+        rows.write_text("".join(reversed(rows.read_text().splitlines(keepends=True))))
+        assert documents(hf_dataset("json", data_files=[str(rows)], text_field="body", streaming=True)) == before
+
+    def test_parquet_in_a_folder(self, tmp_path: Path):
+        from datasets import Dataset
+
+        (tmp_path / "folder").mkdir()
+        Dataset.from_dict({"text": ["a b c", "d e f"]}).to_parquet(tmp_path / "folder" / "train.parquet")
+        source = hf_dataset(str(tmp_path / "folder"), split="train[:1]")
+        assert list(documents(source).values()) == ["a b c"]
+
+    def test_identity(self, rows: Path):
+        source = hf_dataset("json", data_files=[str(rows)], text_field="body")
+        before = source.identity()
+        assert source.identity() == before
+        rows.write_text(rows.read_text().replace("second", "zweite"))
+        assert source.identity() != before
+        commit = "0123456789abcdef0123456789abcdef01234567"
+        assert hf_dataset("some/dataset", revision=commit).identity() == {"commit": commit}
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_errors(self, rows: Path, tmp_path: Path, streaming: bool):
+        files = [str(rows)]
+        with pytest.raises(CorpusError, match=r"corpus\.text_field='text'.*body, n"):
+            list(hf_dataset("json", data_files=files, streaming=streaming).read())
+        with pytest.raises(CorpusError, match=r"split 'nope'"):
+            list(hf_dataset("json", data_files=files, split="nope", streaming=streaming).read())
+        with pytest.raises(CorpusError, match=r"corpus\.path='json'"):
+            list(hf_dataset("json", data_files=[str(tmp_path / "none.json")], streaming=streaming).read())
+        with pytest.raises(CorpusError, match=r"corpus\.path="):
+            hf_dataset(str(tmp_path / "nowhere")).identity()
+
+
+class TestPackageDocs:
+    def test_description_and_documents_without_licences_and_code(self, site: Path):
+        found = documents(package_docs(["demo-tools"]))
+        assert found == {
+            "demo-tools/METADATA": f"{PROSE} It is of the first kind.",
+            "demo-tools/demokit/GUIDE.md": PROSE,
+        }
+
+    def test_requirements_without_extras(self, site: Path):
+        names = {name.split("/")[0] for name in documents(package_docs(["demo-tools"], requirements=True))}
+        assert names == {"demo-tools", "demo-need"}
+
+    @pytest.mark.parametrize("name", ["demokit", "demo_tools", "Demo-Tools"])
+    def test_exclude_by_either_name(self, site: Path, name: str):
+        names = {name.split("/")[0] for name in documents(package_docs(["demo-tools"], True, exclude=[name]))}
+        assert names == {"demo-need"}
+
+    def test_every_installed_distribution(self, site: Path):
+        source = package_docs([])
+        names = {name.split("/")[0] for name in documents(source)}
+        assert {"demo-tools", "demo-need", "demo-extra"} < names
+        before = source.identity()
+        (site / "demokit" / "GUIDE.md").write_text("changed")
+        assert source.identity() != before
+
+    def test_long_documents_are_cut_between_paragraphs(self, site: Path):
+        (site / "demokit" / "GUIDE.md").write_text("\n\n".join([PROSE] * 10))
+        text = documents(package_docs(["demo-tools"], max_document_bytes=3 * len(PROSE)))["demo-tools/demokit/GUIDE.md"]
+        assert text == f"{PROSE}\n\n{PROSE}"
+
+    def test_missing_distribution(self):
+        with pytest.raises(CorpusError, match=r"corpus\.general\.packages.*no-such-thing"):
+            list(package_docs(["no-such-thing"]).read())
+
+
+class TestProse:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "def read(path):\n    with open(path) as file:\n        lines = [line for line in file if line.strip()]\n"
+            "        for number, line in enumerate(lines):\n            print(number, line)\n    return lines\n",
+            "4f2a9c 88ab12 deadbeef 0f0f0f\n" * 20,
+            "Dies ist ein kleines Programm, das die Dateien eines Ordners liest und die nennt, die keiner braucht.",
+            "numpy scipy pandas torch jax flax optax datasets tokenizers accelerate wandb rich click typer hydra attrs",
+            "Too short to be judged.",
+            "",
+        ],
+    )
+    def test_what_is_no_prose(self, text: str):
+        assert not is_prose(text)
+        assert prose(text, 10_000) == ""
+
+    def test_what_is_left_out_of_a_readme(self):
+        readme = (
+            "[![badge](https://img.example/of/the/build/and/it/is/not/a/test.svg)](https://example.org)\n\n"
+            f"<p align='center'>{PROSE}</p>\n\n"
+            "~~~\nthe code is in a fence and it has as many words of the kind as a text would have, or more\n\n~~~\n\n"
+            "| the | table | of | all | that | is | in | it | and | of | what | is | not | there |\n\n"
+            "    the indented block is code in both of the markups that we have to read and not a text\n\n"
+            "Permission is hereby granted, free of charge, to any person who has a copy of this and of all of it.\n\n"
+            ">>> the_doctest.is_for(all) and not for(the) if it is so or that be with you and me as well\n"
+        )
+        assert prose(readme, 10_000) == PROSE
+
+    def test_links_in_angle_brackets_and_continued_list_items_stay(self):
+        text = (
+            "- See the `pages <https://example.org>`_ of this project for all that it can do, and\n    for more of it."
+        )
+        assert prose(text, 10_000) == text

@@ -1,0 +1,271 @@
+"""Generation: the same ids as plain generation, whatever the company; bytes, stop strings, sampling."""
+
+import json
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from kldistill.evaluation.generation import decoding
+from kldistill.evaluation.generation.batching import Completion, Request, alike, common_prefix, generate
+from kldistill.evaluation.generation.decoding import Row, draw
+from kldistill.evaluation.generation.spelling import Spelling
+from kldistill.model import tiny
+from kldistill.model.load import load_original
+from kldistill.rows.rows import Rows
+from kldistill.runtime.errors import EvaluationError
+from kldistill.tokens.encoding import encode
+from kldistill.training.load import load_model, load_tokenizer
+from tests.helpers.artifacts import MakeModel, MakeTokens
+
+TEXT = tiny.training_text()[0]
+PROMPTS = [TEXT[at : at + size] for at, size in ((100, 40), (700, 90), (1500, 25), (2100, 160), (3000, 60), (3900, 75))]
+
+
+def load(folder: Path) -> tuple[torch.nn.Module, Spelling]:
+    return load_model(folder, None), Spelling(load_tokenizer(folder, None))
+
+
+def answers(model: object, spelling: Spelling, requests: list[Request], **options: object) -> list[list[Completion]]:
+    """Completions in the order of the requests."""
+    found = dict(generate(model, spelling, requests, **{"batch_size": 4, **options}))  # type: ignore[arg-type]
+    assert sorted(found) == list(range(len(requests))), "each request once"
+    return [found[index] for index in range(len(requests))]
+
+
+@pytest.fixture
+def unhealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts stay as they are."""
+    monkeypatch.setattr(Spelling, "healed", lambda self, ids: (list(ids), b""))
+
+
+# ---- against plain generation
+
+
+@pytest.mark.usefixtures("unhealed")
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gemma3", "qwen2", "gpt_neox"])
+def test_the_ids_are_those_of_plain_generation(family: str, tiny_model: MakeModel) -> None:
+    model, spelling = load(tiny_model(family, pad_to=1))  # plain generation may choose a padding row
+    requests = [Request(prompt, budget=60) for prompt in PROMPTS]
+    for request, (completion,) in zip(requests, answers(model, spelling, requests), strict=True):
+        ids = torch.tensor(encode(spelling.tokenizer, [request.prompt]))
+        n = len(completion.token_ids) + (completion.ended == "eos")
+        plain = model.generate(ids, max_new_tokens=n, do_sample=False)[0, ids.shape[1] :].tolist()  # type: ignore[operator]
+        assert plain[: len(completion.token_ids)] == completion.token_ids
+        if completion.ended == "eos":
+            assert plain[-1] == model.generation_config.eos_token_id  # type: ignore[union-attr]
+        else:
+            assert len(spelling.spell(completion.token_ids)) >= 60
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_company_changes_nothing(family: str, tiny_model: MakeModel) -> None:
+    model, spelling = load(tiny_model(family))
+    # Budgets of all sizes: rows leave and others join all the time.
+    requests = [Request(prompt, budget=5 + 17 * at) for at, prompt in enumerate(PROMPTS * 2)]
+    together = answers(model, spelling, requests, batch_size=5)
+    for request, (completion,) in zip(requests, together, strict=True):
+        ((alone,),) = answers(model, spelling, [request], batch_size=1)
+        assert (alone.text, alone.token_ids, alone.ended) == (completion.text, completion.token_ids, completion.ended)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_a_shared_beginning_changes_nothing(family: str, tiny_model: MakeModel) -> None:
+    model, spelling = load(tiny_model(family))
+    beginning = TEXT[:200]
+    requests = [Request(beginning + TEXT[at : at + 20 + at % 37], budget=30) for at in range(1000, 1900, 100)]
+    ids = encode(spelling.tokenizer, [request.prompt for request in requests])
+    assert common_prefix(ids) > 40 and len(requests) >= 8, "run once"
+    together = answers(model, spelling, requests, batch_size=4)
+    for request, (completion,) in zip(requests, together, strict=True):
+        ((alone,),) = answers(model, spelling, [request], batch_size=1)
+        assert alone.token_ids == completion.token_ids
+
+
+@pytest.mark.usefixtures("unhealed")
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3"])
+def test_sliding_windows_slide_over_tokens_not_over_padding(
+    family: str, tiny_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model(family, pad_to=1), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 12}))
+    model, spelling = load(folder)
+    monkeypatch.setattr(decoding, "SLICE", 7)
+    shared = [TEXT[:200] + TEXT[at : at + 20 + at % 37] for at in range(1000, 1900, 100)]
+    requests = [Request(prompt, budget=40) for prompt in [*PROMPTS, *shared]]
+    for request, (completion,) in zip(requests, answers(model, spelling, requests), strict=True):
+        ids = torch.tensor(encode(spelling.tokenizer, [request.prompt]))
+        n = len(completion.token_ids)
+        plain = model.generate(ids, max_new_tokens=n, do_sample=False)[0, ids.shape[1] :].tolist()  # type: ignore[operator]
+        assert plain == completion.token_ids
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_long_prompts_in_slices_are_the_same(
+    family: str, tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, spelling = load(tiny_model(family))
+    shared = [TEXT[:200] + TEXT[at : at + 20 + 2 * (at % 37)] for at in range(1000, 1900, 100)]
+    requests = [Request(prompt, budget=30) for prompt in [*PROMPTS, *shared]]
+    whole = answers(model, spelling, requests)
+    monkeypatch.setattr(decoding, "SLICE", 5)
+    sliced = answers(model, spelling, requests)
+    assert [c.token_ids for (c,) in whole] == [c.token_ids for (c,) in sliced]
+
+
+def test_prompts_that_begin_alike_are_put_together(tiny_model: MakeModel) -> None:
+    from kldistill.evaluation.generation.batching import Prompt
+
+    many = [Prompt(at, [7] * 40 + [at], b"") for at in range(9)]
+    few = [Prompt(9 + at, [8] * 40 + [at], b"") for at in range(3)]
+    assert [[p.index for p in group] for group in alike(many + few)] == [list(range(9)), [9, 10, 11]]
+    assert common_prefix([[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3]]) == 2, "each keeps a token of its own"
+    assert common_prefix([[1, 2], [2, 1]]) == 0
+
+
+def test_padding_rows_of_the_embedding_are_never_chosen(tiny_model: MakeModel) -> None:
+    model, spelling = load(tiny_model("llama", pad_to=100))
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    assert head.weight.shape[0] > len(spelling.table)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[len(spelling.table) :] = 100.0  # type: ignore[operator]
+        head.weight[len(spelling.table) :] = 100.0
+    for (completion,) in answers(model, spelling, [Request(prompt, budget=20) for prompt in PROMPTS]):
+        assert all(index < len(spelling.table) for index in completion.token_ids)
+
+
+def test_a_prompt_beyond_the_context_is_refused(tiny_model: MakeModel) -> None:
+    model, spelling = load(tiny_model())
+    model.config.max_position_embeddings = 20  # type: ignore[union-attr]
+    with pytest.raises(EvaluationError, match="the model's context 20: lower the suite's prompt_bytes"):
+        answers(model, spelling, [Request(TEXT[:400], budget=5)])
+    ((cut,),) = answers(model, spelling, [Request(TEXT[:8], budget=500)])
+    assert cut.ended == "budget" and len(cut.token_ids) < 20, "ends where the context does"
+
+
+# ---- bytes and stop strings
+
+
+def row(budget: int = 100, stop: tuple[bytes, ...] = (), rest: bytes = b"") -> Row:
+    return Row(0, 0, rest, budget, stop, random.Random(0))
+
+
+def test_a_stop_string_is_found_across_tokens() -> None:
+    found = row(stop=(b"\nclass", b"\ndef"))
+    for index, spelt in enumerate([b"x = 1", b"\n", b"de", b"f g"]):
+        assert not found.ended
+        found.take(index, spelt, False)
+    assert (found.ended, found.text, found.n_tokens) == ("stop", b"x = 1", 4)
+
+
+def test_the_first_stop_string_in_the_text_counts() -> None:
+    found = row(stop=(b"late", b"early"))
+    found.take(0, b"an early and a late one", False)
+    assert found.text == b"an "
+
+
+def test_a_stop_string_beyond_the_budget_does_not_count() -> None:
+    found = row(budget=4, stop=(b"#",))
+    found.take(0, b"abcdef#", False)
+    assert (found.ended, found.text) == ("budget", b"abcd")
+    found = row(budget=4, stop=(b"#",))
+    found.take(0, b"abcd#", False)
+    assert (found.ended, found.text) == ("stop", b"abcd")
+
+
+def test_a_stop_string_is_not_sought_in_the_prompt() -> None:
+    found = row(stop=(b"\ndef",), rest=b"\n")
+    found.take(0, b"\nd", False)
+    found.take(1, b"ef f", False)
+    assert not found.ended and found.text == b"def f"
+
+
+def test_the_end_token_leaves_no_text() -> None:
+    found = row()
+    found.take(0, b"abc", False)
+    found.take(1, b"<end>", True)
+    assert (found.ended, found.text, found.ids) == ("eos", b"abc", [0])
+
+
+def test_tokens_that_only_spell_the_prompt_again_are_not_counted() -> None:
+    found = row(rest=b"self.")
+    for index, spelt in enumerate([b"self", b".", b"config"]):
+        found.take(index, spelt, False)
+    assert (found.text, found.n_tokens, found.rest) == (b"config", 1, b"")
+    found = row(rest=b"self.")
+    found.take(0, b"self.config", False)
+    assert (found.text, found.n_tokens) == (b"config", 1)
+
+
+def test_tokens_without_text_cannot_go_on_for_ever() -> None:
+    found = row(budget=10)
+    while not found.ended:
+        found.take(0, b"", False)
+    assert found.ended == "budget" and len(found.ids) < 100
+
+
+def test_the_budget_is_in_bytes_and_cuts_no_character(tiny_model: MakeModel) -> None:
+    model, spelling = load(tiny_model())
+    for budget in (1, 2, 3, 7, 40):
+        requests = [Request(prompt, budget=budget) for prompt in PROMPTS]
+        for (completion,) in answers(model, spelling, requests):
+            assert completion.n_bytes == len(completion.text.encode()) <= budget
+
+
+# ---- sampling
+
+
+def test_samples_depend_on_seed_and_key_alone(tiny_model: MakeModel) -> None:
+    model, spelling = load(tiny_model())
+    requests = [Request(prompt, budget=25, n=3, key=f"task{at}") for at, prompt in enumerate(PROMPTS)]
+    options = {"temperature": 1.0, "top_p": 0.95}
+    first = answers(model, spelling, requests, batch_size=7, **options)
+    turned = answers(model, spelling, requests[::-1], batch_size=4, **options)[::-1]
+    assert [[c.token_ids for c in found] for found in first] == [[c.token_ids for c in found] for found in turned]
+    assert len({tuple(completion.token_ids) for found in first for completion in found}) > len(requests)
+    other = answers(model, spelling, requests, seed=1, **options)
+    assert [c.text for (c, *_) in other] != [c.text for (c, *_) in first]
+
+
+def test_draws_follow_the_probabilities_and_stay_in_the_nucleus() -> None:
+    p = torch.tensor([0.1, 0.5, 0.15, 0.25])
+    n = 4000
+    uniform = [(at + 0.5) / n for at in range(n)]
+    counts = Counter(draw(p.log().expand(n, -1).clone(), 1.0, uniform).tolist())
+    assert {index: count / n for index, count in counts.items()} == pytest.approx(dict(enumerate(p.tolist())), abs=1e-3)
+    counts = Counter(draw(p.log().expand(n, -1).clone(), 0.7, uniform).tolist())
+    assert {index: count / n for index, count in counts.items()} == pytest.approx({1: 2 / 3, 3: 1 / 3}, abs=1e-3)
+    assert draw(p.log()[None], 1e-9, [0.999]).tolist() == [1], "the first always stays"
+
+
+# ---- the extended model
+
+
+def test_an_extended_model_generates_with_its_own_tokens(
+    tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path: Path
+) -> None:
+    folder = tiny_model()
+    tokens = fake_tokens(folder)
+    size = load_original(folder).get_input_embeddings().weight.shape[1]
+    # New rows so large that one of them is always the most probable.
+    Rows(50 * torch.randn(24, size, generator=torch.Generator().manual_seed(0))).save(tmp_path)
+    spelling = Spelling(load_tokenizer(folder, tokens))
+    model = load_model(folder, tmp_path)
+    found = answers(model, spelling, [Request(prompt, budget=30) for prompt in PROMPTS])
+    old = len(spelling.table) - 24
+    assert all(index >= old for (completion,) in found for index in completion.token_ids[1:])
+
+
+def test_a_few_that_leave_early_do_not_shorten_what_many_share() -> None:
+    from kldistill.evaluation.generation.batching import Prompt
+
+    many = [Prompt(at, [7] * 400 + [at], b"") for at in range(12)]
+    few = [Prompt(12 + at, [7] * 60 + [99 + at] * 100, b"") for at in range(3)]
+    groups = alike([*few, *many])
+    assert [sorted(prompt.index for prompt in group) for group in groups] == [list(range(12)), [12, 13, 14]]
+    assert common_prefix([prompt.ids for prompt in groups[0]]) == 400

@@ -1,0 +1,152 @@
+"""The stage that answers tasks: complete records, judged, resumable, compared with the original model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kldistill.evaluation import answer
+from kldistill.evaluation.config import GenerateConfig
+from kldistill.evaluation.sandbox import unavailable
+from kldistill.evaluation.suites.task import Task, write
+from kldistill.model import tiny
+from kldistill.model.load import load_original
+from kldistill.rows.rows import Rows
+from kldistill.runtime.config import RuntimeConfig
+from kldistill.runtime.job import Job
+from tests.helpers.artifacts import MakeModel, MakeTokens
+
+LINES = [line for line in tiny.training_text()[0].splitlines() if len(line) > 50][:12]
+Build = Callable[..., list[dict[str, Any]]]
+
+
+def text_tasks(n: int = 6) -> list[Task]:
+    """Lines to finish."""
+    return [
+        Task(f"line{at}", "text", line[:30], budget=40, stop=["\n"], reference=line[30:], group=f"document{at // 2}")
+        for at, line in enumerate(LINES[:n])
+    ]
+
+
+@pytest.fixture(scope="module")
+def folders(
+    tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """An original and an extended model."""
+    model = tiny_model()
+    tokens = fake_tokens(model)
+    rows = tmp_path_factory.mktemp("rows")
+    weight = load_original(model).get_input_embeddings().weight
+    generator = torch.Generator().manual_seed(0)
+    Rows(torch.randn(24, weight.shape[1], generator=generator) * weight.std()).save(rows)
+    return {"model": model, "tokens": tokens, "rows": rows}
+
+
+@pytest.fixture
+def build(folders: dict[str, Path], tmp_path: Path) -> Build:
+    """``build(tasks, out, original=None, **settings)``: run the stage, and give its records."""
+
+    def make(tasks: list[Task], out: str, original: str | None = None, **settings: Any) -> list[dict[str, Any]]:
+        (tmp_path / "tasks").mkdir(exist_ok=True)
+        write(tmp_path / "tasks" / "tasks.jsonl", tasks)
+        inputs = {"model": folders["model"], "tasks": tmp_path / "tasks"}
+        if original is not None:
+            inputs |= folders | {"original": tmp_path / original}
+        of = "original" if original is None else "distilled"
+        (tmp_path / out).mkdir(exist_ok=True)
+        cfg = GenerateConfig(of, "some", **{"resamples": 50, **settings})
+        answer.build(cfg, inputs, tmp_path / out, Job(RuntimeConfig(generation_batch=3)))
+        return [json.loads(line) for line in (tmp_path / out / "records.jsonl").read_text().splitlines()]
+
+    return make
+
+
+def summary(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def timeless(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if "seconds" not in key} for record in records]
+
+
+def test_every_task_has_one_record_in_the_order_of_the_tasks(build: Build, tmp_path: Path) -> None:
+    tasks = text_tasks()
+    records = build(tasks, "original")
+    assert [record["task"] for record in records] == [task.id for task in tasks]
+    for record, task in zip(records, tasks, strict=True):
+        assert len(record["prompt_sha256"]) == 16 and record["group"] == task.group
+        assert record["bytes"] == len(record["completion"].encode()) <= task.budget
+        assert "\n" not in record["completion"]
+        assert 0 <= record["edit_similarity"] <= 1
+        assert isinstance(record["exact_match"], bool)
+    found = summary(tmp_path / "original")
+    assert found["eval/original/some/tasks"] == len(tasks)
+    name = "eval/original/some/edit_similarity"
+    assert found[name] == pytest.approx(sum(record["edit_similarity"] for record in records) / len(tasks))
+    assert found[f"{name}/low"] <= found[name] <= found[f"{name}/high"]
+    assert found["eval/original/some/tokens_per_task"] == sum(record["tokens"] for record in records) / len(tasks)
+
+
+@pytest.mark.parametrize("settings", [{}, {"n_samples": 2, "temperature": 0.9}], ids=["greedy", "sampled"])
+def test_a_killed_evaluation_goes_on_and_ends_with_the_same_answers(
+    build: Build, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    tasks = text_tasks()
+    whole = build(tasks, "whole", **settings)
+    n = settings.get("n_samples", 1)
+    (tmp_path / "killed").mkdir()
+    lines = (tmp_path / "whole" / "records.jsonl").read_text().splitlines(keepends=True)
+    # Two tasks are there; of another only one sample, or half a line.
+    kept = lines[n : 3 * n]
+    torn = lines[4 * n] if n > 1 else lines[4][:40]
+    (tmp_path / "killed" / "records.jsonl").write_text("".join(kept) + torn)
+    again = build(tasks, "killed", **settings)
+    assert timeless(again) == timeless(whole)
+    assert [record for record in again if record["task"] in ("line1", "line2")] == [json.loads(line) for line in kept]
+
+
+def test_the_extended_model_is_compared_on_the_same_tasks(build: Build, tmp_path: Path) -> None:
+    tasks = text_tasks(8)
+    before = build(tasks, "original")
+    after = build(tasks, "distilled", original="original")
+    found = summary(tmp_path / "distilled")
+    mean = sum(a["edit_similarity"] - b["edit_similarity"] for a, b in zip(after, before, strict=True)) / len(tasks)
+    key = "eval/distilled/some/edit_similarity/minus_original"
+    assert found[key] == pytest.approx(mean)
+    assert found[f"{key}/low"] <= mean <= found[f"{key}/high"]
+    assert 0 <= found["eval/distilled/some/exact_match/mcnemar_p"] <= 1
+    assert all({"new_used", "new_spelt"} <= record.keys() for record in after)
+    assert not any("minus_original" in name for name in summary(tmp_path / "original"))
+
+
+def test_choices_are_ranked_by_their_total_log_probability(build: Build, tmp_path: Path) -> None:
+    line = LINES[0]
+    options = [line[20:40], "#" * 20, "(" * 20, "zq" * 10]
+    tasks = [Task(f"task{at}", "choice", LINES[at][:20], options=options) for at in range(4)]
+    records = build(tasks, "original")
+    for record in records:
+        best = max(record["log_probabilities"])
+        assert record["correct"] == (record["log_probabilities"][0] == best)
+        assert all(value < 0 for value in record["log_probabilities"])
+    found = summary(tmp_path / "original")
+    assert found["eval/original/some/accuracy"] == sum(record["correct"] for record in records) / 4
+    assert "eval/original/some/tokens_per_task" not in found
+
+
+@pytest.mark.skipif(unavailable() is not None, reason=f"no sandbox: {unavailable()}")
+def test_programs_run_in_the_sandbox(build: Build, tmp_path: Path) -> None:
+    # Whatever the model writes is a comment, so the assertion alone decides.
+    tasks = [
+        Task("right", "program", "# a", budget=16, stop=["\n"], before="#", after="\nassert 1 + 1 == 2\n"),
+        Task("wrong", "program", "# b", budget=16, stop=["\n"], before="#", after="\nassert 1 + 1 == 3\n"),
+    ]
+    records = build(tasks, "original")
+    assert [record["verdict"] for record in records] == ["passed", "failed"]
+    assert "AssertionError" in records[1]["detail"]
+    found = summary(tmp_path / "original")
+    assert found["eval/original/some/pass@1"] == 0.5
+    assert found["eval/original/some/verdict/failed"] == 1
+    assert found["eval/original/some/verdict/timed_out"] == 0

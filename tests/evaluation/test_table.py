@@ -1,0 +1,86 @@
+"""The table at the end of a run."""
+
+from kldistill.evaluation.table import COLUMNS, SUITES_COLUMNS, final_names, final_rows, suite_rows, with_interval
+
+METRICS = {
+    "tokens/old_size": 49152,
+    "tokens/new_size": 49664,
+    "eval/original/domain/tokens_per_1000_bytes": 300.0,
+    "eval/original/domain/bits_per_byte": 0.985,
+    "eval/original/domain/bits_per_byte/low": 0.9,
+    "eval/original/domain/bits_per_byte/high": 1.051,
+    "eval/original/general/bits_per_byte": 1.2,
+    "eval/distilled/domain/tokens_per_1000_bytes": 240.0,
+    "eval/distilled/domain/bits_per_byte": 1.0111,
+    "eval/distilled/general/bits_per_byte": 1.25,
+    "eval/distilled/domain/kl_to_teacher": 0.3,
+    "eval/distilled/general/kl_to_teacher": 0.05,
+    "eval/distilled/domain/new_token_share": 0.155,
+}
+
+
+def test_rows_of_the_models_that_were_evaluated() -> None:
+    original, distilled = final_rows(METRICS)
+    assert len(COLUMNS) == len(original) == len(distilled)
+    assert original == ["original", "49,152", "300.0", "–", "0.985 [0.90,1.05]", "1.200", "–", "–", "–"]
+    assert distilled == [
+        "distilled", "49,664", "240.0", "20.0%", "1.011", "1.250", "0.300", "0.050", "15.5%",
+    ]  # fmt: skip
+
+
+def test_models_come_in_the_order_of_the_pipeline() -> None:
+    more = {f"eval/{of}/domain/tokens_per_1000_bytes": 240.0 for of in ("finetuned", "init")}
+    names = [row[0] for row in final_rows({**more, **METRICS})]
+    assert names == ["original", "extended", "distilled", "fine-tuned"]
+
+
+def test_no_rows_without_an_evaluation_of_the_original() -> None:
+    assert final_rows({}) == []
+    assert final_rows({"eval/init/domain/tokens_per_1000_bytes": 240.0}) == []
+
+
+def test_a_figure_that_is_missing_is_a_dash() -> None:
+    assert with_interval({}, "eval/init/domain/kl_to_teacher") == "–"
+    added_tokens = {name: value for name, value in METRICS.items() if "kl_to_teacher" not in name}
+    assert final_rows(added_tokens)[1][6:8] == ["–", "–"]
+
+
+def test_a_row_for_every_suite_model_and_rate() -> None:
+    metrics = {
+        "eval/original/humaneval/tasks": 164.0,
+        "eval/original/humaneval/pass@1": 0.05,
+        "eval/original/humaneval/pass@1/low": 0.02,
+        "eval/original/humaneval/pass@1/high": 0.09,
+        "eval/original/humaneval/tokens_per_task": 60.25,
+        "eval/original/humaneval/verdict/timed_out": 2.0,
+        "eval/distilled/humaneval/tasks": 164.0,
+        "eval/distilled/humaneval/pass@1": 0.04,
+        "eval/distilled/humaneval/pass@1/low": 0.01,
+        "eval/distilled/humaneval/pass@1/high": 0.08,
+        "eval/distilled/humaneval/pass@1/minus_original": -0.01,
+        "eval/distilled/humaneval/pass@1/minus_original/low": -0.03,
+        "eval/distilled/humaneval/pass@1/minus_original/high": 0.01,
+        "eval/distilled/humaneval/pass@1/mcnemar_p": 0.5,
+        "eval/distilled/humaneval/adoption": 0.75,
+        "eval/original/domain/bits_per_byte": 0.8,
+        "eval/original/domain/bits_per_byte/low": 0.7,
+    }
+    first, second = suite_rows(metrics | final_names(metrics))
+    assert first == [
+        "humaneval", "164", "original", "pass@1", "0.050 [0.02,0.09]", "–", "–", "60.2", "–", "–", "2",
+    ]  # fmt: skip
+    assert second[2:7] == ["distilled", "pass@1", "0.040 [0.01,0.08]", "-0.010 [-0.03,0.01]", "0.500"]
+    assert second[9] == "75.0%"
+    assert len(first) == len(second) == len(SUITES_COLUMNS)
+
+
+def test_the_last_model_stands_under_names_of_its_own() -> None:
+    metrics = {
+        "eval/original/humaneval/pass@1": 0.1,
+        "eval/distilled/humaneval/pass@1": 0.2,
+        "eval/distilled/domain/bits_per_byte": 0.9,
+    }
+    assert final_names(metrics) == {"eval/humaneval/pass@1": 0.2}
+    tuned = metrics | {"eval/finetuned/humaneval/pass@1": 0.3, "eval/finetuned/plain/kl_to_teacher": 0.1}
+    assert final_names(tuned) == {"eval/humaneval/pass@1": 0.3}
+    assert final_names({"eval/original/humaneval/pass@1": 0.1}) == {}

@@ -1,0 +1,239 @@
+"""The losses against brute force: a Markov chain over pieces, its text enumerated (``oracle.py``)."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kldistill.losses import ce, hidden, kl, kl_first, kl_old
+from kldistill.losses.alignment import Alignment, align
+from kldistill.losses.chunks import concatenate
+from kldistill.losses.kl import kl_terms, log_masses, segment_logsumexp, unresolved_mass
+from kldistill.tokens.pieces import PieceTable
+from tests.helpers.oracle import Oracle, close_under_prefixes
+
+N = 3  # pieces
+SETTINGS = settings(max_examples=30, deadline=None)
+tokens = st.lists(
+    st.lists(st.integers(0, N - 1), min_size=2, max_size=4).map(tuple), min_size=1, max_size=4, unique=True
+)
+closed_tokens = st.lists(
+    st.lists(st.integers(0, N - 1), min_size=2, max_size=3).map(tuple), min_size=1, max_size=4, unique=True
+).map(close_under_prefixes)
+texts = st.lists(st.integers(0, N - 1), min_size=6, max_size=6)
+
+
+class Context:
+    """One student prefix of an oracle: all texts that go on from it, and the loss at the position after it."""
+
+    def __init__(self, new_tokens: list[tuple[int, ...]], text: list[int], length: int, order: int, seed: int) -> None:
+        self.oracle = Oracle(N, order, new_tokens, seed)
+        self.table = PieceTable(N, new_tokens)
+        self.prefix = self.oracle.cut(text)[:length]
+        self.texts = self.oracle.texts(self.prefix)
+        if not self.texts:
+            reject()
+        self.target = self.oracle.push_forward(self.prefix)
+
+    def losses(self, row: Tensor, change=lambda alignment: alignment) -> list[tuple[float, float, float]]:
+        """(weight, first-piece term, split term) of every text, for student logits ``row`` at the position."""
+        news = [self.oracle.cut(text) for _, text in self.texts]
+        aligned = [change(align(text, new, self.table)) for (_, text), new in zip(self.texts, news, strict=True)]
+        # All texts at once, as the sequences of one batch: they have the same number of pieces.
+        longest, at = max(map(len, news)), len(self.prefix) - 1
+        logits = torch.zeros(len(news), longest, self.table.new_size, dtype=torch.float64)
+        logits[:, at] = row
+        teacher = torch.cat([self.oracle.teacher_logits(text) for _, text in self.texts])
+        batch = concatenate(aligned, longest, len(self.texts[0][1]))
+        terms = kl_terms(logits.flatten(0, 1), teacher, batch)
+        here = torch.isin(batch.student_row, torch.arange(len(news)) * longest + at)
+        assert int(here.sum()) == len(news)
+        weights = [weight for weight, _ in self.texts]
+        return list(zip(weights, terms.first_P[here].tolist(), terms.split_P[here].tolist(), strict=True))
+
+    def exact(self, row: Tensor) -> float:
+        log_q = torch.log_softmax(row, -1).numpy()
+        return sum(p * (np.log(p) - log_q[w]) for w, p in enumerate(self.target) if p > 0)
+
+
+contexts = st.builds(Context, tokens, texts, st.integers(1, 3), st.integers(1, 2), st.integers(0, 10**6))
+closed_contexts = st.builds(Context, closed_tokens, texts, st.integers(1, 3), st.integers(1, 2), st.integers(0, 10**6))
+
+
+def student(context: Context, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 1.5 * torch.randn(context.table.new_size, generator=generator, dtype=torch.float64)
+
+
+@SETTINGS
+@given(contexts)
+def test_push_forward_is_a_distribution(context: Context) -> None:
+    assert context.target.sum() == pytest.approx(1)
+    assert (context.target >= 0).all()
+
+
+@SETTINGS
+@given(closed_contexts, st.integers(0, 999))
+def test_mean_over_texts_is_the_exact_kl_if_prefixes_are_tokens(context: Context, seed: int) -> None:
+    row = student(context, seed)
+    mean = sum(weight * (first + split) for weight, first, split in context.losses(row))
+    assert context.table.prefix_closed
+    assert mean == pytest.approx(context.exact(row), abs=1e-9)
+
+
+@SETTINGS
+@given(contexts, st.integers(0, 999))
+def test_mean_over_texts_never_exceeds_the_exact_kl(context: Context, seed: int) -> None:
+    row = student(context, seed)
+    losses = context.losses(row)
+    assert sum(weight * (first + split) for weight, first, split in losses) <= context.exact(row) + 1e-9
+    assert all(first > -1e-9 and split > -1e-9 for _, first, split in losses)
+
+
+@SETTINGS
+@given(contexts)
+def test_zero_at_the_push_forward(context: Context) -> None:
+    row = torch.tensor(np.log(np.maximum(context.target, 1e-40)))
+    assert max(abs(first) + abs(split) for _, first, split in context.losses(row)) < 1e-9
+
+
+def test_open_pieces_need_a_cell_of_their_own() -> None:
+    """Zeroing only the pieces that complete a longer token at once is not enough if a prefix of it is no token.
+
+    With the one new token (0, 1, 2), after the student token 0 the piece 1 is still possible, but less so: the text
+    that goes on with 1, 2 has been cut differently. A target that gives 1 its full probability is not the
+    push-forward: the loss then is not zero there, and exceeds the exact KL.
+    """
+    context = Context([(0, 1, 2)], [0, 2, 0, 1, 0, 1], 1, 1, 2)
+
+    def without_cell(alignment: Alignment) -> Alignment:
+        none = alignment.open_position[:0]
+        return replace(alignment, open_position=none, open_piece=none)
+
+    row = torch.tensor(np.log(np.maximum(context.target, 1e-40)))
+    assert max(first for _, first, _ in context.losses(row, without_cell)) > 0.1
+    assert max(abs(first) for _, first, _ in context.losses(row)) < 1e-9
+
+
+def whole_text(seed: int, new_tokens: list[tuple[int, ...]]) -> tuple[Alignment, Tensor, Tensor]:
+    """Alignment, random student logits and the teacher's logits of one text of 24 pieces."""
+    oracle = Oracle(N, 2, new_tokens, seed)
+    text = np.random.default_rng(seed).integers(0, N, 24).tolist()
+    new = oracle.cut(text)
+    alignment = align(text, new, PieceTable(N, new_tokens))
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(len(new), N + len(new_tokens), generator=generator, dtype=torch.float64)
+    return alignment, logits, oracle.teacher_logits(text)
+
+
+@SETTINGS
+@given(tokens, st.integers(0, 999))
+def test_first_pieces_bound_the_kl_from_below(new_tokens: list[tuple[int, ...]], seed: int) -> None:
+    alignment, logits, teacher = whole_text(seed, new_tokens)
+    assert -1e-9 <= kl_first(logits, teacher, alignment).item() <= kl(logits, teacher, alignment).item() + 1e-9
+
+
+@pytest.mark.parametrize("loss", [kl, kl_first, kl_old])
+@pytest.mark.parametrize("new_tokens", [[(0, 1), (0, 1, 2), (1, 2)], [(0, 1, 2), (2, 0, 1, 1)]])
+def test_gradients_agree_with_finite_differences(loss, new_tokens: list[tuple[int, ...]]) -> None:
+    alignment, logits, teacher = whole_text(5, new_tokens)
+    assert torch.autograd.gradcheck(lambda x: loss(x, teacher, alignment), logits.requires_grad_())
+
+
+def test_gradient_of_ce_agrees_with_finite_differences() -> None:
+    alignment, logits, _ = whole_text(5, [(0, 1)])
+    assert torch.autograd.gradcheck(lambda x: ce(x, alignment), logits.requires_grad_())
+
+
+def test_ce_is_torchs_cross_entropy() -> None:
+    alignment, logits, _ = whole_text(1, [(0, 1), (1, 2)])
+    expected = torch.nn.functional.cross_entropy(logits[:-1], alignment.next_token)
+    assert ce(logits, alignment).item() == pytest.approx(expected.item())
+
+
+def test_kl_old_by_hand_and_blind_to_new_tokens() -> None:
+    alignment, logits, teacher = whole_text(2, [(0, 1)])
+    p = torch.log_softmax(teacher[alignment.teacher_row], -1)
+    q = torch.log_softmax(logits[alignment.student_row, :N], -1)
+    expected = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean()
+    assert kl_old(logits, teacher, alignment).item() == pytest.approx(expected.item())
+    logits.requires_grad_()
+    kl_old(logits, teacher, alignment).backward()
+    assert logits.grad is not None
+    assert logits.grad[:, N:].abs().max() == 0
+    assert logits.grad[:, :N].abs().max() > 0
+
+
+def test_hidden_is_zero_for_equal_states_and_a_mean_square_else() -> None:
+    alignment, _, _ = whole_text(2, [(0, 1), (1, 2)])
+    teacher = torch.randn(24, 5, dtype=torch.float64)
+    states = torch.zeros(len(alignment.next_row) + 1, 5, dtype=torch.float64)
+    states[alignment.student_row] = teacher[alignment.teacher_row]
+    assert hidden(states, teacher, alignment).item() == 0
+    assert hidden(states + 2, teacher, alignment).item() == pytest.approx(4)
+
+
+def test_without_new_tokens_in_reach_kl_is_the_plain_kl() -> None:
+    """A new token that shares no first piece with any position's text still takes mass; with none of it, plain KL."""
+    alignment, logits, teacher = whole_text(3, [(0, 1)])
+    logits[:, N:] = -1e4
+    p = torch.log_softmax(teacher[alignment.teacher_row], -1)
+    q = torch.log_softmax(logits[alignment.student_row, :N], -1)
+    free = ~torch.isin(torch.arange(len(alignment.student_row)), torch.cat([alignment.zero_position]))
+    plain = (p.exp() * (p - q)).sum(-1)
+    torch.testing.assert_close(kl_terms(logits, teacher, alignment).first_P[free], plain[free])
+
+
+def test_products_of_pieces_count_twice_and_the_loss_sees_it() -> None:
+    """A student whose new token has the product of its pieces while old tokens keep theirs is not the push-forward."""
+    context = Context([(0, 1)], [2, 0, 1, 0, 2, 1], 1, 1, 11)
+    p = context.oracle.next_probabilities(context.texts[0][1][:1])
+    double = torch.tensor(np.log([*p, p[0] * context.oracle.next_probabilities((2, 0))[1]]))
+    assert np.exp(double.numpy()).sum() > 1.001
+    mean = sum(weight * (first + split) for weight, first, split in context.losses(double))
+    assert mean == pytest.approx(context.exact(double))
+    assert mean > 1e-3
+
+
+def test_unresolved_mass_is_zero_if_prefixes_are_tokens_and_a_share_else() -> None:
+    alignment, _, teacher = whole_text(4, [(0, 1), (0, 1, 2)])
+    assert unresolved_mass(teacher, alignment).item() == 0
+    alignment, _, teacher = whole_text(4, [(0, 1, 2)])
+    assert 0 < unresolved_mass(teacher, alignment).item() < 1
+
+
+def test_half_precision_logits_give_float32_losses() -> None:
+    alignment, logits, teacher = whole_text(6, [(0, 1), (1, 2)])
+    low = kl(logits.bfloat16(), teacher.bfloat16(), alignment)
+    assert low.dtype == torch.float32
+    assert low.item() == pytest.approx(kl(logits, teacher, alignment).item(), rel=0.1)
+
+
+def test_no_position_gives_zero_not_nan() -> None:
+    alignment = align([0], [0], PieceTable(N, [(0, 1)]))
+    logits, teacher = torch.zeros(1, N + 1), torch.zeros(1, N)
+    assert kl(logits, teacher, alignment).item() == 0
+    assert ce(logits, alignment).item() == 0
+
+
+def test_segment_logsumexp() -> None:
+    values = torch.randn(4, 6, dtype=torch.float64)
+    segments = torch.tensor([0, 2, 1, 0, 2, 2])
+    expected = torch.stack([values[:, segments == s].logsumexp(-1) for s in range(3)], -1)
+    torch.testing.assert_close(segment_logsumexp(values, segments, 3), expected)
+    assert segment_logsumexp(torch.full((2,), -torch.inf), torch.tensor([0, 0]), 1).item() == -torch.inf
+
+
+def test_log_masses_sum_subtrees() -> None:
+    table = PieceTable(2, [(0, 1), (0, 1, 1), (1, 0)])
+    log_q = torch.log_softmax(torch.randn(3, 5, dtype=torch.float64), -1)
+    masses = log_masses(log_q, torch.from_numpy(table.mass_owner), torch.from_numpy(table.mass_member)).exp()
+    q = log_q.exp()
+    torch.testing.assert_close(masses[:, 0], q[:, 0] + q[:, 2] + q[:, 3])
+    torch.testing.assert_close(masses[:, 2], q[:, 2] + q[:, 3])
+    torch.testing.assert_close(masses[:, 1], q[:, 1] + q[:, 4])
+    torch.testing.assert_close(masses[:, :2].sum(-1), torch.ones(3, dtype=torch.float64))

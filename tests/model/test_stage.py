@@ -1,0 +1,157 @@
+"""Where models come from and how they are read again."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, T5Config
+
+from kldistill.model import stage as model_stage
+from kldistill.model import tiny
+from kldistill.model.config import HfModelConfig, SmolLM2Config, TinyModelConfig
+from kldistill.model.hub import hf
+from kldistill.model.load import load_original, load_original_tokenizer, read_facts
+from kldistill.runtime.components import component
+from kldistill.runtime.errors import ConfigError, ModelError
+from kldistill.runtime.job import Job
+from tests.helpers.artifacts import FAMILIES, MakeModel
+
+TEXT = 'def attention_mask(self, x1=123):\n\treturn "héllo 你"  # ok'
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_family_is_built_as_asked(family: str, tied: bool, tiny_model: MakeModel) -> None:
+    folder = tiny_model(family, tied=tied)
+    model, tokenizer = load_original(folder), load_original_tokenizer(folder)
+    assert model.config.model_type.startswith(family)
+    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) is tied
+    assert model.get_input_embeddings().weight.shape == (576, 32)  # 512 padded to a multiple of 96
+    assert 1 + max(tokenizer.get_vocab().values()) == 512
+    ids = tokenizer.encode(TEXT, add_special_tokens=False)
+    assert tokenizer.decode(ids) == TEXT
+    assert model(torch.tensor([ids])).logits.std() > 0.1
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert json.loads((folder / "summary.json").read_text())["model/tied"] == int(tied)
+
+
+def test_the_same_settings_give_the_same_files(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).mkdir()
+        model_stage.build(TinyModelConfig(family="gemma3", seed=seed), {}, tmp_path / name, Job())
+    same = [(tmp_path / "a" / name).read_bytes() for name in ("model.safetensors", "tokenizer.json", "model.json")]
+    assert same == [(tmp_path / "b" / n).read_bytes() for n in ("model.safetensors", "tokenizer.json", "model.json")]
+    assert same[0] != (tmp_path / "c" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "smollm", "llama3", "qwen2", "llama2", "gemma"])
+def test_every_kind_of_tokenizer_round_trips(kind: str, tiny_model: MakeModel) -> None:
+    tokenizer = load_original_tokenizer(tiny_model(tokenizer=kind, vocab_size=640))
+    assert len(tokenizer) == 640
+    for text in (TEXT, "  1 12  x", "\n\n  a\r\n", "日本"):
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+def test_smollm_cuts_single_digits_before_anything_else(tiny_model: MakeModel) -> None:
+    tokenizer = load_original_tokenizer(tiny_model(tokenizer="smollm"))
+    assert tokenizer.tokenize("  1 12") == ["ĠĠ", "1", "Ġ", "1", "2"]
+
+
+def test_a_vocabulary_that_the_text_cannot_fill_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"vocab_size.*below"):
+        tiny.build(tmp_path, vocab_size=90_000)
+
+
+def test_hf_points_to_a_local_folder_and_copies_nothing(tiny_model: MakeModel, tmp_path: Path) -> None:
+    source = tiny_model("qwen3", tied=False)
+    model_stage.build(HfModelConfig(path=str(source), dtype="bfloat16", license="mit"), {}, tmp_path, Job())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "summary.json"]
+    facts = read_facts(tmp_path)
+    assert (facts["path"], facts["name"], facts["license"]) == (str(source.resolve()), source.name, "mit")
+    model = load_original(tmp_path)
+    assert model.dtype == torch.bfloat16
+    assert torch.equal(model.lm_head.weight, load_original(source).lm_head.weight.bfloat16())
+    assert load_original_tokenizer(tmp_path).get_vocab() == load_original_tokenizer(source).get_vocab()
+
+
+def test_the_card_beside_a_local_model_names_its_licence(tiny_model: MakeModel, tmp_path: Path) -> None:
+    source = shutil.copytree(tiny_model(), tmp_path / "source")
+    (source / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# x\n")
+    assert hf(tmp_path, path=str(source))["license"] == "cc-by-4.0"
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "/no/such/folder", "a/b/c"])
+def test_a_missing_folder_is_named(path: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=rf"model\.path='{path}'"):
+        model_stage.build(HfModelConfig(path=path), {}, tmp_path, Job())
+
+
+def test_a_hub_id_that_cannot_be_had_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="nobody/nothing"):
+        model_stage.build(HfModelConfig(path="nobody/nothing", local_files_only=True), {}, tmp_path, Job())
+
+
+def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        hf(tmp_path, path=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [(T5Config(d_model=8), "encoder-decoder"), (AutoConfig.for_model("clip"), "no causal language model")],
+)
+def test_models_that_are_not_causal_are_refused(config: BertConfig, reason: str, tmp_path: Path) -> None:
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=reason):
+        hf(tmp_path, path=str(tmp_path))
+
+
+def test_a_slow_tokenizer_is_refused(tiny_model: MakeModel, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model(), tmp_path / "slow")
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        (folder / name).unlink()
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "CanineTokenizer"}')
+    with pytest.raises(ModelError, match=r"CanineTokenizer.*tokenizer\.json"):
+        load_original_tokenizer(folder)
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tiny_model: MakeModel, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model(), tmp_path / "small")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(500)
+    model.save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"ids up to 511.*500 rows"):
+        model_stage.build(HfModelConfig(path=str(folder)), {}, tmp_path, Job())
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "kldistill.model.smollm2.subprocess.run",
+        "kldistill.model.stage.json.loads",
+        "kldistill.nothing",
+        "",
+    ],
+)
+def test_only_functions_of_this_package_may_be_named(target: str) -> None:
+    with pytest.raises(ConfigError, match="_target_"):
+        component(target, "model")
+
+
+def test_identity_follows_content(tiny_model: MakeModel, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model(), tmp_path / "model")
+    cfg = HfModelConfig(path=str(folder))
+    before = model_stage.identity(cfg)
+    assert before == model_stage.identity(cfg)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    assert model_stage.identity(cfg) != before
+    assert model_stage.identity({"_target_": "kldistill.model.smollm2.smollm2_135m"}) == model_stage.identity(
+        SmolLM2Config()
+    )
+    assert "sha256" in model_stage.identity(SmolLM2Config())
+    assert model_stage.identity(HfModelConfig(path="nobody/nothing", local_files_only=True)) == {"commit": None}

@@ -1,0 +1,87 @@
+"""The command line, as a user sees it: what it prints, and its exit code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.helpers.paths import ROOT
+
+
+def kldistill(*arguments: str, folder: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command in ``folder``."""
+    return subprocess.run(
+        [sys.executable, "-m", "kldistill", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_cfg_job_shows_the_whole_configuration_and_runs_nothing(tmp_path: Path) -> None:
+    done = kldistill("experiment=quickstart", "loss=ce", "distill.steps=20", "--cfg", "job", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = yaml.safe_load(done.stdout)
+    assert shown["distill"]["steps"] == 20
+    assert list(shown["loss"]["terms"]) == ["ce"]
+    assert shown["model"]["_target_"] == "kldistill.model.smollm2.smollm2_135m"
+    assert shown["corpus"]["max_bytes"] == 5_000_000
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_names_choices_and_examples_without_loading_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('torch is slow to load')\n")
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    done = kldistill("--help", folder=tmp_path, env={"PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    for text in ("GROUP=NAME picks a preset", "model: hf, smollm2_135m, tiny", "experiment=quickstart", "n_new: 512"):
+        assert text in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, names",
+    [
+        (["distill.stepz=1"], "Key 'stepz' not in 'DistillConfig'"),
+        (["distill.steps=many"], "Value 'many' of type 'str' could not be converted to Integer"),
+        (["loss=klx"], "Could not find 'loss/klx'"),
+    ],
+)
+def test_what_hydra_refuses_ends_with_its_message(arguments: list[str], names: str, tmp_path: Path) -> None:
+    done = kldistill(*arguments, folder=tmp_path)
+    assert done.returncode == 1
+    assert names in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["tokens.boundary=letter"], "tokens.boundary='letter': must be word, identifier or dotted."),
+        (["model=hf"], "model.path: Structured config of type `HfModelConfig` has missing mandatory value: path."),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_1(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = kldistill(*arguments, "logger=none", folder=tmp_path)
+    assert done.returncode == 1
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line]
+    assert len(said) == 1 and message in said[0], done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_stages_refusal_is_one_line_too_and_the_named_run_folder_says_failed(tmp_path: Path) -> None:
+    arguments = ["seed=3", "model=tiny", "model.vocab_size=90000", "stages=[model]", "logger=none", "runtime.workers=1"]
+    done = kldistill(*arguments, folder=tmp_path)
+    assert done.returncode == 1
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line]
+    assert len(said) == 1 and "model.vocab_size: training gave" in said[0]
+    assert "Traceback" not in done.stdout + done.stderr
+    folder = tmp_path / "outputs/runs/default/model.vocab_size=90000,model=tiny,seed=3"
+    run = json.loads((folder / "run.json").read_text())
+    assert run["status"] == "failed" and run["error"].startswith("ModelError: model.vocab_size")
+    assert yaml.safe_load((folder / ".hydra/overrides.yaml").read_text()) == arguments

@@ -1,0 +1,272 @@
+"""Every YAML below conf/ composes and validates; wrong values are refused by Hydra or by the schemas, readably."""
+
+import copy
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.errors import ConfigCompositionException
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+
+from kldistill.evaluation.suites import stage as tasks_stage
+from kldistill.pipeline import compose
+from kldistill.pipeline.checks import check
+from kldistill.runtime.errors import ConfigError
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import config
+
+CONF = ROOT / "conf"
+PRESETS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+# Values without which a preset means nothing.
+NEEDED = {
+    "model/hf": ["model.path=some/model"],
+    "corpus/local_files": ["corpus.path=some/folder"],
+    "corpus/hf_dataset": ["corpus.path=some/dataset"],
+    "tokens/list": ["tokens.terms={tmp}/terms.txt"],
+}
+FUNCTIONS = ["init.input", "init.output", "corpus.source", "corpus.general", "loss.terms.kl.function", "model"]
+
+
+@pytest.fixture(scope="module")
+def base() -> DictConfig:
+    """The default configuration: composing is slow, so most tests change a copy of this one."""
+    return config([])
+
+
+def changed(base: DictConfig, key: str, value: Any) -> DictConfig:
+    """A copy of the configuration with one more value, new or not."""
+    cfg = copy.deepcopy(base)
+    OmegaConf.update(cfg, key, value, force_add=True)
+    return cfg
+
+
+def choice_of(preset: Path) -> list[str]:
+    """Overrides that choose the preset."""
+    group, name = preset.parent.as_posix(), preset.stem
+    if group in (".", "eval/suite"):  # every suite is in every configuration
+        return []
+    if group.startswith("loss/term"):
+        return [f"+loss/term@loss.terms.{name}={name}"]
+    return [f"{group}={name}"]
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=str)
+def test_every_preset_composes_and_is_valid(preset: Path, tmp_path: Path) -> None:
+    (tmp_path / "terms.txt").write_text("word\n")
+    key = preset.with_suffix("").as_posix()
+    values = [value.format(tmp=tmp_path) for value in NEEDED.get(key, [])]
+    cfg = compose.typed(config([*choice_of(preset), *values]))
+    check(cfg)
+    assert isinstance(cfg, compose.Config)
+    for group in set(compose.Config.__dataclass_fields__) & {preset.parts[0]}:
+        assert type(getattr(cfg, group)) in compose.SCHEMAS.values(), "the group is typed by one of the schemas"
+
+
+def test_there_are_presets_of_every_group() -> None:
+    groups = {preset.parts[0] for preset in PRESETS if len(preset.parts) > 1}
+    assert groups >= {"model", "corpus", "tokens", "init", "loss", "distill", "eval", "export", "logger", "experiment"}
+    for name in compose.SCHEMAS:
+        uses = [preset for preset in PRESETS if f"/schema/{name}@_here_" in (CONF / preset).read_text()]
+        assert uses, f"schema {name} is used by no preset"
+
+
+@pytest.mark.parametrize(
+    "preset", [p for p in PRESETS if len(p.parts) == 2 and p.parts[0] not in ("experiment", "hydra")]
+)
+def test_every_preset_has_a_schema(preset: Path) -> None:
+    text = (CONF / preset).read_text()
+    if "\n  - default\n" in text:  # a variant of the group's default
+        text = (CONF / preset.parent / "default.yaml").read_text()
+    assert re.search(r"^  - /schema/\w+@_here_$", text, flags=re.MULTILINE), "unchecked keys"
+
+
+@pytest.mark.parametrize("preset", [p for p in PRESETS if p.parent == Path("eval/suite")])
+def test_the_keys_of_a_suite_are_the_fields_of_its_class(preset: Path, base: DictConfig) -> None:
+    node = OmegaConf.to_container(base.eval[preset.stem], resolve=True)
+    suite = tasks_stage.suite_of(node)
+    assert {item.name for item in fields(suite)} == set(node) - {"_target_"}
+
+
+@pytest.mark.parametrize(
+    "override, names",
+    [
+        ("distill.stepz=3", "distill.stepz"),
+        ("eval.limt=3", "eval.limt"),
+        ("eval.mbpp.paht=x", "eval.mbpp.paht"),
+        ("finetune.lora.rank=3", "finetune.lora.rank"),
+        ("interpret.n=3", "interpret.n"),
+        ("tokens.n_news=3", "tokens.n_news"),
+        ("modle=tiny", "modle"),
+        ("loss=klx", "loss/klx"),
+        ("distill.steps=many", "distill.steps"),
+        ("init.calibrate=perhaps", "init.calibrate"),
+        ("corpus.packages=3", "corpus.packages"),
+        ("loss.terms.kl.weight=heavy", "loss.terms.kl.weight"),
+        ("loss.terms.kl.wait=1", "wait"),
+        ("runtime.device=[cpu]", "runtime.device"),
+    ],
+)
+def test_hydra_refuses_wrong_keys_and_types_by_name(override: str, names: str) -> None:
+    with pytest.raises(Exception) as caught:
+        config([override])
+    assert isinstance(caught.value, ConfigCompositionException) or "Could not" in str(caught.value)
+    assert names in f"{caught.value} {caught.value.__cause__}"
+
+
+@pytest.mark.parametrize(
+    "choice, message",
+    [
+        (
+            "model=hf",
+            "model.path: Structured config of type `HfModelConfig` has missing mandatory value: path. Give it",
+        ),
+        ("corpus=local_files", "corpus.path=None: name the folder of your files: corpus.path=FOLDER."),
+        ("corpus=hf_dataset", "corpus.path=None: name a dataset, folder or format"),
+        ("tokens=list", "tokens.terms=None: tokens.method=list needs a file"),
+    ],
+)
+def test_a_choice_without_its_value_says_which_is_missing(choice: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose.typed(config([choice]))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("corpus.packages", [], "corpus.packages=[]: name installed packages"),
+        ("corpus.test", 0.7, "corpus.test=0.7: is a share of the documents"),
+        ("distill.steps", 0, "distill.steps=0: must be at least 1."),
+        ("distill.lr", -1, "distill.lr=-1.0: must be above 0."),
+        ("distill.lr", "${loss.rate}", "distill.lr: Interpolation key 'loss.rate' not found"),
+        ("distill.schedule", "step", "distill.schedule='step': must be one of"),
+        ("distill.betas", [0.9], "distill.betas=[0.9]: must be two numbers"),
+        ("distill.teacher", "other", "distill.teacher='other': must be self or none."),
+        ("tokens.boundary", "letter", "tokens.boundary='letter': must be word, identifier or dotted."),
+        ("tokens.n_new", None, "tokens.n_new=None: must be at least 1 (or give tokens.vocab_size)."),
+        ("loss.terms.kl.weight", 0, "loss.terms.*.weight=0.0: must be above 0"),
+        ("eval.window_bytes", 1, "eval.window_bytes=1: must be at least 32."),
+        ("eval.suites", ["humanevil"], "eval.suites=['humanevil']: suites are choice, completion, humaneval, mbpp."),
+        ("eval.limit", 0, "eval.limit=0: must be at least 1, or null for all."),
+        ("eval.n_samples", 5, "eval.n_samples=5: all samples of a task would be the same at eval.temperature=0"),
+        ("eval.limits.cpu_seconds", 0, "eval.limits.cpu_seconds=0.0: must be above 0."),
+        ("finetune.anchor", "ce", "finetune.anchor='ce': must be none or kl."),
+        ("export.push_to_hub", "me", "export.push_to_hub='me': must be a repository of the hub"),
+        ("runtime.checkpoint_every", 0, "runtime.checkpoint_every=0: must be at least 1."),
+        ("logger.mode", "loud", "logger.mode='loud': must be offline"),
+    ],
+)
+def test_values_out_of_range_are_one_readable_line(base: DictConfig, key: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose.typed(changed(base, key, value))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", FUNCTIONS)
+@pytest.mark.parametrize(
+    "target", ["os.system", "kldistill.nothing", "kldistill.model.stage.AutoConfig", "kldistill_evil.x", ""]
+)
+def test_only_functions_of_this_package_may_be_named(base: DictConfig, key: str, target: str) -> None:
+    cfg = compose.typed(changed(base, f"{key}._target_", target))
+    with pytest.raises(ConfigError, match=re.escape(f"{key}._target_={target!r}")):
+        check(cfg)
+
+
+@pytest.mark.parametrize(
+    "key", ["corpus.source.packages", "corpus.general.exclude", "loss.terms.ce.function.extra", "init.input.rate"]
+)
+def test_a_call_hidden_in_an_argument_is_refused_too(base: DictConfig, key: str) -> None:
+    """Hydra would call it, whatever the outer function is."""
+    for value, where in (({"_target_": "os.getcwd"}, key), ([{"_target_": "os.getcwd"}], f"{key}[0]")):
+        cfg = compose.typed(changed(base, key, value))
+        with pytest.raises(ConfigError, match=re.escape(f"{where}._target_='os.getcwd'")):
+            check(cfg)
+
+
+def test_seed_and_learning_rate_follow_their_defaults() -> None:
+    cfg = compose.typed(config(["seed=7", "loss=ce", "loss.lr=0.25"]))
+    assert (cfg.distill.seed, cfg.eval.seed, cfg.distill.lr) == (7, 7, 0.25)
+    assert compose.typed(config(["seed=7", "distill.seed=1"])).distill.seed == 1
+
+
+def test_presets_that_only_name_their_terms_get_the_terms_own_settings(base: DictConfig) -> None:
+    terms = compose.typed(base).loss.terms
+    assert (terms["kl"].weight, terms["ce"].weight) == (1.0, 1.0)
+    assert (terms["kl"].teacher, terms["ce"].teacher) == (True, False)
+
+
+def test_the_slice_that_training_gets_holds_the_loss(base: DictConfig) -> None:
+    cfg = compose.typed(base)
+    assert compose.resolved(cfg.distill)["loss"] == compose.resolved(cfg.loss)
+
+
+# ---- names of folders
+
+
+def test_no_overrides_and_those_that_do_not_change_the_result_give_the_default_name() -> None:
+    aside = ["experiment=quickstart", "stages=[tokens]", "force=[init]", "logger=none", "logger.mode=online"]
+    aside += ["runtime.workers=2", "outputs=/x", "hydra.verbose=true", "+hydra.x=1", "~logger", "hydra/launcher=x"]
+    assert compose.overrides_name([]) == "default"
+    assert compose.overrides_name(aside) == "default"
+    assert compose.overrides_name([*aside, "seed=1"]) == "seed=1"
+
+
+def test_plain_overrides_are_their_own_name_in_any_order() -> None:
+    assert compose.overrides_name(["seed=1", "loss=ce"]) == "loss=ce,seed=1"
+    assert compose.overrides_name(["loss=ce", "seed=1"]) == "loss=ce,seed=1"
+
+
+def test_escaped_names_stay_readable_and_apart() -> None:
+    names = [compose.overrides_name([f"corpus.path={path}"]) for path in ("a/b", "a b", "a_b", "a:b", "ä/b")]
+    assert names[2] == "corpus.path=a_b"
+    assert all(
+        re.fullmatch(r"corpus\.path=a_b-[0-9a-f]{8}|corpus\.path=__b-[0-9a-f]{8}|corpus\.path=a_b", n) for n in names
+    )
+    assert len(set(names)) == len(names)
+
+
+def test_long_names_are_cut_and_stay_apart() -> None:
+    long = [f"model.name={'x' * 150}{end}" for end in "ab"]
+    names = [compose.overrides_name([text]) for text in long]
+    assert [len(name) for name in names] == [120, 120]
+    assert names[0] != names[1]
+    assert names[0].startswith("model.name=xxx")
+    exactly = f"model.name={'x' * 109}"
+    assert compose.overrides_name([exactly]) == exactly
+
+
+def test_a_name_is_the_same_in_every_process() -> None:
+    assert compose.overrides_name(["tokens.terms=my terms.txt"]) == "tokens.terms=my_terms.txt-35346307"
+
+
+OVERRIDES = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), max_size=5)
+
+
+@given(OVERRIDES)
+def test_any_name_is_one_safe_part_of_a_path(overrides: list[str]) -> None:
+    name = compose.overrides_name(overrides)
+    assert re.fullmatch(r"[A-Za-z0-9_.,=+-]{1,120}", name)
+    assert not name.startswith(".") and not name.endswith(".")
+    assert compose.overrides_name(overrides[::-1]) == name
+
+
+@given(OVERRIDES, OVERRIDES)
+def test_different_overrides_have_different_names(left: list[str], right: list[str]) -> None:
+    def kept(overrides: list[str]) -> str:
+        aside = tuple(compose._NOT_IN_NAME)
+        return ",".join(sorted(text for text in overrides if not text.lstrip("+~").startswith(aside)))
+
+    same = kept(left) == kept(right) or {kept(left), kept(right)} == {"", "default"}
+    assert (compose.overrides_name(left) == compose.overrides_name(right)) == same
+
+
+def test_names_of_experiments() -> None:
+    assert compose.experiment_name(None) == "default"
+    assert compose.experiment_name("quickstart") == "quickstart"
+    assert "/" not in compose.experiment_name("mine/first")

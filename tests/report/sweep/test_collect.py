@@ -1,0 +1,372 @@
+"""Collecting the runs of a sweep: factors, means, paired differences, what is missing."""
+
+import csv
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from kldistill.pipeline.sweeps import Collect
+from kldistill.report import collect
+from kldistill.report.__main__ import main
+from kldistill.report.data import ReportError, find_runs
+from kldistill.report.sweep.charts import paint
+from kldistill.report.sweep.factors import expected, factors
+from kldistill.report.sweep.heat_map import heat_map
+from tests.helpers.report_material import HOSTILE, write_json, write_jsonl, write_overrides, write_run, write_sweep
+
+LOSSES = {"ce": 0.0, "kl": 0.02, "kl_ce": -0.03}
+BITS, KL = "eval/domain/bits_per_byte", "eval/domain/kl_to_teacher"
+
+
+def entries(table: dict, metric: str, value: str) -> dict[str | None, dict]:
+    """The differences of one metric and value by init; None: all inits together."""
+    found = [entry for entry in table["differences"] if (entry["metric"], entry["value"]) == (metric, value)]
+    return {entry["cell"]["init"] if entry["cell"] else None: entry for entry in found}
+
+
+def gather(folder: Path, factor: str = "loss", baseline: str = "ce") -> dict:
+    """The table alone, without drawing the page."""
+    return collect.gather(find_runs(folder), folder, factor, baseline)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    names = ("results.csv", "results.md", "results.json", "report.html")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def test_a_grid_is_gathered(tmp_path: Path) -> None:
+    table = collect(write_sweep(tmp_path, LOSSES, inits=2))
+    assert table["factors"] == {"init": ["mean", "random"], "loss": ["ce", "kl", "kl_ce"], "seed": ["0", "1", "2"]}
+    assert [row["status"] for row in table["runs"]] == ["finished"] * 18
+    assert table["runs"][0]["factors"] == {"init": "mean", "loss": "ce", "seed": "0"}
+    (mean,) = [
+        entry for entry in table["means"] if entry["cell"] == {"init": "mean", "loss": "kl"} and entry["metric"] == BITS
+    ]
+    values = [
+        row["figures"][BITS]
+        for row in table["runs"]
+        if (row["factors"]["init"], row["factors"]["loss"]) == ("mean", "kl")
+    ]
+    assert mean["n"] == 3
+    assert mean["mean"] == pytest.approx(sum(values) / 3)
+    assert mean["low"] < mean["mean"] < mean["high"]
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
+    assert len(rows) == 18
+    assert float(rows[0][BITS]) == pytest.approx(table["runs"][0]["figures"][BITS])
+    assert {f"{BITS}/low", f"{BITS}/high", "tokens/saved"} <= rows[0].keys()
+
+
+def test_differences_are_paired_and_judged(tmp_path: Path) -> None:
+    table = collect(write_sweep(tmp_path, LOSSES, inits=2))
+    bits, kl = entries(table, BITS, "kl"), entries(table, KL, "kl")
+    assert bits.keys() == {"mean", "random", None}
+    for entry in bits.values():
+        assert (entry["n"], entry["verdict"]) == (3, "worse")
+        assert entry["difference"] == pytest.approx(0.02, abs=0.006)
+        assert entry["low"] < entry["difference"] < entry["high"]
+        assert 0 < entry["documents_low"] <= entry["documents_high"]
+    assert {entry["verdict"] for entry in kl.values()} == {"better"}
+    same = [entry for entry in table["differences"] if entry["metric"] == "tokens/saved"]
+    assert {entry["verdict"] for entry in same} == {"same"}
+    text = (tmp_path / "results.md").read_text()
+    assert "| mean | kl | Bits per byte, domain | +0.0" in text
+    assert "Tokens saved | +0.0" not in text  # the same in all cells says nothing
+
+
+def test_the_main_figures_are_a_picture_too(tmp_path: Path) -> None:
+    table = collect(write_sweep(tmp_path / "grid", LOSSES, inits=2))
+    first = (tmp_path / "grid/heat_map.png").read_bytes()
+    assert first.startswith(b"\x89PNG")
+    assert heat_map(table, tmp_path / "grid") == tmp_path / "grid/heat_map.png"
+    assert (tmp_path / "grid/heat_map.png").read_bytes() == first, "the same runs give the same picture"
+    # One factor alone, or one run, has no second side.
+    line = write_sweep(tmp_path / "line", LOSSES, inits=1)
+    assert heat_map(gather(line), line) is None
+    assert not (tmp_path / "line/heat_map.png").exists()
+
+
+def test_the_picture_is_brighter_where_a_model_is_better() -> None:
+    assert paint(0.0, "lower") == paint(1.0, "higher")
+    (best, light), (worst, dark) = paint(1.0, "higher"), paint(0.0, "higher")
+    assert light and not dark, "figures on them are black on the best, white on the worst"
+    assert best != worst
+
+
+def test_what_the_rows_learnt_is_drawn_side_by_side(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path, LOSSES, inits=1)
+    for loss, seed, nats in (("ce", 0, 0.5), ("kl", 1, 0.25), ("kl", 2, 0.125)):
+        run = folder / f"init=random,loss={loss},seed={seed}"
+        curve = {"mean": [2 * nats, nats]}
+        write_json(run / "artifacts/interpret/interpret.json", {"lens": {"after": {"trained": {"js": curve}}}})
+        record = json.loads((run / "run.json").read_text())
+        record["artifacts"]["interpret"] = "artifacts/interpret"
+        write_json(run / "run.json", record)
+    collect(folder)
+    page = (folder / "report.html").read_text()
+    # Of kl the first seed that has one; kl_ce has none.
+    assert "ce: JS at the last layer 0.5; kl: JS at the last layer 0.25." in page
+    shutil.rmtree(folder / "init=random,loss=ce,seed=0/artifacts/interpret")
+    collect(folder)
+    assert "No two cells have a run whose stage" in (folder / "report.html").read_text()
+
+
+def test_noise_is_not_called_a_difference(tmp_path: Path) -> None:
+    for seed, extra in enumerate((0.03, -0.02, -0.01)):
+        write_run(tmp_path / f"ce{seed}", "ce", "mean", seed, bits=0.9, kl=0.4)
+        write_run(tmp_path / f"kl{seed}", "kl", "mean", seed, bits=0.9 + extra, kl=0.4)
+    table = gather(tmp_path)
+    (entry,) = [entry for entry in table["differences"] if entry["metric"] == BITS]
+    assert (entry["verdict"], entry["n"]) == ("cannot tell", 3)
+
+
+def test_one_seed_is_called_so(tmp_path: Path) -> None:
+    table = collect(write_sweep(tmp_path, {"ce": 0.0, "kl": 0.02}, seeds=1, inits=2))
+    assert {entry["verdict"] for entry in entries(table, BITS, "kl").values()} == {"one seed"}
+    assert entries(table, BITS, "kl")["mean"]["documents_low"] > 0
+    assert entries(table, BITS, "kl")["mean"]["low"] is None
+    assert "One seed" in (tmp_path / "report.html").read_text()
+
+
+def test_missing_failed_and_unbegun_runs_are_shown(tmp_path: Path) -> None:
+    write_sweep(tmp_path, {"ce": 0.0, "kl": 0.02}, inits=2)
+    shutil.rmtree(tmp_path / "init=mean,loss=kl,seed=2")
+    write_run(tmp_path / "init=random,loss=kl,seed=0", "kl", "random", 0, bits=0, kl=0, status="failed")
+    (tmp_path / "init=random,loss=kl,seed=1" / "run.json").unlink()
+    (tmp_path / "init=random,loss=kl,seed=2" / "run.json").write_text("{torn")
+    table = collect(tmp_path)
+    status = {tuple(row["factors"].values()): (row["status"], row["error"]) for row in table["runs"]}
+    assert len(status) == 12
+    assert status["mean", "kl", "2"] == ("missing", "")
+    assert status["random", "kl", "0"] == ("failed", "TrainingError: the loss is not finite")
+    assert status["random", "kl", "1"][0] == "no result"
+    assert status["random", "kl", "2"][0] == "failed"
+    assert "run.json" in status["random", "kl", "2"][1]
+    bits = entries(table, BITS, "kl")
+    assert (bits["mean"]["n"], bits["mean"]["verdict"]) == (2, "worse")
+    assert (bits["random"]["n"], bits["random"]["verdict"]) == (0, "missing")
+    assert (bits[None]["n"], bits[None]["verdict"]) == (2, "worse")
+    assert "| 1 of 2 cells | kl |" in (tmp_path / "results.md").read_text()
+    assert "+0.020, 1 of 2 cells" in (tmp_path / "report.html").read_text()
+    assert "TrainingError: the loss is not finite" in (tmp_path / "results.md").read_text()
+    assert "TrainingError: the loss is not finite" in (tmp_path / "report.html").read_text()
+
+
+def test_the_same_runs_give_the_same_files(tmp_path: Path) -> None:
+    write_sweep(tmp_path, {"ce": 0.0, "kl": 0.02}, seeds=2, inits=1)
+    collect(tmp_path)
+    first = contents(tmp_path)
+    collect(tmp_path)
+    assert contents(tmp_path) == first
+    write_run(tmp_path / "more", "kl", "mean", 5, bits=1.0, kl=0.4)
+    collect(tmp_path)
+    assert contents(tmp_path)["results.csv"] != first["results.csv"]
+
+
+def test_factors_are_the_overrides_that_vary(tmp_path: Path) -> None:
+    for at, given in enumerate((["tokens.n_new=64", "loss=kl"], ["tokens.n_new=1024", "loss=kl"], ["loss=kl"])):
+        write_run(tmp_path / str(at), "kl", "mean", 0, bits=1.0, kl=0.4, hydra=False)
+        content = json.loads((tmp_path / str(at) / "run.json").read_text())
+        content["config"]["tokens"] = {"n_new": (64, 1024, 512)[at]}
+        write_json(tmp_path / str(at) / "run.json", content)
+        more = ["outputs=/x/y", "runtime.workers=2", "logger=none", f"hydra.job.name={at}"]
+        write_json(tmp_path / str(at) / ".hydra" / "overrides.yaml", [*given, *more])
+    values, labels = factors(find_runs(tmp_path))
+    assert values == {"tokens.n_new": ["64", "512", "1024"]}  # what was not given is the configuration's
+    assert [found["tokens.n_new"] for found in labels] == ["64", "1024", "512"]
+
+
+def test_runs_that_differ_in_nothing_named_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "kl", "mean", 0, bits=1.0, kl=0.4, hydra=False)
+    write_run(tmp_path / "b", "ce", "mean", 0, bits=1.0, kl=0.4, hydra=False)
+    assert factors(find_runs(tmp_path))[0] == {"loss": ["ce", "kl"]}
+    other = write_run(tmp_path / "c", "ce", "mean", 0, bits=1.1, kl=0.4, hydra=False)
+    content = json.loads((other / "run.json").read_text())
+    content["config"]["distill"] = {"steps": 7}
+    write_json(other / "run.json", content)
+    table = gather(tmp_path)
+    assert table["factors"] == {"folder": ["a", "b", "c"], "loss": ["ce", "kl"]}
+    assert [row["status"] for row in table["runs"] if row["run"]] == ["finished"] * 3
+
+
+@pytest.mark.parametrize("status", ["finished", "failed", "running"])
+def test_a_run_that_is_there_twice_counts_once(tmp_path: Path, status: str) -> None:
+    write_sweep(tmp_path, {"ce": 0.0, "kl": 0.02}, inits=2)
+    whole = gather(tmp_path)
+    again = write_run(tmp_path / "again", "kl", "mean", 0, bits=9.0, kl=0.4, status=status)
+    write_json(again / ".hydra" / "overrides.yaml", ["loss=kl", "init=mean"])  # seed 0 is the default
+    os.utime(again / "run.json", (1, 1))  # older than the other
+    table = gather(tmp_path)
+    (row,) = [row for row in table["runs"] if row["run"] == "again"]
+    assert row["status"] == ("duplicate" if status == "finished" else status)
+    assert "init=mean,loss=kl,seed=0 stands for it" in row["error"]
+    assert (table["means"], table["differences"]) == (whole["means"], whole["differences"])
+    assert len(table["runs"]) == 13
+
+
+def test_a_refused_run_with_a_key_of_its_own_is_no_cell(tmp_path: Path) -> None:
+    write_sweep(tmp_path, {"ce": 0.0, "kl": 0.02}, inits=2)
+    whole = gather(tmp_path)
+    write_json(tmp_path / "refused" / ".hydra" / "overrides.yaml", ["tokens.n_new=-5"])
+    table = gather(tmp_path)
+    assert [(row["run"], row["status"]) for row in table["runs"] if row["status"] != "finished"] == [
+        ("refused", "no result")
+    ]
+    assert {**table, "runs": []} == {**whole, "runs": []}
+
+
+def test_keys_that_only_one_loss_was_given_belong_to_it(tmp_path: Path) -> None:
+    write_sweep(tmp_path, {"ce": 0.0}, inits=2)
+    for weight, bits in (("0.1", 0.9), ("0.3", 0.95)):
+        for init in ("random", "mean"):
+            for seed in range(3):
+                given = ["loss=kl_ce", f"init={init}", f"seed={seed}", f"loss.terms.ce.weight={weight}"]
+                run = write_run(tmp_path / ",".join(given), "kl_ce", init, seed, bits=bits + seed / 1000, kl=0.4)
+                write_json(run / ".hydra" / "overrides.yaml", given)
+    table = gather(tmp_path)
+    assert table["factors"]["loss"] == ["ce", "kl_ce, terms.ce.weight=0.1", "kl_ce, terms.ce.weight=0.3"]
+    assert len(table["runs"]) == 18
+    assert {entry["n"] for entry in table["differences"] if entry["metric"] == BITS} == {3}
+
+
+def test_a_key_that_all_losses_were_given_is_a_factor(tmp_path: Path) -> None:
+    for loss in ("ce", "kl"):
+        for rate in ("1e-3", "2e-3"):
+            run = write_run(tmp_path / f"{loss}{rate}", loss, "mean", 0, bits=1.0, kl=0.4)
+            content = json.loads((run / "run.json").read_text())
+            content["config"]["loss"]["lr"] = float(rate)
+            write_json(run / "run.json", content)
+            write_json(run / ".hydra" / "overrides.yaml", [f"loss={loss}", f"loss.lr={rate}"])
+    write_run(tmp_path / "stray", "kl", "mean", 0, bits=1.0, kl=0.4)  # without loss.lr
+    assert gather(tmp_path)["factors"] == {"loss.lr": ["0.001", "0.002", "0.004"], "loss": ["ce", "kl"]}
+
+
+def test_numbers_are_one_value_however_they_are_written(tmp_path: Path) -> None:
+    for at, text in enumerate(("3e-3", "0.003", "0.01")):
+        write_run(tmp_path / str(at), "kl", "mean", at, bits=1.0, kl=0.4)
+        given = [f"distill.lr={text}", f"seed={at}"]
+        write_json(tmp_path / str(at) / ".hydra" / "overrides.yaml", given)
+        if at == 2:  # refused before it left a configuration: its command line is all there is
+            (tmp_path / "2" / "run.json").unlink()
+    values, labels = factors(find_runs(tmp_path))
+    assert values["distill.lr"] == ["0.003", "0.01"]
+    assert [found["distill.lr"] for found in labels] == ["0.003", "0.003", "0.01"]
+
+
+def test_large_seeds_are_seeds_of_their_own(tmp_path: Path) -> None:
+    for seed in (20240101, 20240102):
+        write_run(tmp_path / str(seed), "kl", "mean", seed, bits=1.0, kl=0.4)
+    assert factors(find_runs(tmp_path))[0] == {"seed": ["20240101", "20240102"]}
+
+
+def test_a_default_and_its_override_are_one_value(tmp_path: Path) -> None:
+    for at, given in enumerate(([], ["tokens.prefix_closed=false"], ["tokens.prefix_closed=False"])):
+        run = write_run(tmp_path / str(at), "kl", "mean", at, bits=1.0, kl=0.4)
+        content = json.loads((run / "run.json").read_text())
+        content["config"]["tokens"] = {"prefix_closed": False}
+        write_json(run / "run.json", content)
+        write_json(run / ".hydra" / "overrides.yaml", [*given, f"seed={at}"])
+    assert list(factors(find_runs(tmp_path))[0]) == ["seed"]
+
+
+def test_runs_that_are_no_grid_have_no_missing_cells() -> None:
+    values = {"a": ["1", "2", "3"], "b": ["1", "2", "3"], "c": ["1", "2", "3"]}
+    assert len(expected(values, 14)) == 27
+    assert expected(values, 13) == []
+    assert expected({}, 1) == []
+
+
+def test_another_factor_can_be_compared(tmp_path: Path) -> None:
+    write_sweep(tmp_path, {"ce": 0.0, "kl": 0.02}, inits=2)
+    table = gather(tmp_path, factor="init", baseline="random")
+    found = [entry for entry in table["differences"] if entry["metric"] == BITS and entry["cell"]]
+    assert {(entry["value"], entry["cell"]["loss"], entry["verdict"]) for entry in found} == {
+        ("mean", "ce", "better"),
+        ("mean", "kl", "better"),
+    }
+
+
+def test_a_sweep_without_the_baseline_has_no_verdicts(tmp_path: Path) -> None:
+    table = collect(write_sweep(tmp_path, {"kl": 0.0, "kl_ce": 0.02}, seeds=1, inits=1))
+    assert (table["baseline"], table["differences"]) == (None, [])
+    assert "Nothing to compare with" in (tmp_path / "report.html").read_text()
+
+
+def test_tasks_are_compared_by_their_records(tmp_path: Path) -> None:
+    for loss, right in (("ce", range(4)), ("kl", range(2, 20))):
+        for seed in range(2):
+            run = write_run(tmp_path / f"{loss}{seed}", loss, "mean", seed, bits=1.0, kl=0.4)
+            records = [
+                {"task": str(at), "sample": 0, "group": f"g{at // 2}", "verdict": "passed" if at in right else "failed"}
+                for at in range(20)
+            ]
+            start = "eval/distilled/programs"
+            figures = {f"{start}/pass@1": (len(right) - seed) / 20, f"{start}/tasks": 20}
+            write_jsonl(run / "artifacts" / "generate" / "records.jsonl", records)
+            write_json(run / "artifacts" / "generate" / "summary.json", figures)
+            content = json.loads((run / "run.json").read_text())
+            content["metrics"] |= figures
+            content["artifacts"]["generate_distilled_programs"] = "artifacts/generate"
+            write_json(run / "run.json", content)
+    table = gather(tmp_path)
+    (entry,) = [entry for entry in table["differences"] if entry["metric"] == "eval/programs/pass@1"]
+    assert entry["difference"] == pytest.approx(0.7)
+    assert 0.2 < entry["documents_low"] < 0.7 < entry["documents_high"] <= 1.0
+    assert entry["verdict"] == "better"
+
+
+def test_hostile_names_are_harmless(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "kl", "mean", 0, bits=1.0, kl=0.4, status="failed")
+    write_run(tmp_path / "b", HOSTILE, "mean|x", 0, bits=1.0, kl=0.4)
+    write_overrides(tmp_path / "b", HOSTILE, "mean|x", 0)
+    collect(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert HOSTILE not in page
+    assert "&lt;/script&gt;&lt;img src=x" in page
+    assert "mean\\|x" in (tmp_path / "results.md").read_text()
+
+
+def test_secrets_do_not_leave_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "hf_0123456789abcdef"
+    run = write_run(tmp_path / "a", "kl", "mean", 0, bits=1.0, kl=0.4, status="failed")
+    content = json.loads((run / "run.json").read_text())
+    write_json(run / "run.json", {**content, "error": f"cannot log in with {secret}"})
+    monkeypatch.setenv("HF_TOKEN", secret)
+    collect(tmp_path)
+    for name, data in contents(tmp_path).items():
+        assert secret.encode() not in data, name
+    assert b"cannot log in with &lt;HF_TOKEN&gt;" in contents(tmp_path)["report.html"]
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ReportError, match=r"no run\.json below it"):
+        collect(tmp_path)
+    assert main([str(tmp_path)]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_hydra_calls_it_at_the_end_of_a_multirun(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_sweep(tmp_path / "sweep", {"ce": 0.0}, seeds=1, inits=1)
+    before = GlobalHydra.instance().hydra
+    with caplog.at_level("INFO", logger="kldistill"):
+        Collect().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "sweep")}}}))
+        Collect().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "none")}}}))
+    assert (tmp_path / "sweep" / "results.csv").is_file()
+    assert GlobalHydra.instance().hydra is before
+    assert "report failed" in caplog.records[-1].message
+    assert "no run.json below it" in caplog.text
+
+
+def test_the_command_makes_the_pages_of_the_runs_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_sweep(tmp_path, {"ce": 0.0}, seeds=1, inits=1)
+    (run,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert main(["--runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.split() == [str(run / "report.html"), str(tmp_path / "report.html")]
+    page = (tmp_path / "report.html").read_text()
+    assert f'href="{run.name.replace("=", "%3D").replace(",", "%2C")}/report.html"' in page
+    assert os.path.getsize(run / "report.json") > 100

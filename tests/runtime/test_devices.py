@@ -1,0 +1,39 @@
+"""Devices and precision: what accelerate keeps for the life of a process, and what each stage may choose anew."""
+
+import pytest
+import torch
+
+from kldistill.runtime.config import RuntimeConfig
+from kldistill.runtime.devices import accelerator, device_of, process_state
+from kldistill.runtime.errors import ConfigError
+
+CPU = RuntimeConfig(device="cpu")
+
+
+def test_each_stage_has_its_own_precision() -> None:
+    """Evaluation computes in float32 before and after a stage that trains in bfloat16."""
+    assert device_of(CPU) == torch.device("cpu")
+    seen = []
+    for precision in ("no", "bf16", "no"):
+        made = accelerator(CPU, precision)
+        assert made.mixed_precision == precision
+        with made.autocast():
+            seen.append(torch.ones(1, 4).matmul(torch.ones(4, 4)).dtype)
+    assert seen == [torch.float32, torch.bfloat16, torch.float32]
+
+
+def test_a_launchers_precision_does_not_overrule_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert accelerator(CPU, "no").mixed_precision == "no"
+
+
+def test_a_device_that_is_not_here_is_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match=r"runtime.device='cuda': accelerate gives 'cpu' on this machine"):
+        device_of(RuntimeConfig(device="cuda"))
+
+
+def test_alone_there_is_one_process() -> None:
+    state = process_state(CPU)
+    assert (state.process_index, state.num_processes) == (0, 1)

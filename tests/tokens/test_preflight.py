@@ -1,0 +1,163 @@
+"""Preflight finds each kind of fault when it is there, and none when it is not."""
+
+import json
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from kldistill.model import tiny
+from kldistill.model.load import old_size
+from kldistill.runtime.errors import TokenizerError
+from kldistill.tokens import preflight
+from kldistill.tokens.artifact import NewToken
+from kldistill.tokens.boundaries import GPT2
+from kldistill.tokens.definition import definition, token_bytes
+from kldistill.tokens.folder import extend
+
+TOKENIZER = tiny.byte_level("gpt2", 420)
+SPEC, SIZE, TABLE = definition(TOKENIZER), old_size(TOKENIZER), token_bytes(TOKENIZER)
+VOCAB = SPEC["model"]["vocab"]
+
+
+def examine(merges: list[tuple[str, str]], texts: list[str], spec: dict = SPEC, counts: int = 100):
+    """Findings for new tokens made by ``merges``."""
+    entries = [left + right for left, right in merges]
+    pieces = {name: [index] for name, index in VOCAB.items()}
+    for left, right in merges:
+        pieces[left + right] = pieces[left] + pieces[right]
+    new_tokens = [
+        NewToken(SIZE + i, TOKENIZER.backend_tokenizer.decode(pieces[name]), name, pieces[name], counts)
+        for i, name in enumerate(entries)
+    ]
+    new = Tokenizer.from_str(json.dumps(extend(spec, SIZE, entries, merges)))
+    examiner = preflight.Examiner(TOKENIZER.backend_tokenizer, new, new_tokens, SIZE, TABLE)
+    examiner.read("test", texts)
+    return examiner, new_tokens
+
+
+def test_clean() -> None:
+    text = "qz qzx qz é"
+    examiner, new_tokens = examine([("q", "z"), ("Ġ", "qz")], [text, ""])
+    found = examiner.findings
+    assert (found.violations, found.mismatches, found.unaligned, found.contested, found.broken) == (0,) * 5
+    figures = preflight.figures(examiner, new_tokens)
+    old = len(TOKENIZER.backend_tokenizer.encode(text).ids)
+    # "qz" x 3, of which two follow a space and join it.
+    assert figures["tokens/saved"] == pytest.approx(5 / old)
+    assert figures["tokens/per_1000_bytes/old"] == pytest.approx(1000 * old / len(text.encode()))
+    assert found.uses.tolist() == [1, 2]
+    assert figures["tokens/unreachable"] == 0
+    preflight.check(figures)
+
+
+def test_refinement_violations_are_counted() -> None:
+    """A rule that lets letters and spaces join makes tokens that begin or end inside old ones."""
+    careless = {**SPEC, "pre_tokenizer": {**SPEC["pre_tokenizer"]}}
+    careless["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": GPT2[1:]}, "behavior": "Isolated", "invert": False},
+            {"type": "Split", "pattern": {"String": "el"}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        ],
+    }
+    text = "self self"
+    examiner, new_tokens = examine([("q", "z")], [text], careless)
+    old, new = (t.encode(text) for t in (examiner.old, examiner.new))
+    ends = {end for _, end in old.offsets}
+    assert examiner.findings.violations == sum(end not in ends for _, end in new.offsets) > 0
+    figures = preflight.figures(examiner, new_tokens)
+    with pytest.raises(TokenizerError, match=r"whole old tokens.*tokens\.boundary"):
+        preflight.check(figures)
+
+
+def test_other_pieces_between_common_boundaries_are_counted() -> None:
+    """The claimed pieces of a token are not what the old tokenizer makes there."""
+    examiner, new_tokens = examine([("q", "z")], [])
+    wrong = [new_tokens[0]._replace(pieces=[VOCAB["q"], VOCAB["x"]])]
+    examiner = preflight.Examiner(examiner.old, examiner.new, wrong, SIZE, TABLE)
+    examiner.read("test", ["qz qx"])
+    assert (examiner.findings.violations, examiner.findings.mismatches) == (0, 1)
+
+
+def test_contested_places() -> None:
+    """With qz before zx, ``qzx`` becomes qz|x; with zx first it becomes q|zx although qz would have fitted."""
+    assert examine([("q", "z"), ("z", "x")], ["qzx qz zx"])[0].findings.contested == 0
+    examiner, new_tokens = examine([("z", "x"), ("q", "z")], ["qzx qz zx"])
+    assert examiner.findings.contested == 1
+    assert preflight.overlapping(new_tokens) == 1
+
+
+def test_broken_round_trip_is_refused() -> None:
+    examiner, new_tokens = examine([("q", "z")], [])
+    broken = json.loads(examiner.new.to_str())
+    broken["decoder"] = None
+    examiner = preflight.Examiner(examiner.old, Tokenizer.from_str(json.dumps(broken)), new_tokens, SIZE, TABLE)
+    examiner.read("test", ["a qz", "", "a"])
+    figures = preflight.figures(examiner, new_tokens)
+    assert figures["tokens/broken_documents"] == 1
+    with pytest.raises(TokenizerError, match="1 held-out documents decode"):
+        preflight.check(figures)
+
+
+def test_unreachable() -> None:
+    """``qz`` is taken by ``Xq`` in its only place, but its own string makes it; ``zq`` has no merge at all."""
+    examiner, new_tokens = examine([("X", "q"), ("q", "z")], ["Xqz"], counts=0)
+    assert preflight.unreachable(examiner.new, new_tokens, examiner.findings.uses) == []
+    ghost = NewToken(SIZE + 2, "zq", "zq", [VOCAB["z"], VOCAB["q"]], 0)
+    assert preflight.unreachable(examiner.new, [*new_tokens, ghost], np.array([1, 0, 0])) == [ghost]
+    figures = {**preflight.figures(examiner, new_tokens), "tokens/unreachable": 2}
+    with pytest.raises(TokenizerError, match="No text produces"):
+        preflight.check(figures)
+
+
+def test_prefix_closed_share() -> None:
+    def token(*pieces: int) -> NewToken:
+        return NewToken(0, "", "", list(pieces), 0)
+
+    assert preflight.prefix_closed([token(1, 2), token(1, 2, 3), token(4, 5, 6), token(4, 5, 6, 7)]) == 0.5
+    assert preflight.prefix_closed([token()]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("tokens/refinement_violations", 1, "whole old tokens"),
+        ("tokens/unaligned_documents", 1, "not compared"),
+        ("tokens/unreachable", 1, "never produced"),
+        ("tokens/few_uses", 40, "fewer than 20 times"),
+        ("tokens/unused_held_out", 60, "never occur in held-out"),
+        ("tokens/overlaps", 500, "longer token would have fitted"),
+        ("tokens/saved", 0.001, "Only 0.1%"),
+    ],
+)
+def test_warnings(name: str, value: float, said: str) -> None:
+    fine = {
+        "tokens/added": 100,
+        "tokens/boundaries": 10_000,
+        "tokens/saved": 0.1,
+        "tokens/refinement_violations": 0,
+        "tokens/piece_mismatches": 0,
+        "tokens/unaligned_documents": 0,
+        "tokens/unreachable": 0,
+        "tokens/few_uses": 5,
+        "tokens/unused_held_out": 5,
+        "tokens/overlaps": 10,
+        "tokens/broken_documents": 0,
+    }
+    assert preflight.warnings(fine) == []
+    (warning,) = preflight.warnings({**fine, name: value})
+    assert said in " ".join(warning.split())
+    preflight.check({**fine, name: value})
+
+
+def test_reports_hold_every_figure_and_token() -> None:
+    examiner, new_tokens = examine([("q", "z"), ("Ġ", "qz")], ["qz qz"])
+    figures, uses = preflight.figures(examiner, new_tokens), examiner.findings.uses
+    content = json.loads(preflight.as_json(figures, new_tokens, uses))
+    assert content["figures"] == figures
+    assert [(t["string"], t["held_out"]) for t in content["tokens"]] == [("qz", 1), (" qz", 1)]
+    text = preflight.as_text(figures, new_tokens, uses)
+    assert all(name in text for name in figures) and "' qz'" in text
+    assert all(warning in text for warning in preflight.warnings(figures))

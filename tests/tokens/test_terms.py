@@ -1,0 +1,168 @@
+"""Terms become tokens, or are refused by name, line and way out."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from kldistill.model import tiny
+from kldistill.model.load import old_size
+from kldistill.runtime.errors import ConfigError, TokenizerError
+from kldistill.runtime.job import Job
+from kldistill.tokens import stage as tokens_stage
+from kldistill.tokens.config import TokensConfig
+from kldistill.tokens.merges import Entry, Rules
+from kldistill.tokens.terms import Chains, Term, cut, read_terms, variants
+
+LETTERS = "abcd"
+OLD = [Entry(letter, letter.encode(), (i,)) for i, letter in enumerate(LETTERS)]
+TRAIN = ["x = attention_mask + rotary_embedding(attention_mask)\n" * 3]
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "terms.txt"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def extend(
+    name: str, path: str, job: Job | None = None, **settings: object
+) -> tuple[Tokenizer, tokens_stage.Extension]:
+    tokenizer = tiny.sentencepiece_style(name, 520) if name in tiny.SENTENCEPIECE else tiny.byte_level(name, 420)
+    cfg = TokensConfig(method="list", terms=path, **settings)  # type: ignore[arg-type]
+    extension = tokens_stage.extend_by(cfg, tokenizer, TRAIN, job or Job())
+    return Tokenizer.from_str(json.dumps(extension.spec)), extension
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    terms=st.lists(st.text(LETTERS, min_size=2, max_size=6), min_size=1, max_size=8, unique=True), closed=st.booleans()
+)
+def test_every_term_ends_as_one_token(terms: list[str], closed: bool) -> None:
+    """Overlapping terms too: ``abc`` and ``bcd`` compete for ``bc`` whatever their order."""
+    rules = Rules(OLD, max_pieces=99, prefix_closed=closed)
+    chains = Chains(rules)
+    words = [[LETTERS.index(letter) for letter in term] for term in terms]
+    assert all(chains.add(word) for word in words)
+    ranks = {}
+    for rank, pair in enumerate(chains.merges):
+        assert pair not in ranks
+        ranks[pair] = (rank, chains.ids[rules.join(*pair).pieces])
+    for word in words:
+        (token,) = cut(word, ranks)
+        assert rules.entries[token].pieces == tuple(word)
+        if closed:
+            assert all(tuple(word[:n]) in chains.ids for n in range(2, len(word)))
+    assert sorted(chains.ids.values()) == list(range(len(OLD), len(rules.entries)))
+
+
+def test_terms_share_prefixes() -> None:
+    chains = Chains(Rules(OLD))
+    assert chains.add([0, 1, 2]) and chains.add([0, 1, 3])
+    assert set(chains.ids) == {(0, 1), (0, 1, 2), (0, 1, 3)}
+
+
+def test_a_way_round_a_token_that_must_not_be_made() -> None:
+    chains = Chains(Rules(OLD, accept=lambda entry: entry.token != "ab"))
+    assert chains.add([0, 1, 2])
+    assert set(chains.ids) == {(1, 2), (0, 1, 2)}
+    assert not Chains(Rules(OLD, accept=lambda entry: len(entry.pieces) != 2)).add([0, 1, 2])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen2", "llama2", "gemma"])
+def test_terms_are_single_tokens_with_exact_pieces(name: str, tmp_path: Path) -> None:
+    new, extension = extend(name, write(tmp_path, "# domain\n\nattention_mask\nrotary_embedding\nattention_mask\n"))
+    by_id = {token.id: token for token in extension.tokens}
+    ids = new.encode("f attention_mask rotary_embedding", add_special_tokens=False).ids
+    found = [by_id[i].string for i in ids if i in by_id]
+    assert found[-2:] == [" attention_mask", " rotary_embedding"]
+    ids = new.encode("(attention_mask", add_special_tokens=False).ids
+    assert by_id[ids[-1]].string == "attention_mask"
+    old = tiny.sentencepiece_style(name, 520) if name in tiny.SENTENCEPIECE else tiny.byte_level(name, 420)
+    text = "x = attention_mask[rotary_embedding] # attention\n"
+    size = old_size(old)
+    pieces = [[i] for i in range(size)] + [token.pieces for token in extension.tokens]
+    after = new.encode(text, add_special_tokens=False).ids
+    assert [p for i in after for p in pieces[i]] == old.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    count = {token.string: token.count for token in extension.tokens}
+    assert count[" attention_mask"] == 3 and count["attention_mask"] == 3
+
+
+@pytest.mark.parametrize(("space", "wanted"), [("with", [" ab"]), ("without", ["ab"]), ("both", ["ab", " ab"])])
+def test_leading_space(space: str, wanted: list[str]) -> None:
+    assert variants(Term("ab", 1), space) == wanted
+
+
+@pytest.mark.parametrize(
+    ("boundary", "term", "way"),
+    [
+        ("word", "attention_mask", r"tokens\.boundary=identifier or tokens\.as_added_tokens=true"),
+        ("identifier", "torch.nn", r"tokens\.boundary=dotted or tokens\.as_added_tokens=true"),
+        ("dotted", "conv2d", r"Use tokens\.as_added_tokens=true"),
+        ("dotted", "two words", r"Use tokens\.as_added_tokens=true"),
+    ],
+)
+def test_terms_beyond_the_boundary_are_refused_with_the_way_out(
+    boundary: str, term: str, way: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, f"# first\n{term}\n")
+    with pytest.raises(TokenizerError, match=rf"line 2: '{term}'.*{way}"):
+        extend("gpt2", path, boundary=boundary, leading_space="without")
+
+
+def test_terms_that_are_tokens_already(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="line 1: 'self' is one token"):
+        extend("gpt2", write(tmp_path, "self\n"))
+    # In an order of its own (a vocabulary's is that of a hash map), and ASCII only: "Ġ", which stands for a space, is a
+    # letter to isalpha, so a run of spaces would pass for a word.
+    vocab = tiny.byte_level("gpt2", 420).get_vocab()
+    words = sorted(t[1:] for t in vocab if t.startswith("Ġ") and t[1:].isascii() and t[1:].isalpha() and len(t) > 3)
+    half = next(word for word in words if word not in vocab)
+    said: list[str] = []
+    _, extension = extend("gpt2", write(tmp_path, f"{half}\n"), Job(say=said.append))
+    assert said == [f"' {half}' (line 1) is one token already."]
+    assert extension.tokens[-1].string == half
+
+
+def test_terms_of_broken_characters_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"line 1: '中文' cannot be built.*as_added_tokens"):
+        extend("gpt2", write(tmp_path, "中文\n"), leading_space="without")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma"])
+def test_added_tokens(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "conv2d\ntwo words\n")
+    new, extension = extend(name, path, as_added_tokens=True, leading_space="without")
+    ids = {token.string: token.id for token in extension.tokens}
+    assert all(token.pieces == [] for token in extension.tokens)
+    encoded = new.encode("x(conv2d, two words) conv2dx", add_special_tokens=False).ids
+    assert encoded.count(ids["conv2d"]) == 1 and encoded.count(ids["two words"]) == 1
+    assert new.decode(encoded) == "x(conv2d, two words) conv2dx"
+
+
+def test_added_tokens_in_the_vocabulary_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="line 1: 'self' is in the old vocabulary"):
+        extend("gpt2", write(tmp_path, "self\n"), as_added_tokens=True)
+
+
+def test_files(tmp_path: Path) -> None:
+    assert read_terms(Path(write(tmp_path, "\ufeffa\n # no\n\n b \r\na\n"))) == [Term("a", 1), Term("b", 4)]
+    with pytest.raises(ConfigError, match=r"tokens\.terms=.*cannot be read"):
+        read_terms(tmp_path / "none.txt")
+    with pytest.raises(ConfigError, match="holds no term"):
+        read_terms(Path(write(tmp_path, "# nothing\n")))
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        read_terms(tmp_path / "latin.txt")
+
+
+def test_cut_takes_the_lowest_rank_leftmost_first() -> None:
+    ranks = {(1, 2): (0, 9), (0, 1): (1, 8), (0, 9): (2, 7), (1, 1): (3, 6)}
+    assert cut([0, 1, 2], ranks) == [7]
+    assert cut([1, 1, 1], ranks) == [6, 1]
+    assert cut([0, 1, 1], ranks) == [8, 1]
+    assert all(pair not in ranks for pair in pairwise(cut([0, 1, 2, 1, 1, 0], ranks)))

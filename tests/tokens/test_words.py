@@ -1,0 +1,120 @@
+"""Counting words by the marking tokenizer is the same as counting them one by one."""
+
+import json
+from collections import Counter
+
+import pytest
+from tokenizers import Tokenizer
+
+from kldistill.model import tiny
+from kldistill.model.load import old_size
+from kldistill.tokens.boundaries import shape, widen
+from kldistill.tokens.definition import definition
+from kldistill.tokens.words import chunks, count_words, marking, rule_of
+
+TEXTS = [
+    "def attention_mask(self):\n    return self.attention_mask  # it's 128 naïve\n\n",
+    "class __Foo_bar__:\n\tx = don't_stop.中文_é\n",
+    "",
+    "attention_mask <|endoftext|>attention_mask" * 3,
+    "x" * 40 + " y",
+]
+
+
+def by_hand(spec: dict, boundary: str) -> Counter[tuple[int, ...]]:
+    """Words of two or more tokens, from the slow encoding that says to which pre-token a token belongs."""
+    tokenizer = Tokenizer.from_str(json.dumps(spec))
+    special = {token["id"] for token in spec["added_tokens"]}
+    found: Counter[tuple[int, ...]] = Counter()
+    for text in TEXTS:
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        words: list[list[int]] = []
+        last = None
+        for index, word, offsets in zip(encoding.ids, encoding.word_ids, encoding.offsets, strict=True):
+            place = ("special", offsets) if index in special else word
+            if words and place == last:
+                words[-1].append(index)
+            else:
+                words.append([index])
+            last = place
+        found.update(tuple(word) for word in words if len(word) > 1)
+    return found
+
+
+def as_counter(words) -> Counter[tuple[int, ...]]:
+    return Counter(
+        {
+            tuple(words.pieces[start:end].tolist()): int(count)
+            for start, end, count in zip(words.starts[:-1], words.starts[1:], words.counts, strict=True)
+        }
+    )
+
+
+@pytest.mark.parametrize("boundary", ["word", "identifier", "dotted"])
+@pytest.mark.parametrize("name", ["gpt2", "smollm", "llama3", "qwen2"])
+def test_byte_level_words(name: str, boundary: str) -> None:
+    tokenizer = tiny.byte_level(name, 420)
+    spec = widen(definition(tokenizer), boundary)
+    words = count_words(spec, old_size(tokenizer), boundary, TEXTS)
+    assert as_counter(words) == by_hand(spec, boundary)
+    plain = Tokenizer.from_str(json.dumps(spec))
+    assert words.tokens == sum(len(plain.encode(text, add_special_tokens=False).ids) for text in TEXTS)
+    assert words.bytes == sum(len(text.encode()) for text in TEXTS)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3"])
+def test_marking_keeps_the_cuts(name: str) -> None:
+    tokenizer = tiny.byte_level(name, 420)
+    spec, size = definition(tokenizer), old_size(tokenizer)
+    marked = marking(spec, size)
+    for text in [*TEXTS, *tiny.training_text()[2:4]]:
+        encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        assert [i % size for i in marked.encode(text, add_special_tokens=False).ids] == encoding.ids
+
+
+@pytest.mark.parametrize("boundary", ["word", "identifier", "dotted"])
+@pytest.mark.parametrize("name", ["llama2", "gemma"])
+def test_sentencepiece_words_have_the_shape(name: str, boundary: str) -> None:
+    tokenizer = tiny.sentencepiece_style(name, 520)
+    words = count_words(definition(tokenizer), old_size(tokenizer), boundary, TEXTS)
+    first, later = shape(boundary)
+    found = as_counter(words)
+    assert found
+    names = {index: token for token, index in tokenizer.get_vocab().items()}
+    for pieces in found:
+        assert first.fullmatch(names[pieces[0]]) or later.fullmatch(names[pieces[0]])
+        assert all(later.fullmatch(names[piece]) for piece in pieces[1:])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "qwen2"])
+def test_cutting_first_and_encoding_whole_texts_count_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny.byte_level(name, 420)
+    spec, size = widen(definition(tokenizer), "identifier"), old_size(tokenizer)
+    texts = [*TEXTS, *tiny.training_text(), "e\u0301 a\u030a_x²y\u2028z\x1cq\x85\xa0w"]
+    cut = count_words(spec, size, "identifier", texts)
+    assert rule_of(spec) is not None
+    monkeypatch.setattr("kldistill.tokens.words.rule_of", lambda _spec: None)
+    whole = count_words(spec, size, "identifier", texts)
+    assert as_counter(cut) == as_counter(whole)
+    assert (cut.tokens, cut.bytes) == (whole.tokens, whole.bytes)
+
+
+def test_other_pretokenizers_are_encoded_whole() -> None:
+    assert rule_of(definition(tiny.byte_level("smollm", 420))) is None
+    assert rule_of(definition(tiny.sentencepiece_style("gemma", 500))) is None
+
+
+def test_the_order_of_texts_and_chunks_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny.byte_level("gpt2", 420)
+    spec, size = definition(tokenizer), old_size(tokenizer)
+    whole = count_words(spec, size, "word", TEXTS)
+    monkeypatch.setattr("kldistill.tokens.words.chunks", lambda texts, _size=0: chunks(texts, 1))
+    parts = count_words(spec, size, "word", TEXTS[::-1])
+    for name in ("pieces", "starts", "counts"):
+        assert (getattr(whole, name) == getattr(parts, name)).all()
+
+
+def test_no_text_gives_no_words() -> None:
+    tokenizer = tiny.byte_level("gpt2", 420)
+    words = count_words(definition(tokenizer), old_size(tokenizer), "word", [""])
+    assert len(words.counts) == 0 and words.starts.tolist() == [0]

@@ -1,0 +1,104 @@
+"""Batches: which snippets a step sees, and what the processes of one step share."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from kldistill.losses.alignment import align
+from kldistill.runtime.errors import ConfigError
+from kldistill.training.batches import Steps, collate, schedule
+from kldistill.training.objective import Objective
+from tests.helpers.artifacts import MakeModel, MakeTokens
+from tests.helpers.setting import Setting, all_terms, make_setting
+
+
+@pytest.fixture(scope="module")
+def setting(tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    folder = tiny_model(hidden_size=16, layers=1)
+    return make_setting(folder, fake_tokens(folder), tmp_path_factory.mktemp("states"))
+
+
+def test_every_snippet_once_an_epoch() -> None:
+    lengths = [7 * i % 31 for i in range(24)]
+    order = schedule(lengths, 4, 18, seed=3)
+    epochs = [order[start : start + 6] for start in (0, 6, 12)]
+    for epoch in epochs:
+        assert sorted(index for batch in epoch for index in batch) == list(range(24))
+    assert epochs[0] != epochs[1]
+
+
+def test_the_rest_of_an_epoch_is_another_one_each_time() -> None:
+    # With 7 snippets in batches of 4, each epoch leaves three out: never always the same, such as the longest.
+    seen = Counter(index for batch in schedule(list(range(7)), 4, 50, seed=0) for index in batch)
+    assert len(seen) == 7
+    assert all(len(set(batch)) == 4 for batch in schedule(list(range(7)), 4, 50, seed=0))
+
+
+def test_batches_hold_snippets_of_similar_length() -> None:
+    lengths = torch.randint(1, 1000, (640,), generator=torch.Generator().manual_seed(0)).tolist()
+    order = schedule(lengths, 4, 160, seed=0)
+    padded = sum(4 * max(lengths[i] for i in batch) for batch in order)
+    assert padded < 1.08 * sum(lengths)  # in random order: about 1.6
+    firsts = [lengths[batch[0]] for batch in order]
+    assert firsts != sorted(firsts)
+
+
+def test_schedule_depends_on_the_seed_alone() -> None:
+    lengths = list(range(40))
+    assert schedule(lengths, 4, 25, 1) == schedule(lengths, 4, 25, 1)
+    assert schedule(lengths, 4, 25, 1)[:10] == schedule(lengths, 4, 10, 1)
+    assert schedule(lengths, 4, 25, 1) != schedule(lengths, 4, 25, 2)
+
+
+def test_fewer_snippets_than_a_batch_has_places() -> None:
+    assert [sorted(batch) for batch in schedule([5, 6, 7], 8, 3, 0)] == [[0, 1, 2]] * 3
+
+
+def test_collate_pads_on_the_right(setting: Setting) -> None:
+    news, olds = setting.new_ids[:2], setting.states.ids[:2]
+    aligned = [align(old, new, setting.pieces) for old, new in zip(olds, news, strict=True)]
+    batch = collate(aligned, news, [setting.states.hidden(0), setting.states.hidden(1)], [len(row) for row in olds], 8)
+    assert batch.n_tokens == len(news[0]) + len(news[1])
+    assert batch.new_mask.sum(-1).tolist() == [len(news[0]), len(news[1])]
+    assert batch.old_hidden is not None
+    for row, (new, old) in enumerate(zip(news, olds, strict=True)):
+        assert batch.new_ids[row, : len(new)].tolist() == new
+        assert torch.equal(batch.old_hidden[row, : len(old)], setting.states.hidden(row))
+        assert not batch.old_hidden[row, len(old) :].any()
+    assert sum(len(chunk.alignment.next_row) for chunk in batch.chunks) == batch.n_tokens - 2
+    assert max(len(chunk.alignment.next_row) for chunk in batch.chunks) == 8
+    assert batch.to("meta").new_ids.device.type == "meta"
+    assert batch.to("meta").chunks[0].alignment.student_row.device.type == "meta"
+
+
+def loss_and_gradients(setting: Setting, **share: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    order = [[0, 3, 1, 5, 2]]
+    batch = Steps(setting.states, setting.new_ids, setting.pieces, order, chunk=16, **share)[0]
+    step = Objective(setting.student, all_terms())
+    loss, figures = step(batch)
+    values = torch.stack([loss.detach(), *figures.values()])
+    return values, list(torch.autograd.grad(loss, list(setting.student.rows.parameters())))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_processes_average_is_the_whole_batch(setting: Setting, world: int) -> None:
+    """As distributed data parallelism averages gradients; the shares have different numbers of positions."""
+    values, gradients = loss_and_gradients(setting)
+    shares = [loss_and_gradients(setting, rank=rank, world=world) for rank in range(world)]
+    torch.testing.assert_close(sum(share[0] for share in shares) / world, values, rtol=1e-5, atol=1e-6)
+    for index, gradient in enumerate(gradients):
+        assert gradient.abs().max() > 1e-4
+        mean = sum(share[1][index] for share in shares) / world
+        torch.testing.assert_close(mean, gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_a_process_without_a_snippet_is_refused(setting: Setting) -> None:
+    with pytest.raises(ConfigError, match=r"distill.batch_size: a batch of 2 snippets .* 3 processes"):
+        Steps(setting.states, setting.new_ids, setting.pieces, [[0, 1]], chunk=16, world=3)
+
+
+def test_without_a_teacher_there_are_no_states(setting: Setting, tmp_path: Path) -> None:
+    alone = setting.states._replace(values=None)
+    assert Steps(alone, setting.new_ids, setting.pieces, [[0, 1]], chunk=16)[0].old_hidden is None

@@ -1,0 +1,193 @@
+"""The stages teacher, distill and evaluate on a tiny model that has learnt a little of its text."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from kldistill.evaluation.config import EvaluateConfig, ScoringConfig
+from kldistill.evaluation.score import evaluate_original, evaluate_student
+from kldistill.model.load import load_original
+from kldistill.rows.rows import Rows
+from kldistill.rows.student import Student
+from kldistill.runtime.config import RuntimeConfig
+from kldistill.runtime.job import Job
+from kldistill.tokens.encoding import encode
+from kldistill.tokens.pieces import PieceTable
+from kldistill.training import distill, states, teacher
+from kldistill.training.batches import Batch, Steps
+from kldistill.training.config import DistillConfig, LossConfig, LossTerm, TeacherConfig
+from kldistill.training.objective import Objective
+from tests.helpers.artifacts import MakeModel, MakeTokens
+from tests.helpers.setting import make_inputs
+
+
+@dataclass
+class Inputs:
+    """Artifacts of one model, and how to add what distillation makes of them."""
+
+    folders: dict[str, Path]
+    root: Path
+
+    def distilled(self, name: str, log: Callable[..., None] | None = None, **settings: Any) -> Path:
+        out = self.root / name
+        out.mkdir(exist_ok=True)
+        job = Job(RuntimeConfig(device="cpu", checkpoint_every=3), log=log or (lambda metrics, step: None))
+        distill.build(configured(**settings), self.folders, out, job)
+        return out
+
+
+def configured(**settings: Any) -> DistillConfig:
+    names = settings.pop("terms", ["kl"])
+    loss = LossConfig(
+        "some",
+        terms={
+            name: LossTerm({"_target_": f"kldistill.losses.{name}", "_partial_": True}, teacher=name != "ce")
+            for name in names
+        },
+    )
+    return DistillConfig(
+        **{"steps": 8, "batch_size": 3, "snippet_bytes": 300, "validate_every": 100, "lr": 0.02, **settings}, loss=loss
+    )
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    root = tmp_path_factory.mktemp("distill_")
+    source = tiny_model(tied=False)
+    return Inputs(make_inputs(source, fake_tokens(source), root, tied=False), root)
+
+
+def test_the_teacher_stage_reports_what_it_drew(inputs: Inputs) -> None:
+    figures = json.loads((inputs.folders["teacher"] / "summary.json").read_text())
+    for split in ("train", "validation"):
+        records = [json.loads(line) for line in (inputs.folders["teacher"] / f"{split}.jsonl").open()]
+        assert figures[f"teacher/{split}/snippets"] == len(records)
+        assert figures[f"teacher/{split}/tokens"] == sum(len(record["ids"]) for record in records)
+        assert figures[f"teacher/{split}/bytes"] == sum(len(record["text"].encode()) for record in records)
+    assert figures["teacher/train/snippets"] == 12
+
+
+def test_kl_brings_the_student_closer_with_one_model_for_both_roles(
+    inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+    load = load_original
+
+    def once(*arguments: Any) -> Any:
+        loaded.append(load(*arguments))
+        return loaded[-1]
+
+    monkeypatch.setattr(distill, "load_original", once)
+    metrics: list[tuple[int, dict[str, float]]] = []
+    out = inputs.distilled("kl", lambda found, step: metrics.append((step, found)), steps=24)
+    assert len(loaded) == 1
+    before, after = metrics[0][1], metrics[-1][1]
+    assert after["validation_kl_to_teacher"] < 0.6 * before["validation_kl_to_teacher"]
+    losses = [found["loss"] for _, found in metrics if "loss" in found]
+    assert len(losses) == 24
+    assert [found["kl"] for _, found in metrics if "kl" in found] == pytest.approx(losses)
+
+    # The body and the old rows are what they were, bit for bit, and the rows are not.
+    stored = load(inputs.folders["model"]).state_dict()
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in loaded[0].state_dict().items())
+    assert all(parameter.grad is None for parameter in loaded[0].parameters())
+    rows, first = Rows.load(out), Rows.load(inputs.folders["init"])
+    assert rows.made_by == first.made_by
+    assert rows.output is not None
+    assert first.output is not None
+    assert (rows.input != first.input).any(-1).sum() > 12
+    assert (rows.output != first.output).any(-1).all()
+
+    figures = json.loads((out / "summary.json").read_text())
+    assert figures["distill/validation_kl_to_teacher"] == after["validation_kl_to_teacher"]
+    assert {"distill/seconds", "distill/tokens_per_second", "distill/peak_memory_bytes"} <= set(figures)
+    assert sorted(path.name for path in out.iterdir()) == ["rows.json", "rows.safetensors", "summary.json"]
+
+
+def test_only_rows_get_a_gradient_and_an_optimiser_state(inputs: Inputs) -> None:
+    student = Student(load_original(inputs.folders["model"]), Rows.load(inputs.folders["init"]), 512)
+    step = Objective(student, distill.terms_of(configured(terms=["kl", "ce"]).loss))
+    wants = {name for name, parameter in step.named_parameters() if parameter.requires_grad}
+    assert wants == {"student.rows.input", "student.rows.output"}
+
+    def stop(found: dict[str, float], step: int) -> None:
+        if step == 5 and "loss" in found:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        inputs.distilled("stopped", stop, terms=["kl", "ce"])
+    with safe_open(inputs.root / "stopped" / "checkpoint.safetensors", "pt") as file:
+        assert {name.split("/")[1] for name in file.keys()} == wants  # noqa: SIM118
+
+    # And it goes on from there, to the same rows as without the stop.
+    resumed = Rows.load(inputs.distilled("stopped", terms=["kl", "ce"]))
+    whole = Rows.load(inputs.distilled("whole", terms=["kl", "ce"]))
+    assert torch.equal(resumed.input, whole.input)
+    assert resumed.output is not None
+    assert whole.output is not None
+    assert torch.equal(resumed.output, whole.output)
+
+
+def test_tied_rows_serve_both_ends(inputs: Inputs) -> None:
+    """Their gradient is the sum of what both ends ask for."""
+    folder, batch = inputs.folders, first_batch(inputs)
+    row = Rows.load(folder["init"]).input.detach()
+    model = load_original(folder["model"])
+    terms = distill.terms_of(configured(terms=["kl", "ce"]).loss)
+    found: dict[bool, list[Tensor]] = {}
+    for tied in (True, False):
+        student = Student(model, Rows(row, None if tied else row), 512)
+        loss, _ = Objective(student, terms)(batch)
+        found[tied] = list(torch.autograd.grad(loss, list(student.rows.parameters())))
+    torch.testing.assert_close(found[True][0], found[False][0] + found[False][1], rtol=1e-4, atol=1e-7)
+
+
+def first_batch(inputs: Inputs) -> Batch:
+    stored = states.read(inputs.folders["teacher"], "train")
+    tokenizer = AutoTokenizer.from_pretrained(inputs.folders["tokens"] / "tokenizer")
+    new_ids = encode(tokenizer, [snippet.text for snippet in stored.snippets])
+    return Steps(stored, new_ids, PieceTable.load(inputs.folders["tokens"]), [[0, 1, 2]], chunk=16)[0]
+
+
+def test_without_a_teacher(inputs: Inputs) -> None:
+    metrics: list[dict[str, float]] = []
+    folders = {**inputs.folders, "teacher": inputs.root / "ids"}
+    folders["teacher"].mkdir()
+    job = Job(RuntimeConfig(device="cpu"))
+    teacher.build(TeacherConfig(300, 12, 2000, states=False), folders, folders["teacher"], job)
+    assert not list(folders["teacher"].glob("*.npy"))
+    Inputs(folders, inputs.root).distilled(
+        "ce", lambda found, step: metrics.append(found), terms=["ce"], teacher="none", steps=3
+    )
+    assert "validation_kl_to_teacher" not in metrics[0]
+    assert metrics[-1]["validation_bits_per_byte"] < metrics[0]["validation_bits_per_byte"]
+
+
+def test_evaluation_of_original_and_extended_model(inputs: Inputs) -> None:
+    job = Job(RuntimeConfig(device="cpu"))
+    settings = ScoringConfig(domain_bytes=1500, general_bytes=1500, window_bytes=300, resamples=50)
+    folders = {**inputs.folders, "rows": inputs.folders["init"], "evaluate_original": inputs.root / "evaluate_original"}
+    figures: dict[str, float] = {}
+    for of, stage in (("original", evaluate_original), ("init", evaluate_student)):
+        out = inputs.root / f"evaluate_{of}"
+        out.mkdir()
+        stage(EvaluateConfig(of, settings), folders, out, job)
+        figures |= json.loads((out / "summary.json").read_text())
+        records = [json.loads(line) for line in (out / "records.jsonl").open()]
+        assert sum(r["n_bytes"] for r in records if r["text"] == "domain") == figures[f"eval/{of}/domain/bytes"]
+    for kind in ("domain", "general"):
+        assert figures[f"eval/init/{kind}/bytes"] == figures[f"eval/original/{kind}/bytes"]
+        name = f"eval/init/{kind}/kl_to_teacher"
+        assert 0 < figures[f"{name}/low"] <= figures[name] <= figures[f"{name}/high"]
+        density = f"{kind}/tokens_per_1000_bytes"
+        assert figures[f"eval/init/{density}"] < figures[f"eval/original/{density}"]
+        assert f"eval/original/{kind}/kl_to_teacher" not in figures
+        assert figures[f"eval/init/{kind}/new_token_share"] > 0

@@ -1,0 +1,110 @@
+"""Scores of texts against the same figures computed one text, one position at a time."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kldistill.losses import kl
+from kldistill.losses.alignment import align
+from kldistill.tokens.pieces import PieceTable
+from kldistill.training.scoring import FIGURES, Score, score_original, score_student, summarise
+from tests.helpers.artifacts import MakeModel, MakeTokens
+from tests.helpers.setting import CPU, Setting, make_setting
+
+
+@pytest.fixture(scope="module")
+def setting(tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    folder = tiny_model(hidden_size=16, layers=1)
+    return make_setting(folder, fake_tokens(folder), tmp_path_factory.mktemp("states"))
+
+
+def scores_of(setting: Setting, teacher: bool = True, batch_size: int = 3, chunk: int = 10) -> list[Score]:
+    return score_student(
+        setting.student, setting.states, setting.new_ids, setting.pieces,
+        teacher=teacher, batch_size=batch_size, chunk=chunk, device=CPU, description="",
+    )  # fmt: skip
+
+
+def test_the_original_by_hand(setting: Setting) -> None:
+    scores = score_original(setting.teacher, setting.states, chunk=7, device=CPU, description="")
+    for score, ids, snippet in zip(scores, setting.states.ids, setting.states.snippets, strict=True):
+        logits = setting.teacher.model(torch.tensor([ids])).logits[0, :, : setting.pieces.old_size]
+        log_p = torch.log_softmax(logits, -1)
+        nats = -sum(log_p[at, token].item() for at, token in enumerate(ids[1:]))
+        assert score.nats == pytest.approx(nats, rel=1e-4)
+        assert (score.document, score.n_bytes) == (snippet.document, len(snippet.text.encode()))
+        assert score.n_tokens == len(ids) - 1
+    bits = (
+        sum(score.nats for score in scores) / math.log(2) / sum(len(s.text.encode()) for s in setting.states.snippets)
+    )
+    assert summarise(scores)["bits_per_byte"] == pytest.approx(bits)
+
+
+def test_a_student_without_new_tokens_is_the_original(setting: Setting) -> None:
+    original = score_original(setting.teacher, setting.states, chunk=7, device=CPU, description="")
+    table = PieceTable(setting.pieces.old_size, [])
+    same = scores_of(replace(setting, student=setting.teacher, pieces=table, new_ids=setting.states.ids))
+    for one, other in zip(original, same, strict=True):
+        assert other.nats == pytest.approx(one.nats, rel=1e-4)
+        assert other.kl == pytest.approx(0, abs=1e-3)
+        assert (other.n_new, other.adopted, other.left_out, other.unresolved) == (0, 0, 0, 0)
+        assert other.n_common == other.n_tokens == one.n_tokens
+    assert "adoption" not in summarise(same)  # no new token to adopt: no figure, not a 0
+
+
+@torch.no_grad()
+def test_the_student_by_a_loop_over_positions(setting: Setting) -> None:
+    scores = scores_of(setting)
+    for index, (score, ids) in enumerate(zip(scores, setting.new_ids, strict=True)):
+        nats = adopted = new_nats = 0.0
+        n_new = 0
+        for at in range(1, len(ids)):
+            q = torch.softmax(setting.student.logits(setting.student.hidden(torch.tensor([ids[:at]]))[0, -1:])[0], -1)
+            p = q[ids[at]].item()
+            nats -= math.log(p)
+            if ids[at] >= setting.pieces.old_size:
+                n_new, adopted, new_nats = n_new + 1, adopted + p, new_nats - math.log(p)
+        found = (score.nats, score.adopted, score.new_nats)
+        assert found == pytest.approx((nats, adopted, new_nats), rel=1e-3)
+        assert (score.n_new, score.n_tokens) == (n_new, len(ids) - 1)
+        logits = setting.student.logits(setting.student.hidden(torch.tensor([ids]))[0])
+        alignment = align(setting.states.ids[index], ids, setting.pieces)
+        whole = kl(logits, setting.teacher.logits_old(setting.states.hidden(index)), alignment).item()
+        assert score.kl == pytest.approx(whole * alignment.n_common, rel=1e-3)
+        assert (score.n_common, score.left_out) == (alignment.n_common, alignment.n_left_out)
+        assert score.contradictions == alignment.n_contradictions
+    assert sum(score.n_new for score in scores) > 5
+
+
+def test_batches_and_chunks_change_nothing(setting: Setting) -> None:
+    ones, others = scores_of(setting, batch_size=1, chunk=500), scores_of(setting, batch_size=4, chunk=3)
+    for one, other in zip(ones, others, strict=True):
+        assert (one.nats, one.kl, one.adopted) == pytest.approx((other.nats, other.kl, other.adopted), rel=1e-3)
+    assert summarise(ones) == pytest.approx(summarise(others), rel=1e-3)
+
+
+def test_without_a_teacher_there_is_no_kl(setting: Setting) -> None:
+    scores = scores_of(replace(setting, states=setting.states._replace(values=None)), teacher=False)
+    assert "kl_to_teacher" not in summarise(scores)
+    assert [score.nats for score in scores] == pytest.approx([score.nats for score in scores_of(setting)])
+
+
+def test_figures_by_hand() -> None:
+    one = Score("a", n_bytes=100, n_tokens=20, nats=math.log(2) * 150, kl=3.0, n_common=19, n_new=4, adopted=1.0)
+    two = Score("b", n_bytes=300, n_tokens=60, nats=math.log(2) * 50, kl=9.0, n_common=61, new_nats=8.0, left_out=4)
+    assert summarise([one, two]) == pytest.approx(
+        {
+            "bits_per_byte": 200 / 400,
+            "tokens_per_1000_bytes": 200.0,
+            "kl_to_teacher": 12 / 80,
+            "new_token_share": 4 / 80,
+            "adoption": 1 / 4,
+            "new_token_nats": 2.0,
+            "unresolved_mass": 0.0,
+            "left_out": 4 / 80,
+            "contradictions": 0.0,
+        }
+    )
+    assert list(summarise([one, two])) == list(FIGURES)

@@ -1,0 +1,65 @@
+"""The teacher's states on disk."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kldistill.model.load import load_original
+from kldistill.rows.rows import Rows
+from kldistill.rows.student import Student
+from kldistill.training import states
+from kldistill.training.padding import by_length, pad
+from tests.helpers.artifacts import MakeModel, MakeTokens
+from tests.helpers.setting import CPU, Setting, make_setting
+
+
+@pytest.fixture(scope="module")
+def setting(tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    folder = tiny_model(hidden_size=16, layers=1)
+    return make_setting(folder, fake_tokens(folder), tmp_path_factory.mktemp("states"))
+
+
+def test_states_are_those_of_each_text_alone(setting: Setting) -> None:
+    """The snippets have different lengths and were run as padded batches, longest first."""
+    assert len({len(ids) for ids in setting.states.ids}) > 3
+    for index, ids in enumerate(setting.states.ids):
+        alone = setting.teacher.hidden(torch.tensor([ids]))[0]
+        stored = setting.states.hidden(index)
+        assert stored.shape == (len(ids), 16)
+        assert stored.dtype == torch.float32
+        torch.testing.assert_close(stored, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_stored_states_may_be_changed_without_harm(setting: Setting) -> None:
+    before = setting.states.hidden(0).clone()
+    setting.states.hidden(0).zero_()
+    assert torch.equal(setting.states.hidden(0), before)
+
+
+def test_without_a_model_there_are_texts_and_ids_only(setting: Setting, tmp_path: Path) -> None:
+    found = setting.states
+    states.write(tmp_path, "x", None, found.snippets, found.ids, batch_size=2, device=CPU, description="")
+    again = states.read(tmp_path, "x")
+    assert again.values is None
+    assert (again.snippets, again.ids, again.offsets) == (found.snippets, found.ids, found.offsets)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_a_model_in_bfloat16_gives_float32_states_that_its_head_takes(
+    setting: Setting, tmp_path: Path, tiny_model: MakeModel
+) -> None:
+    model = load_original(tiny_model(hidden_size=16, layers=1)).bfloat16()
+    low = Student(model, Rows(torch.zeros(0, 16)), setting.pieces.old_size)
+    snippets, ids = setting.states.snippets[:2], setting.states.ids[:2]
+    states.write(tmp_path, "x", low, snippets, ids, batch_size=2, device=CPU, description="")
+    stored = states.read(tmp_path, "x").hidden(1)
+    assert stored.dtype == torch.float32
+    assert torch.equal(low.logits_old(stored), low.logits(stored.bfloat16()))
+
+
+def test_pad_and_by_length() -> None:
+    ids, mask = pad([[5, 6], [7], [8, 9, 4]])
+    assert ids.tolist() == [[5, 6, 0], [7, 0, 0], [8, 9, 4]]
+    assert mask.tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
+    assert by_length([[5, 6], [7], [8, 9, 4]], 2) == [[2, 0], [1]]
