@@ -189,7 +189,7 @@ def test_leaving_kills_what_runs_and_gives_no_verdict() -> None:
 
 def test_a_killed_evaluation_leaves_nothing_behind() -> None:
     code = """
-        from kldistill.sandbox import Limits, Sandbox
+        from kldistill.evaluation.sandbox import Limits, Sandbox
         sandbox = Sandbox(Limits(output_bytes=7654321))
         sandbox.submit("import time\\ntime.sleep(100)")
         sandbox.submit("while True: pass")

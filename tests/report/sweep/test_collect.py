@@ -16,6 +16,7 @@ from kldistill.report import collect
 from kldistill.report.__main__ import main
 from kldistill.report.data import ReportError, find_runs
 from kldistill.report.sweep.charts import paint
+from kldistill.report.sweep.collect import gather as gather_runs
 from kldistill.report.sweep.factors import expected, factors
 from kldistill.report.sweep.heat_map import heat_map
 from tests.helpers.report_material import HOSTILE, write_json, write_jsonl, write_overrides, write_run, write_sweep
@@ -32,7 +33,7 @@ def entries(table: dict, metric: str, value: str) -> dict[str | None, dict]:
 
 def gather(folder: Path, factor: str = "loss", baseline: str = "ce") -> dict:
     """The table alone, without drawing the page."""
-    return collect.gather(find_runs(folder), folder, factor, baseline)
+    return gather_runs(find_runs(folder), folder, factor, baseline)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
