@@ -165,7 +165,7 @@ def _generation(of: str, suites: Sequence[str], inputs: Mapping[str, str]) -> di
         if of != "original":
             sources["original"] = f"generate_original_{suite}"
         found[f"generate_{of}_{suite}"] = Step(
-            answer.build, _generate(of, suite), sources, group="evaluate", resumable=True
+            answer.build, _generate(of, suite), sources, group="evaluate", resumable=True, version=2
         )
     return found
 

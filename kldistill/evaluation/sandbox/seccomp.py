@@ -1,9 +1,9 @@
 """The system calls that a program may not make, as a seccomp filter.
 
 Namespaces hide the machine; this takes away what they do not cover: other processes (so that the limits of one process
-are the limits of the program, for root too, whom ``RLIMIT_NPROC`` does not bind), sockets (``AF_VSOCK`` reaches past a
-network namespace), namespaces within namespaces, memory that no limit counts, and parts of the kernel with a history of
-holes.
+are the limits of the program, for root too, whom ``RLIMIT_NPROC`` does not bind), the limits and the priority of the
+supervisor (which has to see what the program uses), sockets (``AF_VSOCK`` reaches past a network namespace),
+namespaces within namespaces, memory that no limit counts, and parts of the kernel with a history of holes.
 
 Source: https://www.kernel.org/doc/html/latest/userspace-api/seccomp_filter.html; numbers from the kernel's
 arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h.
@@ -29,6 +29,10 @@ FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
     "process_vm_writev": (311, 271),
     "pidfd_getfd": (438, 438),
     "kcmp": (312, 272),
+    "setpriority": (141, 140),  # its "self" may be the process group, to which the supervisor belongs
+    "ioprio_set": (251, 30),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
     # network
     "socket": (41, 198),
     # memory outside of the address space
@@ -65,6 +69,14 @@ FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
     "request_key": (249, 218),
     "keyctl": (250, 219),
 }
+# Calls that take a process as first argument, where 0 is the caller: a program may change itself and nobody else.
+ON_ITSELF_ONLY: dict[str, tuple[int, int]] = {
+    "prlimit64": (302, 261),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
+}
 
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = (
     0x20,
@@ -85,8 +97,10 @@ def machine_is_known() -> bool:
 def sieve(machine: str) -> bytes:
     """The filter for one kind of machine, as an array of ``struct sock_filter``.
 
-    Forbidden calls fail with ``EPERM``; threads may be made, processes not. ``clone3``, whose flags a filter cannot
-    see, is "not implemented", upon which the C library takes ``clone``. Calls of another architecture kill the program.
+    Forbidden calls fail with ``EPERM``. Threads may be made, processes not. A process may change its own limits (the C
+    library's ``getrlimit`` and ``setrlimit`` are ``prlimit64`` on process 0), not those of another one. ``clone3``,
+    whose flags a filter cannot see, is "not implemented", upon which the C library takes ``clone``. Calls of another
+    architecture kill the program.
     """
     column = list(AUDIT_ARCHES).index(machine)
     denied, absent = ERROR | errno.EPERM, ERROR | errno.ENOSYS
@@ -97,6 +111,9 @@ def sieve(machine: str) -> bytes:
     for numbers in FORBIDDEN.values():
         if (number := numbers[column]) is not None:
             steps += [(EQUAL, 0, 1, number), (RETURN, 0, 0, denied)]
+    for numbers in ON_ITSELF_ONLY.values():
+        steps += [(EQUAL, 0, 4, numbers[column]), (LOAD, 0, 0, ARGUMENT)]
+        steps += [(EQUAL, 1, 0, 0), (RETURN, 0, 0, denied), (LOAD, 0, 0, NUMBER)]
     steps += [(EQUAL, 0, 3, CLONE[machine]), (LOAD, 0, 0, ARGUMENT), (ANY_BIT, 1, 0, CLONE_THREAD)]
     steps += [(RETURN, 0, 0, denied), (RETURN, 0, 0, ALLOW)]
     return b"".join(struct.pack("=HBBI", *step) for step in steps)

@@ -5,8 +5,10 @@ with the program behind it, so it imports nothing of the package and little else
 It answers on standard output: ``ready`` and, later, one line with tabs: verdict, CPU seconds, wall seconds, detail.
 
 The program runs in a forked process, which it can do with as it likes. It cannot reach the supervisor: that one is
-process 1 of the sandbox, which the kernel lets no process inside kill, and it is not "dumpable", so that nobody may
-trace it or open its files through ``/proc``. When it ends, the kernel kills whatever the program left behind.
+process 1 of the sandbox, which the kernel lets no process inside kill; it is not "dumpable", so that nobody may trace
+it or open its files through ``/proc``; and the system calls that set another process's limits or priority are
+forbidden. A supervisor that cannot see what the program uses ends without a verdict, which is no pass. When it ends,
+the kernel kills whatever the program left behind.
 
 A program passes only if a secret reaches the supervisor which is made after the program has been forked off. It lies
 in a pipe until the last line is done, then it is joined with a key from memory and sent; anything else in the report,
@@ -213,8 +215,10 @@ class Watched:
             try:
                 with open(f"/proc/{pid}/stat", "rb") as file:
                     text = file.read()
-            except OSError:  # it has just ended
-                continue
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ESRCH):
+                    raise  # blind, the supervisor has no verdict to give
+                continue  # it has just ended
             fields = text[text.rindex(b")") + 2 :].split()
             if self.session in (None, fields[3]):
                 ticks += sum(map(int, fields[11:15]))  # its own and those of its children that have ended
@@ -285,7 +289,7 @@ def drained(handle):
 def ended(watched, message, cpu_seconds, proof):
     """Verdict and detail of a program that has ended by itself or by the kernel."""
     code = os.waitstatus_to_exitcode(watched.status)
-    if code < 0 and watched.spent() >= cpu_seconds:
+    if watched.spent() > cpu_seconds:  # what it used after the last look counts too
         return "timed_out", f"more than {cpu_seconds:g} CPU seconds"
     if code < 0:
         return "crashed", f"killed by signal {-code}"

@@ -223,15 +223,53 @@ def test_killing_the_parent(attack: Attack) -> None:
     assert attack(kill).verdict is Verdict.PASSED  # in vain, and nothing was skipped
 
 
-def test_crippling_the_parent(attack: Attack) -> None:
+# A program that changes what its supervisor may do. Whether it is refused does not matter to it: it goes on.
+CRIPPLE = """
+import os, resource, threading, time
+def dare(function, *arguments):
+    try:
+        function(*arguments)
+    except OSError as error:
+        refused.append(error.errno)
+refused = []
+for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_CPU, resource.RLIMIT_AS, resource.RLIMIT_FSIZE):
+    dare(resource.prlimit, 1, kind, (4, 4))
+dare(os.setpriority, os.PRIO_PROCESS, 1, 19)
+dare(os.setpriority, os.PRIO_PGRP, 0, 19)
+dare(os.sched_setscheduler, 1, os.SCHED_IDLE, os.sched_param(0))
+dare(os.sched_setaffinity, 1, {0})
+"""
+
+
+def test_the_parent_cannot_be_crippled(attack: Attack) -> None:
+    outcome = attack(CRIPPLE + "assert refused == [1] * 8, refused")  # EPERM, every time
+    assert (outcome.verdict, outcome.detail) == (Verdict.PASSED, "")
+
+
+def test_a_crippled_parent_would_still_count(attack: Attack) -> None:
+    slow = "end = time.process_time() + 0.6\nwhile time.process_time() < end: pass"
+    assert attack(CRIPPLE + slow).verdict is Verdict.TIMED_OUT
+    many = """
+stay = threading.Event()
+threads = [threading.Thread(target=stay.wait) for _ in range(40)]
+threading.stack_size(1 << 16)
+for thread in threads: thread.start()
+time.sleep(0.5)
+stay.set()
+"""
+    assert attack(CRIPPLE + many).verdict is Verdict.BLOCKED
+
+
+def test_a_program_may_change_its_own_limits(attack: Attack) -> None:
     program = """
         import os, resource
-        for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_CPU, resource.RLIMIT_AS, resource.RLIMIT_FSIZE):
-            resource.prlimit(1, kind, (0, 0))
-        os.setpriority(os.PRIO_PROCESS, 1, 19)
-        while True: pass
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
+        assert resource.prlimit(0, resource.RLIMIT_NOFILE) == (soft - 1, hard)
+        os.sched_setaffinity(0, os.sched_getaffinity(0))
         """
-    assert attack(program).verdict in (Verdict.TIMED_OUT, Verdict.CRASHED)
+    outcome = attack(program)
+    assert (outcome.verdict, outcome.detail) == (Verdict.PASSED, "")
 
 
 def test_leaving_a_daemon_behind(attack: Attack) -> None:
