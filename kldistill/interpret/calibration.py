@@ -14,7 +14,6 @@ Contexts that contradict the forest, or whose y1 is an open piece, have no such 
 Shape suffixes: A student rows, B teacher rows, P contexts, S splits, C cells, F factors, W and V vocabularies.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from kldistill.interpret.contexts import Context
 from kldistill.losses.alignment import Alignment
-from kldistill.losses.kl import kl_terms, log_masses, segment_logsumexp
+from kldistill.losses.kl import Pick, kl_terms, log_masses, log_stop_masses, split_targets
 from kldistill.losses.precision import at_least_float32
 from kldistill.tokens.pieces import PieceTable
 
@@ -149,21 +148,15 @@ def _log_of_rest(taken: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     return (1 - taken).clamp_min(SMALLEST).log()
 
 
-def _splits(
-    log_mass_PW: Tensor, log_q_PW: Tensor, log_p: Callable[[Tensor, Tensor], Tensor], a: Alignment
-) -> tuple[Tensor, Tensor, Tensor]:
+def _splits(log_mass_PW: Tensor, log_q_PW: Tensor, log_p: Pick, a: Alignment) -> tuple[Tensor, Tensor, Tensor]:
     """Of every split: log of the target's share that stops there, log of the student's mass that does; of every cell:
     its target share.
     """
-    log_p_C = torch.zeros(len(a.cell_split), dtype=torch.float64, device=log_q_PW.device)
-    cell_t_C = log_p_C.index_add(0, a.factor_cell, log_p(a.factor_row, a.factor_piece)).exp()
-    n = len(a.split_position)
-    log_stop_t_S = _log_of_rest(cell_t_C.new_zeros(n).index_add(0, a.cell_split, cell_t_C))
-    stays = torch.cat(
-        [log_q_PW[a.split_position, a.split_token], log_mass_PW[a.split_position[a.rest_split], a.rest_token]]
+    log_p_C, stop_S = split_targets(log_p, a)
+    log_stop_q_S = log_stop_masses(
+        lambda at, token: log_q_PW[at, token].double(), lambda at, token: log_mass_PW[at, token].double(), a
     )
-    segment = torch.cat([torch.arange(n, device=a.rest_split.device), a.rest_split])
-    return log_stop_t_S, segment_logsumexp(stays.double(), segment, n), cell_t_C
+    return stop_S.clamp_min(SMALLEST).log(), log_stop_q_S, log_p_C.exp()
 
 
 def _resolved(context: Context, pieces: PieceTable) -> Bool[np.ndarray, " P"]:

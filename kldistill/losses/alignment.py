@@ -11,8 +11,8 @@ The construction is our own; see docs/method.md for the derivation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,17 @@ from torch import Tensor
 
 from kldistill.runtime.errors import TokenizerError
 from kldistill.tokens.pieces import Node, PieceTable
+
+
+def _index(*, of: str | None = None, into: str | None = None) -> dict[str, Any]:
+    """A list of the alignment.
+
+    Args:
+        of: the list beside which this one stands, entry by entry; None where it leads such a group itself.
+        into: what its entries point into: ``student`` or ``teacher`` for rows, or the name of another list. None where
+            they are tokens.
+    """
+    return {"list": True, "of": of, "into": into}
 
 
 @dataclass(frozen=True)
@@ -56,41 +67,44 @@ class Alignment:
     new_size: int
     mass_owner: Int[Tensor, " J"]
     mass_member: Int[Tensor, " J"]
-    next_row: Int[Tensor, " M"]
-    next_token: Int[Tensor, " M"]
-    student_row: Int[Tensor, " P"]
-    teacher_row: Int[Tensor, " P"]
-    zero_position: Int[Tensor, " Z"]
-    zero_piece: Int[Tensor, " Z"]
-    open_position: Int[Tensor, " O"]
-    open_piece: Int[Tensor, " O"]
-    split_position: Int[Tensor, " S"]
-    split_token: Int[Tensor, " S"]
-    cell_split: Int[Tensor, " C"]
-    cell_token: Int[Tensor, " C"]
-    rest_split: Int[Tensor, " U"]
-    rest_token: Int[Tensor, " U"]
-    factor_cell: Int[Tensor, " F"]
-    factor_row: Int[Tensor, " F"]
-    factor_piece: Int[Tensor, " F"]
-    frontier_position: Int[Tensor, " R"]
-    frontier_factor: Int[Tensor, " G"]
-    frontier_row: Int[Tensor, " G"]
-    frontier_piece: Int[Tensor, " G"]
-    n_next: int
-    n_common: int
-    n_left_out: int
-    n_contradictions: int
-    n_unresolved_splits: int
+    next_row: Int[Tensor, " M"] = field(metadata=_index(into="student"))
+    next_token: Int[Tensor, " M"] = field(metadata=_index(of="next_row"))
+    student_row: Int[Tensor, " P"] = field(metadata=_index(into="student"))
+    teacher_row: Int[Tensor, " P"] = field(metadata=_index(of="student_row", into="teacher"))
+    zero_position: Int[Tensor, " Z"] = field(metadata=_index(into="student_row"))
+    zero_piece: Int[Tensor, " Z"] = field(metadata=_index(of="zero_position"))
+    open_position: Int[Tensor, " O"] = field(metadata=_index(into="student_row"))
+    open_piece: Int[Tensor, " O"] = field(metadata=_index(of="open_position"))
+    split_position: Int[Tensor, " S"] = field(metadata=_index(into="student_row"))
+    split_token: Int[Tensor, " S"] = field(metadata=_index(of="split_position"))
+    cell_split: Int[Tensor, " C"] = field(metadata=_index(into="split_position"))
+    cell_token: Int[Tensor, " C"] = field(metadata=_index(of="cell_split"))
+    rest_split: Int[Tensor, " U"] = field(metadata=_index(into="split_position"))
+    rest_token: Int[Tensor, " U"] = field(metadata=_index(of="rest_split"))
+    factor_cell: Int[Tensor, " F"] = field(metadata=_index(into="cell_split"))
+    factor_row: Int[Tensor, " F"] = field(metadata=_index(of="factor_cell", into="teacher"))
+    factor_piece: Int[Tensor, " F"] = field(metadata=_index(of="factor_cell"))
+    frontier_position: Int[Tensor, " R"] = field(metadata=_index(into="student_row"))
+    frontier_factor: Int[Tensor, " G"] = field(metadata=_index(into="frontier_position"))
+    frontier_row: Int[Tensor, " G"] = field(metadata=_index(of="frontier_factor", into="teacher"))
+    frontier_piece: Int[Tensor, " G"] = field(metadata=_index(of="frontier_factor"))
+    n_next: int = field(metadata={"count": True})
+    n_common: int = field(metadata={"count": True})
+    n_left_out: int = field(metadata={"count": True})
+    n_contradictions: int = field(metadata={"count": True})
+    n_unresolved_splits: int = field(metadata={"count": True})
 
     def to(self, device: torch.device | str) -> Alignment:
         """The same alignment with every tensor on ``device``."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
+        names = ("mass_owner", "mass_member", *LISTS)
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
-_TENSORS = [entry.name for entry in fields(Alignment) if "Tensor" in str(entry.type)]
-LISTS = [name for name in _TENSORS if not name.startswith("mass_")]
-COUNTS = [entry.name for entry in fields(Alignment) if entry.name.startswith("n_")]
+# What each list stands beside, and what it points into (see ``_index``); a list comes after those that it names.
+LISTS: dict[str, Mapping[str, Any]] = {
+    entry.name: entry.metadata for entry in fields(Alignment) if "list" in entry.metadata
+}
+COUNTS = [entry.name for entry in fields(Alignment) if "count" in entry.metadata]
 
 
 def align(old_ids: Sequence[int], new_ids: Sequence[int], pieces: PieceTable) -> Alignment:

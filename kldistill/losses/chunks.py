@@ -14,34 +14,6 @@ from torch import Tensor
 
 from kldistill.losses.alignment import COUNTS, LISTS, Alignment
 
-# Which list each index list points into: what concatenating has to shift, and what a chunk has to renumber.
-_POINTS_TO = {
-    "zero_position": "student_row",
-    "open_position": "student_row",
-    "split_position": "student_row",
-    "cell_split": "split_position",
-    "rest_split": "split_position",
-    "factor_cell": "cell_split",
-    "frontier_position": "student_row",
-    "frontier_factor": "frontier_position",
-}
-_STUDENT_ROWS = ("next_row", "student_row")
-_TEACHER_ROWS = ("teacher_row", "factor_row", "frontier_row")
-# Lists of the same length that a chunk must cut alike, named after the list that decides.
-_BESIDE = {
-    "next_token": "next_row",
-    "teacher_row": "student_row",
-    "zero_piece": "zero_position",
-    "open_piece": "open_position",
-    "split_token": "split_position",
-    "cell_token": "cell_split",
-    "rest_token": "rest_split",
-    "factor_row": "factor_cell",
-    "factor_piece": "factor_cell",
-    "frontier_row": "frontier_factor",
-    "frontier_piece": "frontier_factor",
-}
-
 
 def concatenate(alignments: Sequence[Alignment], student_rows: int, teacher_rows: int) -> Alignment:
     """Alignments of a batch's sequences as one, for rows of states that are padded and flattened.
@@ -51,19 +23,15 @@ def concatenate(alignments: Sequence[Alignment], student_rows: int, teacher_rows
         student_rows, teacher_rows: padded length of the student's and of the teacher's sequences.
     """
     parts: dict[str, list[Tensor]] = {name: [] for name in LISTS}
-    sizes = dict.fromkeys(LISTS, 0)
-    for index, alignment in enumerate(alignments):
-        for name in LISTS:
+    passed = {**dict.fromkeys(LISTS, 0), "student": 0, "teacher": 0}  # entries, and rows, of the sequences before
+    for alignment in alignments:
+        for name, about in LISTS.items():
             values: Tensor = getattr(alignment, name)
-            if name in _STUDENT_ROWS:
-                values = values + index * student_rows
-            elif name in _TEACHER_ROWS:
-                values = values + index * teacher_rows
-            elif name in _POINTS_TO:
-                values = values + sizes[_POINTS_TO[name]]
-            parts[name].append(values)
+            parts[name].append(values if about["into"] is None else values + passed[about["into"]])
         for name in LISTS:
-            sizes[name] += len(getattr(alignment, name))
+            passed[name] += len(getattr(alignment, name))
+        passed["student"] += student_rows
+        passed["teacher"] += teacher_rows
     totals = {name: sum(getattr(alignment, name) for alignment in alignments) for name in COUNTS}
     return replace(alignments[0], **{name: torch.cat(values) for name, values in parts.items()}, **totals)
 
@@ -72,12 +40,18 @@ def concatenate(alignments: Sequence[Alignment], student_rows: int, teacher_rows
 class Chunk:
     """A part of a batch's alignment that is small enough for a block of vocabulary-sized logits.
 
-    ``alignment``'s rows count within ``student_rows`` and ``teacher_rows``, which are rows of the batch.
+    ``alignment``'s rows count within ``student_rows`` and ``teacher_rows``, which are rows of the batch. Contexts come
+    first in both, in order (``student_row`` and ``teacher_row`` are 0, 1, ..., P - 1), so that a loss reads them as a
+    slice and need not copy a block of logits.
     """
 
     student_rows: Int[Tensor, " A"]
     teacher_rows: Int[Tensor, " B"]
     alignment: Alignment
+
+    def to(self, device: torch.device | str) -> Chunk:
+        """The same chunk with every tensor on ``device``."""
+        return Chunk(self.student_rows.to(device), self.teacher_rows.to(device), self.alignment.to(device))
 
 
 def chunks(alignment: Alignment, size: int) -> Iterator[Chunk]:
@@ -90,21 +64,31 @@ def chunks(alignment: Alignment, size: int) -> Iterator[Chunk]:
 
 
 def _cut(alignment: Alignment, rows: Int[Tensor, " A"]) -> Chunk:
-    keep = {
-        "next_row": torch.isin(alignment.next_row, rows),
-        "student_row": torch.isin(alignment.student_row, rows),
-    }
-    for name, target in _POINTS_TO.items():  # in order: what is pointed to is decided before what points to it
-        keep[name] = keep[target][getattr(alignment, name)]
+    keep: dict[str, Tensor] = {}
     cut: dict[str, Tensor] = {}
-    for name in LISTS:
-        cut[name] = getattr(alignment, name)[keep[_BESIDE.get(name, name)]]
-        if name in _POINTS_TO:
-            renumber = torch.cumsum(keep[_POINTS_TO[name]], 0) - 1
-            cut[name] = renumber[cut[name]]
-    student_rows = torch.unique(torch.cat([cut[name] for name in _STUDENT_ROWS]))
-    teacher_rows = torch.unique(torch.cat([cut[name] for name in _TEACHER_ROWS]))
-    for names, whole in ((_STUDENT_ROWS, student_rows), (_TEACHER_ROWS, teacher_rows)):
-        for name in names:
-            cut[name] = torch.searchsorted(whole, cut[name])
-    return Chunk(student_rows, teacher_rows, replace(alignment, **cut))
+    for name, about in LISTS.items():  # in order: what is pointed to is decided before what points to it
+        values: Tensor = getattr(alignment, name)
+        into = about["into"]
+        if about["of"] is not None:
+            keep[name] = keep[about["of"]]
+        elif into == "student":
+            keep[name] = torch.isin(values, rows)
+        else:
+            keep[name] = keep[into][values]
+        cut[name] = values[keep[name]]
+        if into in LISTS:
+            cut[name] = (torch.cumsum(keep[into], 0) - 1)[cut[name]]
+    whole = {}
+    for side, first in (("student", "student_row"), ("teacher", "teacher_row")):
+        names = [name for name, about in LISTS.items() if about["into"] == side]
+        whole[side], places = _contexts_first(cut[first], torch.cat([cut[name] for name in names]))
+        cut |= zip(names, places.split([len(cut[name]) for name in names]), strict=True)
+    return Chunk(whole["student"], whole["teacher"], replace(alignment, **cut))
+
+
+def _contexts_first(first: Int[Tensor, " P"], rows: Int[Tensor, " n"]) -> tuple[Int[Tensor, " A"], Int[Tensor, " n"]]:
+    """All different rows, those of ``first`` (all different) before the others, and the place of each of ``rows``."""
+    found, place = torch.unique(rows, return_inverse=True)
+    other = ~torch.isin(found, first)
+    order = torch.cat([torch.searchsorted(found, first), torch.nonzero(other)[:, 0]])
+    return found[order], torch.argsort(order)[place]

@@ -4,16 +4,18 @@ Shape suffixes: A student rows, B teacher rows, P common boundaries (contexts c)
 vocabulary, J subtree memberships, O open pairs, S splits, C cells. Source: our own construction, derived in
 docs/method.md after the idea of arXiv 2508.15807. All in nats, in log space, with float32 softmaxes.
 
-    L(c) = KL( p~(.|c) || Q(.|c) )  +  sum over w on the observed chain that have children of  KL( split*(w) ||
-    split_q(w) )
+    L(c) = KL( p~(.|c) || Q(.|c) )
+         + sum over w on the observed chain that have children of KL( split*(w) || split_q(w) )
 
-Where an open piece exists (one that leads towards a longer token from an earlier boundary, but does not complete
-it), its
-target depends on teacher probabilities that one pass does not show: all we know is that it is at most p~. Open
+Where an open piece exists (one that leads towards a longer token from an earlier boundary, but does not complete it),
+its target depends on teacher probabilities that one pass does not show: all we know is that it is at most p~. Open
 pieces then share one cell, which is penalised only where the student's mass exceeds that bound. So L stays a lower
 bound of the exact KL.
+
+These functions are the readable reference. ``kldistill.losses.fused`` computes the same in one pass, for training.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -25,6 +27,9 @@ from kldistill.losses.alignment import Alignment
 from kldistill.losses.precision import at_least_float32
 
 _TINY = torch.finfo(torch.float32).tiny
+
+# Reads single entries of a matrix that may not exist as a whole, by row and by column.
+Pick = Callable[[Int[Tensor, " n"], Int[Tensor, " n"]], Float[Tensor, " n"]]
 
 
 def kl(
@@ -66,7 +71,16 @@ def kl_terms(
     """The first-piece term and the sum of the observed splits, context by context (see ``kl``)."""
     log_mass_PW, log_q_PW = _student(student_logits, alignment)
     first_P = _first_pieces(log_mass_PW[:, : alignment.old_size], teacher_logits, alignment)
-    return KlTerms(first_P, _splits(log_mass_PW, log_q_PW, teacher_logits, alignment))
+    if not len(alignment.split_position):
+        return KlTerms(first_P, torch.zeros_like(first_P))
+
+    def log_p(row_F: Tensor, piece_F: Tensor) -> Tensor:
+        return _factors(teacher_logits, row_F, piece_F)
+
+    split_P = split_kl(
+        lambda at, token: log_q_PW[at, token], lambda at, token: log_mass_PW[at, token], log_p, alignment, len(first_P)
+    )
+    return KlTerms(first_P, split_P)
 
 
 def log_masses(
@@ -120,21 +134,20 @@ def _first_pieces(
     first_P = (p_PV * log_p_PV).sum(-1) - torch.linalg.vecdot(p_PV, log_Q_PV)
     if not len(p_open_O):
         return first_P
-    return first_P + _open_cell(log_Q_PV, p_open_O, alignment)
+    log_Q_open_O = log_Q_PV[alignment.open_position, alignment.open_piece]
+    return first_P + open_cell(log_Q_open_O, p_open_O, alignment, len(first_P))
 
 
-def _open_cell(
-    log_Q_PV: Float[Tensor, "P V"], p_open_O: Float[Tensor, " O"], alignment: Alignment
+def open_cell(
+    log_Q_open_O: Float[Tensor, " O"], p_open_O: Float[Tensor, " O"], alignment: Alignment, n: int
 ) -> Float[Tensor, " P"]:
     """What the cell of all open pieces adds to sum_{v not open} p~(v) log(p~(v) / Q(v)).
 
-    With o = p~(open) and Q_o = Q(open): their true target mass is somewhere in [0, o]. If Q_o > o, the least KL
-    that any such
-    mass allows is at o itself: add o log(o / Q_o). Else no penalty is certain but that within the rest, given the
-    rest: take (1 - o) log((1 - o) / (1 - Q_o)) off again.
+    With o = p~(open) and Q_o = Q(open): their true target mass is somewhere in [0, o]. If Q_o > o, the least KL that
+    any such mass allows is at o itself: add o log(o / Q_o). Else no penalty is certain but that within the rest, given
+    the rest: take (1 - o) log((1 - o) / (1 - Q_o)) off again. ``n`` is the number of contexts.
     """
-    n = log_Q_PV.shape[0]
-    Q_open_O = log_Q_PV[alignment.open_position, alignment.open_piece].exp()
+    Q_open_O = log_Q_open_O.exp()
     o_P = p_open_O.new_zeros(n).index_add(0, alignment.open_position, p_open_O).clamp(0, 1)
     Q_P = Q_open_O.new_zeros(n).index_add(0, alignment.open_position, Q_open_O).clamp(0, 1 - 1e-6)
     too_much = torch.special.xlogy(o_P, o_P) - o_P * Q_P.clamp_min(_TINY).log()
@@ -145,35 +158,45 @@ def _open_cell(
     return torch.where(has_open_P, torch.where(o_P < Q_P, too_much, within), torch.zeros_like(o_P))
 
 
-def _splits(
-    log_mass_PW: Float[Tensor, "P W"],
-    log_q_PW: Float[Tensor, "P W"],
-    teacher_logits: Float[Tensor, "B V"],
-    alignment: Alignment,
-) -> Float[Tensor, " P"]:
+def split_targets(log_p: Pick, alignment: Alignment) -> tuple[Float[Tensor, " C"], Float[Tensor, " S"]]:
+    """What the teacher asks for at every split, given its token: log-probability of each resolved child, and what is
+    left for stopping there, in [0, 1]. ``log_p`` picks the teacher's log-probabilities by row and piece.
+    """
     a = alignment
-    n_splits = len(a.split_position)
-    total_P = log_q_PW.new_zeros(log_q_PW.shape[0])
-    if not n_splits:
-        return total_P
+    log_p_F = log_p(a.factor_row, a.factor_piece)
+    log_p_C = log_p_F.new_zeros(len(a.cell_split)).index_add(0, a.factor_cell, log_p_F)
+    taken_S = log_p_C.new_zeros(len(a.split_position)).index_add(0, a.cell_split, log_p_C.exp())
+    return log_p_C, (1 - taken_S).clamp(0, 1)
+
+
+def log_stop_masses(log_q: Pick, log_mass: Pick, alignment: Alignment) -> Float[Tensor, " S"]:
+    """Log of the student's mass on stopping at every split's token. Children that the text does not resolve share
+    its cell.
+    """
+    a = alignment
+    n = len(a.split_position)
+    stays = [log_q(a.split_position, a.split_token), log_mass(a.split_position[a.rest_split], a.rest_token)]
+    segment = torch.cat([torch.arange(n, device=a.rest_split.device), a.rest_split])
+    return segment_logsumexp(torch.cat(stays), segment, n)
+
+
+def split_kl(log_q: Pick, log_mass: Pick, log_p: Pick, alignment: Alignment, n: int) -> Float[Tensor, " P"]:
+    """The sum of the observed splits' KL for each of ``n`` contexts.
+
+    Args:
+        log_q, log_mass: pick the student's log-probabilities, and its log-masses of subtrees, by context and token.
+            A constant of each context may be missing from both: it cancels.
+        log_p: picks the teacher's log-probabilities by row and piece.
+    """
+    a = alignment
     with torch.no_grad():
-        log_p_F = _factors(teacher_logits, a.factor_row, a.factor_piece)
-        log_p_C = log_p_F.new_zeros(len(a.cell_split)).index_add(0, a.factor_cell, log_p_F)
-        p_C = log_p_C.exp()
-        stop_S = (1 - p_C.new_zeros(n_splits).index_add(0, a.cell_split, p_C)).clamp(0, 1)
-    log_whole_S = log_mass_PW[a.split_position, a.split_token]
-    log_q_C = log_mass_PW[a.split_position[a.cell_split], a.cell_token] - log_whole_S[a.cell_split]
-    # "Stop at w" shares its cell with the children that the text does not resolve.
-    log_stop_S = segment_logsumexp(
-        torch.cat(
-            [log_q_PW[a.split_position, a.split_token], log_mass_PW[a.split_position[a.rest_split], a.rest_token]]
-        ),
-        torch.cat([torch.arange(n_splits, device=a.rest_split.device), a.rest_split]),
-        n_splits,
-    )
-    split_S = torch.special.xlogy(stop_S, stop_S) - stop_S * (log_stop_S - log_whole_S)
-    split_S = split_S.index_add(0, a.cell_split, p_C * (log_p_C.clamp_min(-1e4) - log_q_C))
-    return total_P.index_add(0, a.split_position, split_S)
+        log_p_C, stop_S = split_targets(log_p, a)
+    log_whole_S = log_mass(a.split_position, a.split_token)
+    log_q_C = log_mass(a.split_position[a.cell_split], a.cell_token) - log_whole_S[a.cell_split]
+    log_stop_S = log_stop_masses(log_q, log_mass, a) - log_whole_S
+    split_S = torch.special.xlogy(stop_S, stop_S) - stop_S * log_stop_S
+    split_S = split_S.index_add(0, a.cell_split, log_p_C.exp() * (log_p_C.clamp_min(-1e4) - log_q_C))
+    return split_S.new_zeros(n).index_add(0, a.split_position, split_S)
 
 
 def _factors(

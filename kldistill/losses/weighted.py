@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kldistill.losses.chunks import Chunk
+from kldistill.losses.fused import can_fuse, fused
 
 
 class Heads(Protocol):
@@ -38,8 +39,10 @@ def weighted(
     teacher_hidden_BD: Float[Tensor, "B D"] | None,
     chunk: Chunk,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-    """The sum for one chunk, with each term's own value (unweighted, detached). Logits are computed once for all
-    terms.
+    """The sum for one chunk, with each term's own value (unweighted, detached).
+
+    Logits are computed once for all terms, and those of this package that read them all are computed in one pass
+    (``fused``).
     """
     logits_of = any(term.of == "logits" for term in terms.values())
     student_logits_AW = heads.logits(student_hidden_AD) if logits_of else None
@@ -49,7 +52,15 @@ def weighted(
             teacher_logits_BV = heads.logits_old(teacher_hidden_BD)
     total = student_hidden_AD.new_zeros((), dtype=torch.float32)
     values: dict[str, Tensor] = {}
+    together = {name: (term.function, term.weight) for name, term in terms.items() if can_fuse(term.function)}
+    if together:
+        assert student_logits_AW is not None
+        for name in together:
+            assert not terms[name].teacher or teacher_logits_BV is not None, f"{name} needs a teacher"
+        total, values = fused(together, student_logits_AW, teacher_logits_BV, chunk.alignment)
     for name, term in terms.items():
+        if name in together:
+            continue
         student, teacher = (
             (student_hidden_AD, teacher_hidden_BD) if term.of == "hidden" else (student_logits_AW, teacher_logits_BV)
         )

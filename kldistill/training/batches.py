@@ -32,9 +32,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with every tensor on ``device``."""
-        moved = [
-            Chunk(c.student_rows.to(device), c.teacher_rows.to(device), c.alignment.to(device)) for c in self.chunks
-        ]
+        moved = [chunk.to(device) for chunk in self.chunks]
         hidden = None if self.old_hidden is None else self.old_hidden.to(device)
         return replace(
             self, new_ids=self.new_ids.to(device), new_mask=self.new_mask.to(device), old_hidden=hidden, chunks=moved

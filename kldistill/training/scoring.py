@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from kldistill.losses.alignment import Alignment, align
-from kldistill.losses.kl import kl_terms, unresolved_mass
+from kldistill.losses.fused import measure
 from kldistill.rows.student import Student
 from kldistill.runtime.progress import Bar
 from kldistill.tokens.pieces import PieceTable
@@ -127,8 +126,10 @@ def _score_batch(
 
     for part in made.chunks:
         a = part.alignment
-        logits_AW = student.logits(states_TD[part.student_rows]).float()
-        log_q_M = _log_probability(logits_AW, a.next_row, a.next_token)
+        logits_AW = student.logits(states_TD[part.student_rows])
+        teacher_BV = None if teacher_UD is None else student.logits_old(teacher_UD[part.teacher_rows])
+        found = measure(logits_AW, teacher_BV, a)
+        log_q_M = found.log_q_M
         rows_M = part.student_rows[a.next_row]
         add(sums, "nats", rows_M, -log_q_M)
         new_M = a.next_token >= a.old_size
@@ -136,12 +137,10 @@ def _score_batch(
         add(sums, "new_nats", rows_M[new_M], -log_q_M[new_M])
         add(counts, "n_new", rows_M, new_M)
         if teacher_UD is not None:
-            teacher_BV = student.logits_old(teacher_UD[part.teacher_rows]).float()
-            terms = kl_terms(logits_AW, teacher_BV, a)
             rows_P = part.student_rows[a.student_row]
-            add(sums, "kl", rows_P, terms.first_P + terms.split_P)
+            add(sums, "kl", rows_P, found.first_P + found.split_P)
             add(counts, "n_common", rows_P, torch.ones_like(rows_P))
-            mass = unresolved_mass(teacher_BV, a).item() * max(a.n_common, 1)
+            mass = found.unresolved.item()
             for score in scores:  # known for the batch as a whole: shared among its texts
                 score.unresolved += mass / len(scores)
     for row, score in enumerate(scores):
@@ -150,12 +149,6 @@ def _score_batch(
         for name, values in counts.items():
             setattr(score, name, int(values[row].item()))
         score.left_out, score.contradictions = aligned[row].n_left_out, aligned[row].n_contradictions
-
-
-def _log_probability(
-    logits_AW: Float[Tensor, "A W"], row_M: Int[Tensor, " M"], token_M: Int[Tensor, " M"]
-) -> Float[Tensor, " M"]:
-    return logits_AW[row_M, token_M] - torch.logsumexp(logits_AW, dim=-1)[row_M]
 
 
 Figure = Callable[[Sequence[Score]], float]
