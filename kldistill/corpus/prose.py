@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from kldistill.corpus.documents import Document, Skipped, Source, decode, digest, read_bytes
+from kldistill.runtime.components import component
 from kldistill.runtime.errors import CorpusError
 
 # The commonest function words of English; about four words in ten of prose, hardly any in code or in other languages.
@@ -101,6 +102,7 @@ def prose(text: str, max_bytes: int) -> str:
     return "\n\n".join(kept)
 
 
+@component("source")
 def package_docs(
     packages: list[str],
     requirements: bool = False,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kldistill.corpus.documents import Document, Skipped, Source, decode, digest, line_feeds, read_bytes
+from kldistill.runtime.components import component
 from kldistill.runtime.errors import CorpusError
 
 
@@ -23,6 +24,7 @@ def _contents(files: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, Callable
         yield name, partial(read_bytes, path)
 
 
+@component("source")
 def python_package(packages: list[str], suffixes: list[str] | None = None) -> Source:
     """Files of installed Python packages, the standard library's included. Nothing is imported.
 
@@ -97,6 +99,7 @@ def _version(package: str) -> str:
     return f"python {sys.version.split()[0]}" if package.split(".")[0] in sys.stdlib_module_names else "unknown"
 
 
+@component("source")
 def local_files(path: str, glob: str) -> Source:
     """Text files below a folder. Hidden files and folders (``.git``, ``.venv``) are left alone.
 
@@ -125,6 +128,7 @@ def local_files(path: str, glob: str) -> Source:
     )
 
 
+@component("source")
 def hf_dataset(
     path: str,
     name: str | None = None,

@@ -13,12 +13,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-
 from kldistill.corpus.config import CorpusConfig
 from kldistill.corpus.documents import DOMAIN_SPLITS, SPLITS, Document, Skipped, Source
 from kldistill.corpus.near_duplicates import NearDuplicates
+from kldistill.runtime.components import find
 from kldistill.runtime.errors import ConfigError, CorpusError
 from kldistill.runtime.job import Job
 from kldistill.runtime.progress import track
@@ -99,14 +97,9 @@ def _bytes(document: Document) -> int:
 
 def _source(node: dict[str, Any], key: str) -> Source:
     """The source that a config node describes."""
-    target = node.get("_target_")
-    if not str(target).startswith("kldistill."):
-        raise ConfigError(f"{key}._target_={target!r}: only functions of kldistill may be named.")
-    try:
-        source = instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        raise ConfigError(f"{key}: {error}") from error
+    source = find(node, "source", key)()
     if not isinstance(source, Source):
+        target = node["_target_"]
         raise ConfigError(f"{key}._target_={target!r}: does not give a kldistill.corpus.documents.Source.")
     return source
 

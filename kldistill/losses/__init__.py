@@ -1,8 +1,8 @@
 """One file per loss. Each is a function of plain tensors and an ``Alignment``, and returns nats per student
 position.
 
-To add one: write the function here in a file of its own, name it by ``_target_`` in ``conf/loss/term/NAME.yaml``,
-test it in ``tests/losses/test_losses.py``.
+To add one: write the function here in a file of its own, mark it with ``@loss`` (see ``kldistill.losses.facts``), name
+it by ``_target_`` in ``conf/loss/term/NAME.yaml``, test it in ``tests/losses/test_losses.py``.
 """
 
 from kldistill.losses.ce import ce

@@ -5,9 +5,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kldistill.losses.alignment import Alignment
+from kldistill.losses.facts import loss
 from kldistill.losses.precision import at_least_float32
 
 
+@loss()
 def ce(student_logits: Float[Tensor, "A W"], alignment: Alignment) -> Float[Tensor, ""]:
     """Mean of -log q(next student token | c) over all student positions with a next token, in nats per position.
 

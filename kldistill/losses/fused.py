@@ -268,7 +268,7 @@ def _log_norm(logits: Float[Tensor, "n v"], softmax: Float[Tensor, "n v"]) -> Fl
 
 
 def _plain(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function behind a partial that binds nothing, as Hydra makes of ``_partial_: true``."""
+    """The function behind a partial that binds nothing, as ``components.find`` gives it where there are no settings."""
     bare = isinstance(function, partial) and not function.args and not function.keywords
     return function.func if bare else function  # type: ignore[union-attr]
 

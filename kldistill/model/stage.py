@@ -5,13 +5,11 @@ The ``model`` artifact holds ``model.json`` and, when ``path`` is ``"."``, the w
 
 import json
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kldistill.model.hub import commit_of, describe
 from kldistill.model.load import load_original_config, load_original_tokenizer
-from kldistill.runtime.components import component, plain
+from kldistill.runtime.components import facts_of, find, plain
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.job import Job
 
@@ -23,10 +21,9 @@ def build(cfg: Any, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
     Raises ``ModelError`` when the model cannot be had or cannot be extended.
     """
     node = plain(cfg)
-    maker = component(str(node.pop("_target_", "")), "model")
     name = node.pop("name", None)
     license_name = node.pop("license", None)
-    made = maker(out, say=job.say, **node)
+    made = find(node, "model", "model")(out, say=job.say)
     facts: dict[str, object] = {
         "revision": None,
         "trust_remote_code": False,
@@ -55,23 +52,9 @@ def build(cfg: Any, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
 def identity(cfg: Any) -> dict[str, object]:
     """What the model is right now, cheaply, for its fingerprint: a name alone says nothing about changed content.
 
-    Local folders: every file's size and time, small files' content. Hub: the commit, if the network or the cache
-    knows it. Others: what their own module says.
+    Every maker of a model is marked with the function that tells it (``@component("model", identity)``), which takes
+    the maker's own settings.
     """
-    node = plain(cfg)
-    target = str(node.get("_target_", ""))
-    if target == "kldistill.model.hub.hf":
-        folder = Path(node["path"]).expanduser()
-        if folder.is_dir():
-            return {"files": describe(folder)}
-        return {"commit": commit_of(node["path"], node.get("revision"), bool(node.get("local_files_only")))}
-    own = f"{target.rpartition('.')[0]}.identity"
-    return component(own, "model")() if _exists(own) else {}
-
-
-def _exists(target: str) -> bool:
-    """Whether a dotted path names something in an importable module."""
-    module, _, name = target.rpartition(".")
-    if not module or find_spec(module) is None:
-        return False
-    return hasattr(__import__(module, fromlist=[name]), name)
+    node = {key: value for key, value in plain(cfg).items() if key not in ("name", "license")}
+    maker = find(node, "model", "model")
+    return facts_of(maker)(**maker.keywords)

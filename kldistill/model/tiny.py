@@ -14,6 +14,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
+from kldistill.runtime.components import component
 from kldistill.runtime.errors import ModelError
 
 # The splitting rules of Llama-3's and Qwen2's tokenizer.json.
@@ -37,6 +38,12 @@ SENTENCEPIECE = ("llama2", "gemma")
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
 
 
+def identity(**settings: object) -> dict[str, object]:
+    """What the tokenizer is trained on right now: the standard library differs between Python versions."""
+    return {"text": hashlib.sha256("".join(training_text()).encode()).hexdigest()}
+
+
+@component("model", identity)
 def build(
     out: Path,
     *,
@@ -66,11 +73,6 @@ def build(
     model.save_pretrained(out)
     fast.save_pretrained(out)
     return {"path": ".", "license": "apache-2.0", "base_model": None}
-
-
-def identity() -> dict[str, object]:
-    """What the tokenizer is trained on right now: the standard library differs between Python versions."""
-    return {"text": hashlib.sha256("".join(training_text()).encode()).hexdigest()}
 
 
 def training_text() -> list[str]:

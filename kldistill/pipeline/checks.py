@@ -6,11 +6,12 @@ from typing import Any
 from kldistill.evaluation.sandbox import Sandbox
 from kldistill.evaluation.suites import stage as tasks_stage
 from kldistill.export import gguf_file, upload
+from kldistill.losses.facts import loss_facts
 from kldistill.model import smollm2
 from kldistill.model.config import SmolLM2Config
 from kldistill.pipeline.compose import STAGES, Config, resolved
 from kldistill.rows.inits import needs_pieces
-from kldistill.runtime.components import component
+from kldistill.runtime.components import Kind, find, plain, refuse_calls
 from kldistill.runtime.config import require
 from kldistill.runtime.errors import ConfigError
 
@@ -24,14 +25,15 @@ def check(cfg: Config) -> None:
     for key in ("stages", "force"):
         unknown = [name for name in getattr(cfg, key) if name not in STAGES]
         require(not unknown, key, unknown, f"stages are {', '.join(STAGES)}")
-    _check_targets(resolved(cfg))
+    _check_targets(cfg)
     for name, term in cfg.loss.terms.items():
-        if term.teacher and cfg.distill.teacher == "none":
+        facts = loss_facts(find(term.function, "loss", f"loss.terms.{name}.function"))
+        if facts.teacher and cfg.distill.teacher == "none":
             raise ConfigError(
                 f"loss={cfg.loss.name} with distill.teacher=none: its term {name} compares with the teacher. "
                 "Use distill.teacher=self, or loss=ce."
             )
-        if term.pieces and cfg.tokens.as_added_tokens:
+        if facts.exact_pieces and cfg.tokens.as_added_tokens:
             raise ConfigError(
                 f"loss={cfg.loss.name} with tokens.as_added_tokens=true: its term {name} needs the exact pieces of "
                 "every new token, and AddedTokens have none. Use loss=ce, kl_old or hidden, or "
@@ -42,9 +44,9 @@ def check(cfg: Config) -> None:
     if "export" in cfg.stages:
         _check_export(cfg)
     for side in ("input", "output"):
-        target = str(getattr(cfg.init, side)["_target_"])
-        if cfg.tokens.as_added_tokens and needs_pieces(component(target, f"init.{side}")):
-            method = target.rpartition(".")[2]
+        node = getattr(cfg.init, side)
+        if cfg.tokens.as_added_tokens and needs_pieces(find(node, "init", f"init.{side}")):
+            method = node["_target_"].rpartition(".")[2]
             raise ConfigError(
                 f"init.{side}={method} with tokens.as_added_tokens=true: it needs the exact pieces of every new token, "
                 "and AddedTokens have none. Use init=random or init=mean, or tokens.as_added_tokens=false."
@@ -92,11 +94,11 @@ def _check_suites(cfg: Config) -> None:
     """The chosen suites' own keys and files; and generated programs run in a sandbox or not at all."""
     every = cfg.eval.all_suites()
     for name in cfg.eval.suites:
-        suite = tasks_stage.suite_of(every[name])
+        suite = tasks_stage.suite_of(every[name], name)
         for used in every[name].get("of", []):
             if used not in every:
                 raise ConfigError(f"eval.{name}.of: there is no suite {used!r} (there are: {', '.join(every)}).")
-            tasks_stage.suite_of(every[used]).identity()
+            tasks_stage.suite_of(every[used], used).identity()
         suite.identity()
         if suite.runs_code and "evaluate" in cfg.stages:
             with Sandbox(cfg.eval.limits, allow_unsandboxed=cfg.eval.allow_unsandboxed):
@@ -118,16 +120,22 @@ def _known_size(model: Any) -> int | None:
     return getattr(model, "vocab_size", None)
 
 
-def _check_targets(node: Any, key: str = "") -> None:
-    """Whatever a config may call, at any depth, is a function of this package, and exists.
+def _check_targets(cfg: Config) -> None:
+    """Every component is of the kind that its key takes, and nothing else in the configuration names a function.
 
-    At any depth, because Hydra would also call what is named in an argument, or in an argument's argument.
+    All groups are looked at, also those that no stage of this run reads.
     """
-    if isinstance(node, dict):
-        if "_target_" in node:
-            component(str(node["_target_"]), key)
-        for name, value in node.items():
-            _check_targets(value, f"{key}.{name}" if key else name)
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            _check_targets(value, f"{key}[{index}]")
+    model = {key: value for key, value in plain(cfg.model).items() if key not in ("name", "license")}
+    places: dict[str, tuple[Kind, Any]] = {"model": ("model", model)}
+    for key in ("source", "general"):
+        places[f"corpus.{key}"] = ("source", getattr(cfg.corpus, key))
+    for side in ("input", "output"):
+        places[f"init.{side}"] = ("init", getattr(cfg.init, side))
+    for group, loss in (("loss", cfg.loss), ("distill.loss", cfg.distill.loss)):
+        for name, term in loss.terms.items():
+            places[f"{group}.terms.{name}.function"] = ("loss", term.function)
+    for name, node in cfg.eval.all_suites().items():
+        places[f"eval.{name}"] = ("suite", node)
+    for key, (kind, node) in places.items():
+        find(node, kind, key)
+    refuse_calls(resolved(cfg), "", places)

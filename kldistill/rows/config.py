@@ -11,7 +11,7 @@ class InitConfig:
     """How the new rows start.
 
     Attributes:
-        input: a function of ``kldistill.rows.inits`` by ``_target_`` (``_partial_: true``), for the input rows.
+        input: a function of ``kldistill.rows.inits`` by ``_target_`` for the input rows.
         output: the same for the output rows.
         tie: null keeps what the model does; false gives a tied model separate output rows.
         calibrate: scale every new row to the median norm of the old ones.

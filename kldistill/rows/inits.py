@@ -2,7 +2,7 @@
 
 Every method takes the old rows and the pieces of every new token and returns one row a token:
 ``method(old_rows: (V, D), pieces: N lists of old ids, generator) -> (N, D)``, float32, the same for the same seed.
-Write another one, name it by ``_target_`` in a YAML file under ``conf/init``, and it can be chosen.
+Write another one, mark it as these are, name it by ``_target_`` in a YAML file under ``conf/init``: it can be chosen.
 
 V old vocabulary, N new tokens, D width, L pieces of all tokens together, K coefficients.
 The mean of pieces goes back to FVT (Gee et al., 2022, "Fast Vocabulary Transfer"), the mean and covariance of all rows
@@ -16,11 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from kldistill.runtime.components import component
 from kldistill.runtime.errors import ConfigError
 
 Method = Callable[[Tensor, list[list[int]], torch.Generator], Tensor]
 
 
+@component("init")
 def random(old_rows: Float[Tensor, "V D"], pieces: list[list[int]], generator: torch.Generator) -> Float[Tensor, "N D"]:
     """Normal, with exactly the old rows' mean and (unbiased) covariance.
 
@@ -37,11 +39,13 @@ def random(old_rows: Float[Tensor, "V D"], pieces: list[list[int]], generator: t
     return mean_D + spread_ND / (old_rows.shape[0] - 1) ** 0.5
 
 
+@component("init")
 def mean(old_rows: Float[Tensor, "V D"], pieces: list[list[int]], generator: torch.Generator) -> Float[Tensor, "N D"]:
     """The mean of all old rows, the same for every new token."""
     return old_rows.mean(0).repeat(len(pieces), 1)
 
 
+@component("init")
 def subtoken_mean(
     old_rows: Float[Tensor, "V D"], pieces: list[list[int]], generator: torch.Generator
 ) -> Float[Tensor, "N D"]:
@@ -49,6 +53,7 @@ def subtoken_mean(
     return weighted_mean(old_rows, pieces, generator, rate=0.0)
 
 
+@component("init")
 def first_piece(
     old_rows: Float[Tensor, "V D"], pieces: list[list[int]], generator: torch.Generator
 ) -> Float[Tensor, "N D"]:
@@ -56,6 +61,7 @@ def first_piece(
     return old_rows[[piece[0] for piece in _with_pieces(pieces)]].clone()
 
 
+@component("init")
 def last_piece(
     old_rows: Float[Tensor, "V D"], pieces: list[list[int]], generator: torch.Generator
 ) -> Float[Tensor, "N D"]:
@@ -63,6 +69,7 @@ def last_piece(
     return old_rows[[piece[-1] for piece in _with_pieces(pieces)]].clone()
 
 
+@component("init")
 def weighted_mean(
     old_rows: Float[Tensor, "V D"], pieces: list[list[int]], generator: torch.Generator, rate: float = 1.0
 ) -> Float[Tensor, "N D"]:

@@ -17,7 +17,7 @@ from kldistill.rows import inits
 from kldistill.rows.config import InitConfig
 from kldistill.rows.rows import Rows
 from kldistill.rows.student import embedding_of, head_of
-from kldistill.runtime.components import component
+from kldistill.runtime.components import find
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.job import Job
 
@@ -79,9 +79,7 @@ def apply(
     node: Mapping[str, Any], key: str, old_rows: Float[Tensor, "V D"], pieces: list[list[int]], seed: int
 ) -> Float[Tensor, "N D"]:
     """Call the method that ``node`` names, with its own settings. Raises ``ConfigError`` naming ``key``."""
-    method = component(str(node["_target_"]), key)
-    settings = {name: value for name, value in node.items() if name not in ("_target_", "_partial_")}
-    return method(old_rows, pieces, torch.Generator().manual_seed(seed), **settings)
+    return find(node, "init", key)(old_rows, pieces, torch.Generator().manual_seed(seed))
 
 
 def choose_tie(asked: bool | None, model_tied: bool) -> bool:
@@ -93,6 +91,6 @@ def choose_tie(asked: bool | None, model_tied: bool) -> bool:
 
 def describe(node: Mapping[str, Any]) -> str:
     """The method's name and settings in short, such as ``weighted_mean(rate=2.0)``."""
-    settings = [f"{name}={value}" for name, value in node.items() if name not in ("_target_", "_partial_")]
+    settings = [f"{name}={value}" for name, value in node.items() if name != "_target_"]
     name = str(node["_target_"]).rpartition(".")[2]
     return f"{name}({', '.join(settings)})" if settings else name

@@ -13,24 +13,17 @@ class LossTerm:
     """One summand of the loss.
 
     Attributes:
-        function: ``_target_`` of a function of ``kldistill.losses`` (``_partial_: true``), with its own parameters
-            if any.
+        function: ``_target_`` of a loss, such as ``kldistill.losses.kl``, with its own settings if any. What it needs
+            (the teacher, exact pieces) the loss says itself.
         weight: its factor in the sum. First-class: tune it on validation.
-        of: what the function compares, ``logits`` or ``hidden`` states.
-        teacher: whether it needs the teacher at all.
-        pieces: whether it needs the exact pieces of every new token (AddedTokens have none).
     """
 
     function: dict[str, Any] = field(default_factory=dict)
     weight: float = 1.0
-    of: str = "logits"
-    teacher: bool = True
-    pieces: bool = True
 
     def __post_init__(self) -> None:
         require("_target_" in self.function, "loss.terms.*.function", self.function, "needs a _target_")
         require(self.weight > 0, "loss.terms.*.weight", self.weight, "must be above 0 (leave the term out instead)")
-        require(self.of in ("logits", "hidden"), "loss.terms.*.of", self.of, "must be logits or hidden")
 
 
 @dataclass

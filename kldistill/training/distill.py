@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import hydra.utils
 import torch
 from transformers import AutoTokenizer
 
@@ -12,6 +11,7 @@ from kldistill.losses.weighted import Term
 from kldistill.model.load import load_original
 from kldistill.rows.rows import Rows
 from kldistill.rows.student import Student
+from kldistill.runtime.components import find
 from kldistill.runtime.devices import accelerator
 from kldistill.runtime.job import Job
 from kldistill.tokens.encoding import encode
@@ -81,6 +81,6 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
 def terms_of(loss: LossConfig) -> dict[str, Term]:
     """The loss's terms with their functions, as ``weighted`` wants them."""
     return {
-        name: Term(hydra.utils.instantiate(term.function), term.weight, term.of, term.teacher)
+        name: Term(find(term.function, "loss", f"loss.terms.{name}.function"), term.weight)
         for name, term in loss.terms.items()
     }

@@ -98,9 +98,9 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
 
 def terms_of(cfg: FinetuneConfig) -> dict[str, Term]:
     """Cross-entropy on the student's own tokens and, if asked, the KL to the original model."""
-    terms = {"ce": Term(ce, 1.0, "logits", False)}
+    terms = {"ce": Term(ce, 1.0)}
     if cfg.anchor == "kl":
-        terms["kl"] = Term(kl, cfg.anchor_weight, "logits", True)
+        terms["kl"] = Term(kl, cfg.anchor_weight)
     return terms
 
 

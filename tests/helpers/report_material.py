@@ -84,7 +84,7 @@ def write_evaluation(folder: Path, of: str, bits: float, kl: float, saved: float
 
 def config(loss: str, init: str, seed: int) -> dict[str, Any]:
     """As much of a resolved configuration as the report looks at."""
-    target = {"_target_": f"kldistill.rows.inits.{init}", "_partial_": True}
+    target = {"_target_": f"kldistill.rows.inits.{init}"}
     return {"seed": seed, "loss": {"name": loss, "lr": 0.004}, "init": {"input": target, "output": target}}
 
 

@@ -112,7 +112,7 @@ def make_inputs(source: Path, tokens: Path, root: Path, tied: bool, learnt: bool
 def all_terms() -> dict[str, Term]:
     """Every kind of term: with and without a teacher, of logits and of hidden states."""
     return {
-        "kl": Term(kl, 1.0, "logits", True),
-        "ce": Term(ce, 0.3, "logits", False),
-        "hidden": Term(hidden, 0.1, "hidden", True),
+        "kl": Term(kl, 1.0),
+        "ce": Term(ce, 0.3),
+        "hidden": Term(hidden, 0.1),
     }

@@ -54,7 +54,7 @@ def plain(terms: dict[str, Term], heads: TwoHeads, student: Tensor, teacher: Ten
     """The sum as one would write it without a thought for memory."""
     total = torch.zeros((), dtype=torch.float64)
     for term in terms.values():
-        hidden = term.of == "hidden"
+        hidden = term.hidden
         arguments = [student if hidden else heads.logits(student)]
         if term.teacher:
             arguments.append(teacher if hidden else heads.logits_old(teacher))

@@ -13,8 +13,7 @@ from kldistill.model import tiny
 from kldistill.model.config import HfModelConfig, SmolLM2Config, TinyModelConfig
 from kldistill.model.hub import hf
 from kldistill.model.load import load_original, load_original_tokenizer, read_facts
-from kldistill.runtime.components import component
-from kldistill.runtime.errors import ConfigError, ModelError
+from kldistill.runtime.errors import ModelError
 from kldistill.runtime.job import Job
 from tests.helpers.artifacts import FAMILIES, MakeModel
 
@@ -125,21 +124,6 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tiny_model: MakeModel,
     model.save_pretrained(folder)
     with pytest.raises(ModelError, match=r"ids up to 511.*500 rows"):
         model_stage.build(HfModelConfig(path=str(folder)), {}, tmp_path, Job())
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        "os.system",
-        "kldistill.model.smollm2.subprocess.run",
-        "kldistill.model.stage.json.loads",
-        "kldistill.nothing",
-        "",
-    ],
-)
-def test_only_functions_of_this_package_may_be_named(target: str) -> None:
-    with pytest.raises(ConfigError, match="_target_"):
-        component(target, "model")
 
 
 def test_identity_follows_content(tiny_model: MakeModel, tmp_path: Path) -> None:

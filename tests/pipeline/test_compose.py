@@ -87,7 +87,7 @@ def test_every_preset_has_a_schema(preset: Path) -> None:
 @pytest.mark.parametrize("preset", [p for p in PRESETS if p.parent == Path("eval/suite")])
 def test_the_keys_of_a_suite_are_the_fields_of_its_class(preset: Path, base: DictConfig) -> None:
     node = OmegaConf.to_container(base.eval[preset.stem], resolve=True)
-    suite = tasks_stage.suite_of(node)
+    suite = tasks_stage.suite_of(node, preset.stem)
     assert {item.name for item in fields(suite)} == set(node) - {"_target_"}
 
 
@@ -198,7 +198,13 @@ def test_seed_and_learning_rate_follow_their_defaults() -> None:
 def test_presets_that_only_name_their_terms_get_the_terms_own_settings(base: DictConfig) -> None:
     terms = compose.typed(base).loss.terms
     assert (terms["kl"].weight, terms["ce"].weight) == (1.0, 1.0)
-    assert (terms["kl"].teacher, terms["ce"].teacher) == (True, False)
+    assert terms["kl"].function == {"_target_": "kldistill.losses.kl"}
+
+
+@pytest.mark.parametrize("fact", ["teacher=false", "of=hidden", "pieces=false"])
+def test_what_a_loss_needs_is_no_setting(fact: str) -> None:
+    with pytest.raises(ConfigCompositionException, match=f"loss.terms.kl.{fact}"):
+        config([f"loss.terms.kl.{fact}"])
 
 
 def test_the_slice_that_training_gets_holds_the_loss(base: DictConfig) -> None:

@@ -18,7 +18,7 @@ from tests.helpers.artifacts import MakeModel, MakeTokens
 
 
 def node(name: str, **settings: Any) -> dict[str, Any]:
-    return {"_target_": f"kldistill.rows.inits.{name}", "_partial_": True, **settings}
+    return {"_target_": f"kldistill.rows.inits.{name}", **settings}
 
 
 def run(cfg: InitConfig, model: Path, tokens: Path, out: Path) -> Rows:

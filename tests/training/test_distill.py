@@ -48,10 +48,7 @@ def configured(**settings: Any) -> DistillConfig:
     names = settings.pop("terms", ["kl"])
     loss = LossConfig(
         "some",
-        terms={
-            name: LossTerm({"_target_": f"kldistill.losses.{name}", "_partial_": True}, teacher=name != "ce")
-            for name in names
-        },
+        terms={name: LossTerm({"_target_": f"kldistill.losses.{name}"}) for name in names},
     )
     return DistillConfig(
         **{"steps": 8, "batch_size": 3, "snippet_bytes": 300, "validate_every": 100, "lr": 0.02, **settings}, loss=loss

@@ -14,12 +14,14 @@ from typing import Any, ClassVar
 from kldistill.evaluation.suites.mbpp import Mbpp
 from kldistill.evaluation.suites.mutants import mutants
 from kldistill.evaluation.suites.task import Sources, Suite, Task
+from kldistill.runtime.components import component
 from kldistill.runtime.config import require
 from kldistill.runtime.errors import EvaluationError
 
 log = logging.getLogger(__name__)
 
 
+@component("suite")
 @dataclass(frozen=True)
 class Choice:
     """The tasks of other suites, each as a choice between its canonical solution and three mutants.

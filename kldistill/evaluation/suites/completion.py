@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from kldistill.corpus.documents import Document, read_documents
 from kldistill.evaluation.suites.task import Sources, Task
+from kldistill.runtime.components import component
 from kldistill.runtime.config import require
 from kldistill.tokens.artifact import read_new_tokens
 
@@ -39,6 +40,7 @@ class Place(NamedTuple):
     terms: list[int]
 
 
+@component("suite")
 @dataclass(frozen=True)
 class Completion:
     """Write the rest of a line.

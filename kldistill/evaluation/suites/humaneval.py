@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from kldistill.evaluation.suites.task import Sources, Task
+from kldistill.runtime.components import component
 from kldistill.runtime.config import require
 from kldistill.runtime.errors import EvaluationError
 
@@ -19,6 +20,7 @@ STOP = ["\nclass", "\ndef", "\n#", "\nif", "\nprint"]
 FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
 
 
+@component("suite")
 @dataclass(frozen=True)
 class HumanEval:
     """Prompts and tests exactly as published. No canonical solution holds a stop string.

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from kldistill.corpus.documents import line_feeds
 from kldistill.evaluation.suites.task import Sources, Task
+from kldistill.runtime.components import component
 from kldistill.runtime.config import require
 from kldistill.runtime.errors import EvaluationError
 
@@ -29,6 +30,7 @@ class Problem(NamedTuple):
     setup: list[str]
 
 
+@component("suite")
 @dataclass(frozen=True)
 class Mbpp:
     """The tasks of a local file, or of the hub.

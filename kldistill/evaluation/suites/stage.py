@@ -5,13 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra.utils
-from hydra.errors import InstantiationException
-
 from kldistill.evaluation.config import TasksConfig
 from kldistill.evaluation.sandbox import Sandbox, Verdict
 from kldistill.evaluation.suites.task import Sources, Suite, write
-from kldistill.runtime.errors import EvaluationError, KldistillError
+from kldistill.runtime.components import find
+from kldistill.runtime.errors import EvaluationError
 from kldistill.runtime.job import Job
 
 TASKS = "tasks.jsonl"
@@ -35,9 +33,9 @@ def build(cfg: TasksConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> 
             outcomes = sandbox.run(programs, description=description)
         return [outcome.verdict is Verdict.PASSED for outcome in outcomes]
 
-    uses = {name: suite_of(node) for name, node in cfg.uses.items()}
+    uses = {name: suite_of(node, name) for name, node in cfg.uses.items()}
     sources = Sources(inputs["corpus"], inputs["tokens"], passes, uses, cfg.limit)
-    tasks = suite_of(cfg.suite).tasks(sources)[: cfg.limit]
+    tasks = suite_of(cfg.suite, cfg.name).tasks(sources)[: cfg.limit]
     if not tasks:
         raise EvaluationError(
             f"eval.suites: {cfg.name} has no task here. Leave it out, or change eval.{cfg.name} (or the corpus)."
@@ -49,22 +47,12 @@ def build(cfg: TasksConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> 
     job.log(figures)
 
 
-def suite_of(node: Mapping[str, Any]) -> Suite:
-    """The suite that a node of ``eval`` describes; runs the suite's own checks of its keys.
-
-    Raises:
-        ConfigError: a value that the suite refuses.
-        EvaluationError: the suite cannot be made at all.
-    """
-    try:
-        return hydra.utils.instantiate(dict(node), _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, KldistillError):
-            raise error.__cause__ from None
-        raise EvaluationError(f"eval: a suite cannot be made: {error}") from error
+def suite_of(node: Mapping[str, Any], name: str) -> Suite:
+    """The suite ``eval.NAME`` that a node describes; runs its own checks of its keys. Raises ``ConfigError``."""
+    return find(node, "suite", f"eval.{name}")()
 
 
 def identity(cfg: TasksConfig) -> dict[str, Any]:
     """What the tasks depend on beside configuration and corpus: files and packages of the suites."""
     nodes = {cfg.name: cfg.suite, **cfg.uses}
-    return {name: dict(suite_of(node).identity()) for name, node in nodes.items()}
+    return {name: dict(suite_of(node, name).identity()) for name, node in nodes.items()}

@@ -8,7 +8,7 @@ import pytest
 from kldistill.evaluation.config import TasksConfig
 from kldistill.evaluation.suites import stage as tasks_stage
 from kldistill.evaluation.suites.task import read
-from kldistill.runtime.errors import ConfigError, EvaluationError
+from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.job import Job
 
 HUMANEVAL = {"_target_": "kldistill.evaluation.suites.humaneval.HumanEval", "budget": 99}
@@ -26,12 +26,12 @@ def test_tasks_are_written_up_to_the_limit(tmp_path: Path) -> None:
 
 def test_a_suite_says_itself_what_is_wrong_with_its_keys() -> None:
     with pytest.raises(ConfigError, match=r"^eval.humaneval.budget=0: must be at least 1"):
-        tasks_stage.suite_of({**HUMANEVAL, "budget": 0})
+        tasks_stage.suite_of({**HUMANEVAL, "budget": 0}, "humaneval")
 
 
 def test_a_suite_that_cannot_be_made_is_an_error_of_the_users() -> None:
-    with pytest.raises(EvaluationError, match="a suite cannot be made"):
-        tasks_stage.suite_of({**HUMANEVAL, "colour": "red"})
+    with pytest.raises(ConfigError, match=r"eval\.humaneval\.colour: HumanEval has no such setting; it has budget"):
+        tasks_stage.suite_of({**HUMANEVAL, "colour": "red"}, "humaneval")
 
 
 def test_the_identity_holds_the_files_of_all_suites_that_are_used(tmp_path: Path) -> None:
