@@ -112,6 +112,7 @@ def text_of(
         saved=figures.get("tokens/saved"),
         license=license,
         tied=rows.tied,
+        height=json.loads((out / "config.json").read_text()).get("vocab_size"),
         trained=_TRAINED[training_of(inputs["rows"])],
         own_class=(out / "tokenization_extended.py").is_file(),
         own_code="auto_map" in json.loads((out / "config.json").read_text()),

@@ -16,6 +16,8 @@ class ExportConfig:
         license: of the extended model; null takes the base model's.
         gguf: also write ``model.gguf`` (models with ``tokens.boundary=word`` of the families that docs/serving.md
             names; others are refused before training).
+        pad_to_multiple_of: round the height of embedding and head up to a multiple of this, where a server wants that
+            (64 or 128, for instance); 1 leaves exactly one row for every id.
         push_to_hub: upload the folder to this repository of the hub, ``user/name``, as whoever is logged in
             (``hf auth login``); null uploads nothing.
         private: of a repository that the upload creates.
@@ -23,10 +25,17 @@ class ExportConfig:
 
     license: str | None = None
     gguf: bool = False
+    pad_to_multiple_of: int = 1
     push_to_hub: str | None = None
     private: bool = True
 
     def __post_init__(self) -> None:
+        require(
+            1 <= self.pad_to_multiple_of <= 65_536,
+            "export.pad_to_multiple_of",
+            self.pad_to_multiple_of,
+            "must be between 1 (no padding) and 65536",
+        )
         if self.push_to_hub is None:
             return
         try:

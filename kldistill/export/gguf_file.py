@@ -177,7 +177,7 @@ def add_sizes(writer: gguf.GGUFWriter, config: PretrainedConfig) -> None:
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast, spec: dict[str, Any], size: int) -> None:
-    """Tokens, merges, the name of the splitting rule, special ids and chat template. ``size`` is W."""
+    """Tokens, merges, the name of the splitting rule, special ids and chat templates. ``size``: rows of the matrix."""
     tokens, types = vocabulary(spec, size)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(splitting_rule(spec))
@@ -192,8 +192,11 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast, s
         index = getattr(tokenizer, f"{token}_token_id")
         if index is not None:
             getattr(writer, f"add_{token}_token_id")(index)
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several by name; the writer keeps ``default`` apart
+        template = [{"name": name, "template": text} for name, text in template.items()]
+    if template:
+        writer.add_chat_template(template)
 
 
 def vocabulary(spec: dict[str, Any], size: int) -> tuple[list[str], list[gguf.TokenType]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from kldistill.export import card, gguf_file, upload
+from kldistill.export import card, gguf_file, older_names, padding, upload
 from kldistill.export.config import ExportConfig
 from kldistill.model.load import read_facts
 from kldistill.runtime.errors import ModelError
@@ -47,6 +47,7 @@ def build(cfg: ExportConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
         others=[folder for name, folder in inputs.items() if name not in ("model", "tokens", rows)],
         license=cfg.license,
         gguf=cfg.gguf,
+        pad_to_multiple_of=cfg.pad_to_multiple_of,
     )
     job.say("The extended model is a plain Hugging Face folder: AutoModelForCausalLM.from_pretrained reads it")
     if cfg.push_to_hub is not None:
@@ -62,18 +63,21 @@ def export_model(
     others: Iterable[Path] = (),
     license: str | None = None,
     gguf: bool = False,
+    pad_to_multiple_of: int = 1,
 ) -> None:
     """Write model, tokenizer, generation config and model card to ``out``.
 
     Embedding and head have exactly W rows: padding is dropped, so no id beyond the tokenizer can be produced, and
-    ``config.vocab_size`` is W. A tied model stays tied when its new rows are; otherwise it is untied for good
-    (``tie_word_embeddings`` false, the head saved). Adapters are merged.
+    ``config.vocab_size`` is W (the next multiple of ``pad_to_multiple_of``, if that is asked for). A tied model stays
+    tied when its new rows are; otherwise it is untied for good (``tie_word_embeddings`` false, the head saved).
+    Adapters are merged. transformers 4 and 5 read the folder alike.
 
     Args:
         model, tokens, rows: folders of the artifacts; ``rows`` of ``init``, ``distill`` or ``finetune``.
         others: folders of artifacts whose ``summary.json`` goes into the card.
         license: of the result; None takes the base model's.
         gguf: also write ``model.gguf``.
+        pad_to_multiple_of: of the height of embedding and head; 1 adds nothing.
 
     Raises:
         ModelError: the written tokenizer, loaded plainly, gives other ids than the run's; or no GGUF can be written.
@@ -82,9 +86,11 @@ def export_model(
     sizes = json.loads((tokens / "vocabulary.json").read_text())
     extended = load_model(model, rows)
     assert extended.config.get_text_config().vocab_size == sizes["new_size"]
+    padding.pad(extended, pad_to_multiple_of)
     extended.save_pretrained(out)
     # Copied byte for byte: the tokens stage has proved that plain AutoTokenizer reads these files.
     shutil.copytree(tokens / "tokenizer", out, dirs_exist_ok=True)
+    older_names.add(out, trust_remote_code=facts["trust_remote_code"])
     check_tokenizer(out, samples_of(tokens))
     if gguf:
         gguf_file.write(extended, tokens / "tokenizer", out / gguf_file.FILE, name=facts["name"])

@@ -85,7 +85,7 @@ def steps_of(cfg: Config) -> dict[str, Step]:
     if cfg.finetune.method != "none":
         last = "finetune"
         sources = {**_same("model", "tokens", "corpus", "teacher"), "rows": "distill"}
-        found[last] = Step(finetune.build, lambda cfg: cfg.finetune, sources, resumable=True, together=True)
+        found[last] = Step(finetune.build, lambda cfg: cfg.finetune, sources, version=2, resumable=True, together=True)
         found |= _evaluation("finetuned", last, suites)
     sources = {**_same("model", "tokens", "corpus", "init"), "rows": last}
     found["interpret"] = Step(interpret.build, lambda cfg: cfg.interpret, sources)
@@ -93,7 +93,7 @@ def steps_of(cfg: Config) -> dict[str, Step]:
     sources = {**_same("model", "tokens"), "rows": last}
     # The model card tells how the rows came about, and what was measured.
     told = [*(name for name in ("init", "distill") if name != last), *measured]
-    found["export"] = Step(export_stage.build, lambda cfg: cfg.export, sources, optional=told)
+    found["export"] = Step(export_stage.build, lambda cfg: cfg.export, sources, optional=told, version=2)
     return found
 
 

@@ -5,6 +5,7 @@ folder (special tokens, chat template, limits) stays.
 """
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,7 @@ def _agrees(folder: Path, spec: dict[str, Any], samples: list[str], config: PreT
     if config is None:
         return True
     with tempfile.TemporaryDirectory() as beside:
-        for file in folder.iterdir():
-            (Path(beside) / file.name).write_bytes(file.read_bytes())
+        shutil.copytree(folder, beside, dirs_exist_ok=True)  # with subfolders, such as additional_chat_templates
         config.save_pretrained(beside)
         return _works(Path(beside), wanted, samples)
 

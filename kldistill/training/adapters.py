@@ -96,6 +96,7 @@ def save(student: Student, adapter: Any, cfg: FinetuneConfig, folder: Path, dtyp
         facts = json.loads(settings.read_text())
         if isinstance(facts["target_modules"], list):  # from a set: in another order every time
             facts["target_modules"].sort()
+        facts["base_model_name_or_path"] = None  # a path of this machine; the run's own model is the base
         settings.write_text(json.dumps(facts, indent=2) + "\n")
     elif cfg.method == "full":
         save_model(nn.Module.to(student.model, dtype), str(folder / BODY))

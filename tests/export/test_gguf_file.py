@@ -1,6 +1,7 @@
 """A GGUF file of an extended model: read back through transformers, cut as llama.cpp cuts, or refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import gguf
@@ -237,3 +238,15 @@ def test_unused_ids_and_added_tokens(tiny_model: MakeModel, fake_tokens: MakeTok
     spec["added_tokens"][-1]["single_word"] = True
     with pytest.raises(ModelError, match="<tool>"):
         gguf_file.vocabulary(spec, 541)
+
+
+def test_every_chat_template_is_in_the_file(tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path: Path) -> None:
+    model, tokens = make("llama", "gpt2", True, tiny_model, fake_tokens)
+    copy = tmp_path / "tokenizer"
+    shutil.copytree(tokens, copy)
+    (copy / "additional_chat_templates").mkdir()
+    (copy / "additional_chat_templates" / "tool_use.jinja").write_text("a tool")
+    gguf_file.write(model, copy, tmp_path / "model.gguf", name="a model")
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    assert fields["tokenizer.chat_template"].contents() == tiny.CHAT_TEMPLATE
+    assert fields["tokenizer.chat_template.tool_use"].contents() == "a tool"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from kldistill.model import tiny
 from kldistill.model.load import load_original_tokenizer, old_size
@@ -133,6 +134,20 @@ def test_boundaries_widen(family: str, build: Build) -> None:
     assert any("self." in string for string in strings["dotted"])
     assert not any("self." in string for string in strings["word"] + strings["identifier"])
     assert saved["dotted"] > saved["word"]
+
+
+def test_a_folder_with_two_chat_templates(tiny_model, corpus_folder: Path, tmp_path: Path) -> None:
+    """transformers keeps all but the first in a subfolder."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model("llama"), model)
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages[0]['content'] }}")
+    out = tmp_path / "out"
+    out.mkdir()
+    tokens_stage.build(TokensConfig(n_new=10), {"model": model, "corpus": corpus_folder}, out, Job())
+    templates = AutoTokenizer.from_pretrained(out / "tokenizer").chat_template
+    assert templates == AutoTokenizer.from_pretrained(model).chat_template
+    assert set(templates) == {"default", "tool_use"}
 
 
 def test_added_tokens_beyond_the_vocabulary_keep_their_ids(tiny_model, corpus_folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""Names of the same settings in transformers 4, written beside those of version 5, which moved and renamed them.
+
+Version 4 ignores a key that it does not know and takes its own default instead, so a folder without the older names is
+read there without complaint and computes something else: rotary positions of base 10,000 for every model, for instance.
+Version 5 reads both.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from kldistill.runtime.errors import ModelError
+
+# What of ``rope_parameters`` version 4 keeps outside ``rope_scaling``.
+_APART = ("rope_theta", "partial_rotary_factor")
+
+
+def add(folder: Path, *, trust_remote_code: bool = False) -> None:
+    """Write the older names into ``config.json`` and ``tokenizer_config.json`` of an exported folder.
+
+    Args:
+        trust_remote_code: run the model's own code to read its config again, as the base model's was.
+
+    Raises:
+        ModelError: with them, this version of transformers reads other rotary positions than without.
+    """
+    path = folder / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    before = _rotary(folder, trust_remote_code)
+    for part in (settings, settings.get("text_config")):
+        if isinstance(part, dict):
+            part.update({name: value for name, value in older_names(part).items() if name not in part})
+    _write(path, settings)
+    if _rotary(folder, trust_remote_code) != before:
+        raise ModelError(
+            f"{path}: with rope_theta and rope_scaling, which transformers 4 reads, transformers 5 no longer reads the "
+            f"model's rotary positions ({before}). Models of type {settings.get('model_type')!r} cannot be exported yet."
+        )
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(settings.get("extra_special_tokens"), list):  # version 4 expects a mapping under this name, and fails
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+        _write(path, settings)
+
+
+def older_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """The keys of transformers 4 that say what ``dtype`` and ``rope_parameters`` of a config say.
+
+    Models with two kinds of layers (Gemma 3, OLMo 3) nest ``rope_parameters`` by the kind; version 4 has plain keys for
+    the global ones and ``rope_local_base_freq`` for the others.
+    """
+    found: dict[str, Any] = {}
+    if settings.get("dtype"):
+        found["torch_dtype"] = settings["dtype"]
+    rope = settings.get("rope_parameters") or {}
+    local = rope.get("sliding_attention")
+    if local is not None:
+        found["rope_local_base_freq"] = local["rope_theta"]
+    rope = rope.get("full_attention", rope)
+    if "rope_theta" not in rope:
+        return found
+    found["rope_theta"] = rope["rope_theta"]
+    scaling = {name: value for name, value in rope.items() if name not in _APART}
+    found["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+    share = rope.get("partial_rotary_factor")
+    if share is not None:
+        found["partial_rotary_factor"] = share
+    if settings.get("model_type") == "gpt_neox":  # has names of its own
+        found["rotary_emb_base"] = found.pop("rope_theta")
+        found["rotary_pct"] = found.pop("partial_rotary_factor", 1.0)
+    return found
+
+
+def _rotary(folder: Path, trust_remote_code: bool) -> Any:
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    return getattr(config.get_text_config(), "rope_parameters", None)
+
+
+def _write(path: Path, settings: dict[str, Any]) -> None:
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
