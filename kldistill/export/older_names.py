@@ -36,7 +36,7 @@ def add(folder: Path, *, trust_remote_code: bool = False) -> None:
     if _rotary(folder, trust_remote_code) != before:
         raise ModelError(
             f"{path}: with rope_theta and rope_scaling, which transformers 4 reads, transformers 5 no longer reads the "
-            f"model's rotary positions ({before}). Models of type {settings.get('model_type')!r} cannot be exported yet."
+            f"model's rotary positions ({before}): models of type {settings.get('model_type')!r} cannot be exported."
         )
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))

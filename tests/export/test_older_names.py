@@ -78,11 +78,10 @@ def turned(source: Path, out: Path, rope: dict[str, object] | None) -> Path:
 
 def export(tiny_model: MakeModel, family: str, root: Path, fake_tokens: MakeTokens, tied: bool = True) -> Path:
     """An exported folder of ``family`` below ``root``."""
-    root.mkdir(parents=True, exist_ok=True)
-    model = turned(tiny_model(family), root / f"{family} model", ROPES[family])
     out = root / f"{family} {'tied' if tied else 'untied'}"
+    out.mkdir(parents=True)
+    model = turned(tiny_model(family), root / f"{out.name} model", ROPES[family])
     rows = rows_for(model, 24, tied, root / f"{out.name} rows")
-    out.mkdir()
     export_stage.export_model(model, fake_tokens(model), rows, out)
     return out
 
