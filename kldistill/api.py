@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kldistill.pipeline.checks import check
-from kldistill.pipeline.compose import Config, conf_folder, register, typed
+from kldistill.pipeline.compose import Config, conf_folder, register, typed, with_home
 from kldistill.pipeline.steps import steps_of
 from kldistill.runtime.errors import ConfigError
 
@@ -34,7 +34,7 @@ def configure(*overrides: str, values: Mapping[str, Any] | None = None) -> Confi
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
-            cfg = compose("config", overrides=list(overrides))
+            cfg = compose("config", overrides=[with_home(override) for override in overrides])
         for key, value in (values or {}).items():
             OmegaConf.update(cfg, key, value)
     except (HydraException, OmegaConfBaseException) as error:

@@ -23,6 +23,7 @@ def main() -> None:
     """``kldistill`` on the command line (see ``kldistill --help``)."""
     from kldistill.pipeline import sweeps
 
+    sys.argv[1:] = [compose.with_home(argument) for argument in sys.argv[1:]]
     complete = False
     try:
         hydra.main(version_base="1.3", config_path=str(compose.conf_folder()), config_name="config")(_task)()

@@ -1,6 +1,8 @@
 """The whole configuration: its root schema, and what makes Hydra find schemas, presets and folder names."""
 
+import copy
 import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +14,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kldistill.corpus.config import HfDatasetCorpus, LocalFilesCorpus, PythonPackageCorpus
@@ -43,6 +45,16 @@ STAGES = [
 # Overrides that say how or where to run, not what: they do not enter the name of a run's folder.
 _NOT_IN_NAME = ("experiment=", "stages=", "force=", "logger", "runtime.", "outputs=", "hydra")
 _LONGEST_NAME = 120
+# Keys that may hold a path of this machine, or a list of them.
+PATHS = (
+    "outputs",
+    "model.path",
+    "model.file",
+    "corpus.path",
+    "corpus.data_files",
+    "tokens.terms",
+    "eval.mbpp.path",
+)
 
 
 def conf_folder() -> Path:
@@ -114,6 +126,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("kldistill.experiment", experiment_name, replace=True)
     OmegaConf.register_new_resolver("kldistill.overrides", overrides_name, replace=True)
     OmegaConf.register_new_resolver("kldistill.of", value_of, replace=True)
+    OmegaConf.register_new_resolver("kldistill.home", lambda path: str(Path(path).expanduser()), replace=True)
 
 
 def experiment_name(choice: str | None) -> str:
@@ -153,12 +166,37 @@ def _escape(text: str) -> str:
     return re.sub(r"[^\w.,=+-]", "_", text, flags=re.ASCII).strip(".") or "_"
 
 
+def with_home(override: str) -> str:
+    """An override in which a path's leading ``~`` is the home folder, as in ``corpus.path=~/src`` or ``[~/a,~/b]``.
+
+    No shell expands it there, and Hydra's grammar has no such character. What is quoted is left as it is.
+    """
+    key, equals, value = override.partition("=")
+    if not equals or any(quote in value for quote in "'\""):
+        return override
+
+    def expanded(match: re.Match[str]) -> str:
+        path = str(Path(os.path.expanduser(match[0])))
+        plain = override.startswith("--") or re.fullmatch(r"[\w./+@%-]+", path)
+        return path if plain else "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+    return key + equals + re.sub(r"(?<![^\[,])~[^\[\],]*", expanded, value)
+
+
 def typed(cfg: DictConfig) -> Config:
-    """The composed configuration as typed objects; runs every schema's own checks.
+    """The composed configuration as typed objects, ``~`` in paths expanded; runs every schema's own checks.
 
     Raises:
         ConfigError: a missing value, an interpolation that leads nowhere, or a value out of its range.
     """
+    cfg = copy.deepcopy(cfg)
+    OmegaConf.set_readonly(cfg, False)
+    for key in PATHS:
+        value = OmegaConf.select(cfg, key, throw_on_resolution_failure=False, throw_on_missing=False)
+        if isinstance(value, str) and value.startswith("~"):
+            OmegaConf.update(cfg, key, os.path.expanduser(value))
+        elif isinstance(value, ListConfig):
+            OmegaConf.update(cfg, key, [os.path.expanduser(v) if isinstance(v, str) else v for v in value])
     try:
         return cast(Config, OmegaConf.to_object(cfg))
     except OmegaConfBaseException as error:

@@ -276,3 +276,34 @@ def test_names_of_experiments() -> None:
     assert compose.experiment_name(None) == "default"
     assert compose.experiment_name("quickstart") == "quickstart"
     assert "/" not in compose.experiment_name("mine/first")
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [
+        ("corpus.path=~/src/project", "corpus.path=/home/me/src/project"),
+        ("outputs=~", "outputs=/home/me"),
+        ("corpus.data_files=[~/a.jsonl,b,~/c d.jsonl]", "corpus.data_files=[/home/me/a.jsonl,b,'/home/me/c d.jsonl']"),
+        ("tokens.terms=~/a.txt,~/b.txt", "tokens.terms=/home/me/a.txt,/home/me/b.txt"),
+        ("--config-dir=~/my conf", "--config-dir=/home/me/my conf"),
+        ("model.path=a~b", "model.path=a~b"),
+        ("model.name='~x'", "model.name='~x'"),
+        ("~logger", "~logger"),
+    ],
+)
+def test_the_home_folder_on_the_command_line(override: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert compose.with_home(override) == wanted
+
+
+def test_the_home_folder_works_in_every_path_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quoted on the command line, or in a YAML file of one's own, the ``~`` reaches the configuration as it is."""
+    monkeypatch.setenv("HOME", "/home/me")
+    texts = ["corpus=local_files", 'corpus.path="~/c"', 'outputs="~/o"', 'tokens.terms="~/t"', 'eval.mbpp.path="~/m"']
+    cfg = compose.typed(config([*texts, "tokens=list", "model=hf", 'model.path="~/x"']))
+    assert (cfg.outputs, cfg.tokens.terms, cfg.model.path) == ("/home/me/o", "/home/me/t", "/home/me/x")
+    assert cfg.corpus.path == cfg.corpus.source["path"] == "/home/me/c"
+    assert cfg.eval.mbpp["path"] if isinstance(cfg.eval.mbpp, dict) else cfg.eval.mbpp.path == "/home/me/m"
+    listed = compose.typed(config(["corpus=hf_dataset", "corpus.path=json", 'corpus.data_files=["~/a","/b"]']))
+    assert listed.corpus.source["data_files"] == ["/home/me/a", "/b"]
+    assert compose.typed(config(["model=smollm2_135m", 'model.file="~/f"'])).model.file == "/home/me/f"
