@@ -1,0 +1,91 @@
+"""The mask of what cannot follow: the same pieces that the alignment gives the target 0, in any loop."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from kldistill.evaluation.generation.canonical import CanonicalMask
+from kldistill.losses.alignment import align
+from kldistill.tokens.pieces import PieceTable
+from kldistill.training.load import load_model
+from tests.helpers.artifacts import MakeModel, MakeTokens, rows_for
+
+TABLES = [
+    [(0, 1)],
+    [(0, 1), (0, 1, 2), (2, 0)],
+    [(0, 1, 2)],
+    [(1, 1), (1, 1, 1), (1, 0, 2, 3), (3, 1), ()],
+]
+
+
+def longest_match(old: list[int], pieces: PieceTable) -> list[int]:
+    """Ids of the extended vocabulary, the longest token first."""
+    by_pieces = {row: pieces.old_size + index for index, row in enumerate(pieces.pieces) if row}
+    ids, at = [], 0
+    while at < len(old):
+        length = next((n for n in range(4, 1, -1) if tuple(old[at : at + n]) in by_pieces), 1)
+        ids.append(by_pieces.get(tuple(old[at : at + length]), old[at]))
+        at += length
+    return ids
+
+
+@pytest.mark.parametrize("table", TABLES, ids=str)
+def test_it_forbids_what_the_alignment_gives_no_mass(table: list[tuple[int, ...]]) -> None:
+    pieces = PieceTable(5, table)
+    mask = CanonicalMask(pieces)
+    generator = random.Random(0)
+    n_forbidden = 0
+    for _ in range(60):
+        old = [generator.randrange(5) for _ in range(12)]
+        new = longest_match(old, pieces)
+        aligned = align(old, new, pieces)
+        for position, row in enumerate(aligned.student_row.tolist()):
+            zeros = set(aligned.zero_piece[aligned.zero_position == position].tolist())
+            first = {token: (pieces.of(token) or (None,))[0] for token in range(pieces.new_size)}
+            expected = {token for token, piece in first.items() if piece in zeros}
+            assert set(mask.forbidden(new[: row + 1])) == expected
+            n_forbidden += len(expected)
+    assert n_forbidden > 0
+
+
+def test_rows_of_a_batch_are_masked_alone_and_the_scores_are_left_alone() -> None:
+    mask = CanonicalMask(PieceTable(4, [(0, 1), (1, 2)]))
+    scores = torch.arange(12.0).view(2, 6)
+    found = mask(torch.tensor([[3, 0], [0, 3]]), scores)
+    assert found[0].tolist() == [0, float("-inf"), 2, 3, 4, float("-inf")], "1, and the token that begins with it"
+    assert torch.equal(found[1], scores[1]) and torch.equal(scores, torch.arange(12.0).view(2, 6))
+
+
+def test_a_table_without_new_tokens_forbids_nothing() -> None:
+    scores = torch.zeros(1, 3)
+    assert CanonicalMask(PieceTable(3, []))(torch.tensor([[0, 1]]), scores) is scores
+
+
+class Insists(LogitsProcessor):
+    """A model that wants to go on with certain tokens."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return scores.index_fill(1, torch.tensor(self.tokens), 1e4)
+
+
+def test_generate_takes_it(tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path: Path) -> None:
+    """transformers' own loop with a model that always wants to write the last piece of a new token by itself."""
+    model = tiny_model()
+    pieces = PieceTable.load(fake_tokens(model))
+    extended = load_model(model, rows_for(model, 24, True, tmp_path / "rows"))
+    mask = CanonicalMask(pieces)
+    prompt = torch.tensor([pieces.pieces[0][:1], pieces.pieces[1][:1]])
+    insists = Insists([pieces.pieces[0][1], pieces.pieces[1][1]])
+
+    def breaks(*processors: LogitsProcessor) -> int:
+        settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        rows = extended.generate(prompt, logits_processor=LogitsProcessorList(processors), **settings).tolist()
+        return sum(token in mask.forbidden(row[:at]) for row in rows for at, token in enumerate(row) if at)
+
+    assert breaks(insists) > 0 == breaks(insists, mask)
