@@ -1,7 +1,9 @@
 """Documents cut at lines into snippets, and their ids as both models see them."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from kldistill.runtime.errors import CorpusError
@@ -53,18 +55,26 @@ def cut(documents: Iterable[Text], size: int) -> list[Snippet]:
     return snippets
 
 
-def draw(snippets: Sequence[Snippet], *, n: int | None = None, n_bytes: int | None = None) -> list[Snippet]:
+def draw(
+    snippets: Sequence[Snippet], *, n: int | None = None, n_bytes: int | None = None, seed: int = 0
+) -> list[Snippet]:
     """The first ``n`` snippets, or the first that fill ``n_bytes``, in an order by hash: many documents, no
     clusters.
 
-    The order depends on nothing but the text, so that everything that is cached for a snippet serves every seed.
+    The order depends on the text and the seed alone (with seed 0 on the text alone), so that a larger ``n`` keeps what
+    a smaller one has.
 
     Raises:
         CorpusError: there are none.
     """
     if not snippets:
         raise CorpusError("No text to draw snippets from: the split is empty. Give the corpus more text.")
-    order = sorted(snippets, key=lambda s: (hashlib.sha256(f"{s.document}\n{s.text}".encode()).digest(), s.document))
+    start = f"{seed}\n" if seed else ""
+
+    def rank(snippet: Snippet) -> tuple[bytes, str]:
+        return hashlib.sha256(f"{start}{snippet.document}\n{snippet.text}".encode()).digest(), snippet.document
+
+    order = sorted(snippets, key=rank)
     if n is not None:
         return order[:n]
     assert n_bytes is not None
@@ -75,4 +85,37 @@ def draw(snippets: Sequence[Snippet], *, n: int | None = None, n_bytes: int | No
             break
         chosen.append(snippet)
         total += snippet.n_bytes
+    return chosen
+
+
+def cover(counts: Sequence[Mapping[int, int]], n: int) -> list[int]:
+    """Indices of ``n`` texts that together show every item often, the rarest included, in the order of choice.
+
+    Greedy: the next text is the one with the largest sum over its occurrences of 1 / (1 + times seen so far), the
+    marginal gain of the sum over items of the harmonic number of how often each is seen. That sum is submodular, so the
+    greedy choice is within 1 - 1/e of the best one (Nemhauser, Wolsey and Fisher, 1978), and a gain that was computed
+    earlier bounds today's: only the top of the heap is computed anew (Minoux, 1978). Texts without any item come last,
+    in their own order, so there are ``n`` wherever there are as many texts.
+
+    Args:
+        counts: how often each item (a new token) occurs in each text.
+        n: how many texts to choose.
+    """
+    seen: Counter[int] = Counter()
+
+    def gain(index: int) -> float:
+        return sum(1 / (1 + seen[item] + k) for item, times in counts[index].items() for k in range(times))
+
+    heap = [(-gain(index), index) for index in range(len(counts))]
+    heapq.heapify(heap)
+    chosen: list[int] = []
+    while heap and len(chosen) < n:
+        index = heap[0][1]
+        fresh = (-gain(index), index)
+        if fresh > heap[0]:
+            heapq.heapreplace(heap, fresh)
+            continue
+        heapq.heappop(heap)
+        chosen.append(index)
+        seen.update(counts[index])
     return chosen

@@ -39,14 +39,24 @@ SETTINGS = {
         "leading_space",
     ],
     "init": ["tie", "calibrate", "seed"],
-    "distill": ["steps", "batch_size", "snippet_bytes", "lr", "schedule", "warmup", "seed"],
+    "distill": [
+        "steps",
+        "batch_size",
+        "snippet_bytes",
+        "draw",
+        "lr",
+        "lora.r",
+        "lora_lr",
+        "schedule",
+        "warmup",
+        "seed",
+    ],
     "finetune": [
         "method",
         "lora.r",
         "lora.alpha",
         "train_rows",
-        "anchor",
-        "anchor_weight",
+        "loss.name",
         "steps",
         "batch_size",
         "snippet_bytes",
@@ -59,6 +69,7 @@ SETTINGS = {
 _TRAINED = {
     "init": "nothing; the new rows are as they were initialised",
     "distill": "the new rows alone, by self-distillation; all other weights are the base model's",
+    "together": "the new rows and a low-rank update of the body (merged), together, by self-distillation",
     "lora": "the new rows by self-distillation, then the body by a low-rank update (merged)",
     "full": "the new rows by self-distillation, then all weights by fine-tuning",
     "rows": "the new rows alone, by self-distillation and then by fine-tuning; all other weights are the base model's",
@@ -143,10 +154,11 @@ def how(rows: Rows, tokens: Path) -> str:
 
 def training_of(rows: Path) -> str:
     """What was trained until these rows came out: a key of ``_TRAINED``. Told by what the stages write themselves."""
-    if (rows / FACTS).is_file():
-        return method_of(rows)
     summary = json.loads((rows / "summary.json").read_text()) if (rows / "summary.json").is_file() else {}
-    return "distill" if any(key.startswith("distill/") for key in summary) else "init"
+    distilled = any(key.startswith("distill/") for key in summary)
+    if (rows / FACTS).is_file():
+        return "together" if distilled else method_of(rows)
+    return "distill" if distilled else "init"
 
 
 def text_rows(figures: Mapping[str, float]) -> list[list[str]]:

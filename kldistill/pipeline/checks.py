@@ -14,6 +14,8 @@ from kldistill.rows.inits import needs_pieces
 from kldistill.runtime.components import Kind, find, plain, refuse_calls
 from kldistill.runtime.config import require
 from kldistill.runtime.errors import ConfigError
+from kldistill.training.config import LossConfig
+from kldistill.training.objective import terms_of
 
 
 def check(cfg: Config) -> None:
@@ -26,20 +28,9 @@ def check(cfg: Config) -> None:
         unknown = [name for name in getattr(cfg, key) if name not in STAGES]
         require(not unknown, key, unknown, f"stages are {', '.join(STAGES)}")
     _check_targets(cfg)
-    for name, term in cfg.loss.terms.items():
-        facts = loss_facts(find(term.function, "loss", f"loss.terms.{name}.function"))
-        if facts.teacher and cfg.distill.teacher == "none":
-            raise ConfigError(
-                f"loss={cfg.loss.name} with distill.teacher=none: its term {name} compares with the teacher. "
-                "Use distill.teacher=self, or loss=ce."
-            )
-        if facts.exact_pieces and cfg.tokens.as_added_tokens:
-            raise ConfigError(
-                f"loss={cfg.loss.name} with tokens.as_added_tokens=true: its term {name} needs the exact pieces of "
-                "every new token, and AddedTokens have none. Use loss=ce, kl_old or hidden, or "
-                "tokens.as_added_tokens=false."
-            )
-    _check_finetune(cfg)
+    _check_loss(cfg, "loss", cfg.loss)
+    if cfg.finetune.method != "none":
+        _check_loss(cfg, "loss@finetune.loss", cfg.finetune.loss)
     _check_suites(cfg)
     if "export" in cfg.stages:
         _check_export(cfg)
@@ -74,20 +65,20 @@ def check(cfg: Config) -> None:
         )
 
 
-def _check_finetune(cfg: Config) -> None:
-    """The anchor compares with the teacher, piece by piece."""
-    if cfg.finetune.method == "none" or cfg.finetune.anchor == "none":
-        return
-    if cfg.distill.teacher == "none":
-        raise ConfigError(
-            "finetune.anchor=kl with distill.teacher=none: the KL compares with the teacher's states. Use "
-            "distill.teacher=self, or finetune.anchor=none."
-        )
-    if cfg.tokens.as_added_tokens:
-        raise ConfigError(
-            "finetune.anchor=kl with tokens.as_added_tokens=true: the KL needs the exact pieces of every new token, "
-            "and AddedTokens have none. Use finetune.anchor=none, or tokens.as_added_tokens=false."
-        )
+def _check_loss(cfg: Config, key: str, loss: LossConfig) -> None:
+    """What a loss compares with must be there: the teacher, and the exact pieces of every new token."""
+    for name, term in terms_of(loss).items():
+        if term.teacher and cfg.distill.teacher == "none":
+            raise ConfigError(
+                f"{key}={loss.name} with distill.teacher=none: its term {name} compares with the teacher. "
+                f"Use distill.teacher=self, or {key}=ce."
+            )
+        if loss_facts(term.function).exact_pieces and cfg.tokens.as_added_tokens:
+            raise ConfigError(
+                f"{key}={loss.name} with tokens.as_added_tokens=true: its term {name} needs the exact pieces of "
+                f"every new token, and AddedTokens have none. Use {key}=ce, kl_old or hidden, or "
+                "tokens.as_added_tokens=false."
+            )
 
 
 def _check_suites(cfg: Config) -> None:
@@ -131,7 +122,7 @@ def _check_targets(cfg: Config) -> None:
         places[f"corpus.{key}"] = ("source", getattr(cfg.corpus, key))
     for side in ("input", "output"):
         places[f"init.{side}"] = ("init", getattr(cfg.init, side))
-    for group, loss in (("loss", cfg.loss), ("distill.loss", cfg.distill.loss)):
+    for group, loss in (("loss", cfg.loss), ("distill.loss", cfg.distill.loss), ("finetune.loss", cfg.finetune.loss)):
         for name, term in loss.terms.items():
             places[f"{group}.terms.{name}.function"] = ("loss", term.function)
     for name, node in cfg.eval.all_suites().items():

@@ -77,7 +77,10 @@ def steps_of(cfg: Config) -> dict[str, Step]:
     )
     found |= _generation("original", suites, _same("model"))
     found |= _evaluation("init", "init", [])
-    found["teacher"] = Step(teacher.build, _teacher, _same("model", "corpus"))
+    covers = cfg.distill.draw == "cover"  # then the text depends on the new tokens
+    found["teacher"] = Step(
+        teacher.build, _teacher, _same("model", "corpus", *(["tokens"] if covers else [])), version=2
+    )
     sources = _same("model", "tokens", "init", "teacher")
     found["distill"] = Step(distill.build, lambda cfg: cfg.distill, sources, resumable=True, together=True)
     found |= _evaluation("distilled", "distill", suites)
@@ -178,7 +181,9 @@ def _terms(cfg: TokensConfig) -> dict[str, str]:
 def _teacher(cfg: Config) -> TeacherConfig:
     d = cfg.distill
     n_snippets = d.snippets or d.steps * d.batch_size
-    return TeacherConfig(d.snippet_bytes, n_snippets, d.validation_bytes, states=d.teacher == "self")
+    return TeacherConfig(
+        d.snippet_bytes, n_snippets, d.validation_bytes, d.teacher == "self", draw=d.draw, seed=d.text_seed
+    )
 
 
 def _evaluate(of: str) -> Callable[[Config], EvaluateConfig]:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
 
 class NewToken(NamedTuple):
     """One new token.
@@ -27,3 +29,8 @@ def read_new_tokens(folder: Path) -> list[NewToken]:
     """The new tokens of a tokens artifact, in the order of their ids."""
     with (Path(folder) / "new_tokens.jsonl").open(encoding="utf-8") as lines:
         return [NewToken(**json.loads(line)) for line in lines]
+
+
+def load_extended_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The extended tokenizer of a tokens artifact."""
+    return AutoTokenizer.from_pretrained(Path(folder) / "tokenizer")

@@ -1,14 +1,18 @@
 """A body that fine-tuning has changed: what of it learns, how it is kept beside the rows, and how it is put back.
 
-A folder of rows that holds ``finetune.json`` says by its ``method`` what else it holds: ``lora`` the adapter as peft
-saves it (``adapter/``), ``full`` all weights of the body, embedding and head (``body.safetensors``), ``rows`` nothing.
+A folder of rows that holds ``body.json`` says by its ``method`` what else it holds: ``lora`` the adapter as peft saves
+it (``adapter/``), ``full`` all weights of the body, embedding and head (``body.safetensors``), ``rows`` nothing. Where
+the training began from a body that an earlier stage had changed, ``before/`` holds that stage's ``body.json`` and
+adapter, so that a folder of rows is all that is needed beside the original model.
 """
 
 import copy
 import json
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,12 +26,29 @@ from transformers.pytorch_utils import Conv1D
 from kldistill.rows.rows import Rows
 from kldistill.rows.student import Student, head_of
 from kldistill.runtime.errors import ArtifactError, ConfigError
-from kldistill.training.config import METHODS, FinetuneConfig, LoraConfig
+from kldistill.training.config import METHODS, LoraConfig
 
-FACTS, ADAPTER, BODY = "finetune.json", "adapter", "body.safetensors"
+FACTS, ADAPTER, BODY, BEFORE = "body.json", "adapter", "body.safetensors", "before"
 
 
-def unfreeze(model: PreTrainedModel, rows: Rows, old_size: int, cfg: FinetuneConfig) -> tuple[Student, Any]:
+@dataclass(frozen=True)
+class Training:
+    """What of a student learns.
+
+    Attributes:
+        method: of the body: ``lora``, ``full``, or ``rows`` where it stays frozen.
+        lora: the adapter's settings, for ``lora``.
+        rows: whether the new rows learn.
+        checkpointing: run each layer of the body again on the way back rather than keep what it made.
+    """
+
+    method: str
+    lora: LoraConfig | None = None
+    rows: bool = True
+    checkpointing: bool = False
+
+
+def unfreeze(model: PreTrainedModel, rows: Rows, old_size: int, learns: Training) -> tuple[Student, Any]:
     """The student whose right parameters ask for a gradient, and peft's view of it (None without an adapter).
 
     With ``full`` the weights become float32, and the student keeps a frozen copy of the head for its teacher.
@@ -35,14 +56,17 @@ def unfreeze(model: PreTrainedModel, rows: Rows, old_size: int, cfg: FinetuneCon
     Raises:
         ConfigError: ``lora.target_modules`` names no linear layer of the body, or the head.
     """
-    full = cfg.method == "full"
+    full = learns.method == "full"
     student = Student(model, rows, old_size, frozen_head(model) if full else None)
-    student.body_learns = cfg.method in ("lora", "full")
-    adapter = add_adapter(student, cfg.lora) if cfg.method == "lora" else None
+    student.body_learns = learns.method in ("lora", "full")
+    adapter = None
+    if learns.method == "lora":
+        assert learns.lora is not None
+        adapter = add_adapter(student, learns.lora)
     if full:
         nn.Module.to(model, torch.float32).requires_grad_(True)
-    rows.requires_grad_(cfg.train_rows)
-    if cfg.gradient_checkpointing and student.body_learns:
+    rows.requires_grad_(learns.rows)
+    if learns.checkpointing and student.body_learns:
         # The newer name, where transformers has it: it warns of the older one.
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
@@ -76,19 +100,33 @@ def add_adapter(student: Student, cfg: LoraConfig) -> Any:
         with _quiet():
             view = peft.get_peft_model(model, settings)
     except ValueError as error:
-        raise ConfigError(f"finetune.lora.target_modules={cfg.target_modules!r}: {error}") from error
+        raise ConfigError(f"lora.target_modules={cfg.target_modules!r}: {error}") from error
     if model.get_output_embeddings() is not student.lm_head or model.get_input_embeddings() is not student.embedding:
         raise ConfigError(
-            f"finetune.lora.target_modules={cfg.target_modules!r}: names the embedding or the head. Name layers of the "
+            f"lora.target_modules={cfg.target_modules!r}: names the embedding or the head. Name layers of the "
             "body, or use finetune=full, which trains them too."
         )
     return view
 
 
-def save(student: Student, adapter: Any, cfg: FinetuneConfig, folder: Path, dtype: torch.dtype) -> None:
-    """Write rows, ``finetune.json`` and what of the body has learnt; weights of the body in ``dtype``."""
+def save(
+    student: Student, adapter: Any, learns: Training, folder: Path, dtype: torch.dtype, before: Path | None = None
+) -> None:
+    """Write rows, ``body.json`` and what of the body has learnt; weights of the body in ``dtype``.
+
+    Args:
+        before: the folder of rows that the training began from, where it had another stage's body beside it.
+    """
     student.rows.save(folder)
-    if cfg.method == "lora":
+    if before is not None and learns.method != "full" and (before / FACTS).is_file():
+        for name in (FACTS, ADAPTER, BODY, BEFORE):
+            source, target = before / name, folder / BEFORE / name
+            if source.is_dir():
+                shutil.copytree(source, target, dirs_exist_ok=True)
+            elif source.is_file():
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(source, target)
+    if learns.method == "lora":
         # Else peft compares sizes with the model's source, over the network, to learn whether the embedding grew.
         adapter.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
         (folder / ADAPTER / "README.md").unlink(missing_ok=True)  # a form that nobody has filled in
@@ -98,9 +136,9 @@ def save(student: Student, adapter: Any, cfg: FinetuneConfig, folder: Path, dtyp
             facts["target_modules"].sort()
         facts["base_model_name_or_path"] = None  # a path of this machine; the run's own model is the base
         settings.write_text(json.dumps(facts, indent=2) + "\n")
-    elif cfg.method == "full":
+    elif learns.method == "full":
         save_model(nn.Module.to(student.model, dtype), str(folder / BODY))
-    (folder / FACTS).write_text(json.dumps({"method": cfg.method, "train_rows": cfg.train_rows}, indent=2) + "\n")
+    (folder / FACTS).write_text(json.dumps({"method": learns.method, "train_rows": learns.rows}, indent=2) + "\n")
 
 
 def method_of(folder: Path) -> str:
@@ -127,6 +165,8 @@ def adapt(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         ArtifactError: the folder's adapter or weights are missing, or do not fit the model.
     """
     method = method_of(folder)
+    if (folder / BEFORE).is_dir():
+        model = adapt(model, folder / BEFORE)
     try:
         if method == "lora":
             import peft

@@ -62,20 +62,62 @@ def check_training(cfg: Any, group: str) -> None:
     )
     schedules = ("cosine", "linear", "constant_with_warmup")
     require(cfg.schedule in schedules, f"{group}.schedule", cfg.schedule, f"must be one of {schedules}")
+    if cfg.lora is not None:
+        cfg.lora.check(group)
     require(cfg.precision in ("no", "bf16", "fp16"), f"{group}.precision", cfg.precision, "must be no, bf16 or fp16")
+
+
+METHODS = ("none", "lora", "full", "rows")
+
+
+@dataclass
+class LoraConfig:
+    """A low-rank adapter of the body (arXiv 2106.09685), as ``peft`` knows it.
+
+    Attributes:
+        r: rank of every update.
+        alpha: the update is scaled by alpha / r.
+        dropout: on the adapter's input, in training.
+        target_modules: names of linear layers of the body, or ends of names. Null: all of them. Never the head.
+    """
+
+    r: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: list[str] | None = None
+
+    def check(self, group: str) -> None:
+        """The ranges. Raises ``ConfigError`` naming the key below ``group``."""
+        require(self.r >= 1, f"{group}.lora.r", self.r, "must be at least 1")
+        require(self.alpha > 0, f"{group}.lora.alpha", self.alpha, "must be above 0")
+        require(0 <= self.dropout < 1, f"{group}.lora.dropout", self.dropout, "must be at least 0 and below 1")
+        require(
+            self.target_modules is None or len(self.target_modules) > 0,
+            f"{group}.lora.target_modules",
+            self.target_modules,
+            "must name a module, or be null for all linear layers of the body",
+        )
 
 
 @dataclass
 class DistillConfig:
-    """Training of the new rows.
+    """Training of the new rows and, if asked, of a low-rank update of the body.
 
     Attributes:
+        lora: an adapter of the body that learns with the rows: against the teacher's stored states it learns the new
+            cut and, with the KL alone, nothing else. It is merged at export. Null: the body stays bit-identical.
+        lora_lr: its learning rate.
+        lazy_rows: update only the new rows that occur in the step (see ``LazyAdamW``).
         teacher: ``self`` (the original model) or ``none`` (losses that need no teacher; validation then shows no
             KL).
         steps, batch_size: optimiser steps, and snippets per step over all processes.
         snippets: how many different snippets there are; the teacher runs once over each. Null: one per step and place
             in the batch, so none is seen twice (up to what the corpus has).
         snippet_bytes: documents are cut at lines into snippets of about this many bytes.
+        draw: which snippets. ``cover``: those that show every new token often, the rare ones too (see
+            ``corpus.snippets.cover``). ``hash``: in an order that has nothing to do with the new tokens, so that
+            runs with other tokens share the teacher's states.
+        text_seed: of what is drawn; another seed trains on other text.
         validation_bytes: text from the validation split that is scored during training.
         lr, warmup, schedule, weight_decay, betas, clip: AdamW with warm-up (a share of the steps), a schedule of
             transformers (``cosine``, ``linear``, ``constant_with_warmup``), and clipping of the gradient's norm.
@@ -91,8 +133,13 @@ class DistillConfig:
     batch_size: int = 2
     snippets: int | None = None
     snippet_bytes: int = 700
+    draw: str = "cover"
+    text_seed: int = 0
     validation_bytes: int = 12_000
     lr: float = 3e-3
+    lora: LoraConfig | None = None
+    lora_lr: float = 1e-3
+    lazy_rows: bool = True
     warmup: float = 0.1
     schedule: str = "cosine"
     weight_decay: float = 0.0
@@ -106,18 +153,20 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         require(self.teacher in ("self", "none"), "distill.teacher", self.teacher, "must be self or none")
+        require(self.lora_lr > 0, "distill.lora_lr", self.lora_lr, "must be above 0")
+        require(self.draw in ("cover", "hash"), "distill.draw", self.draw, "must be cover or hash")
         require(self.validation_bytes >= 1, "distill.validation_bytes", self.validation_bytes, "must be at least 1")
         check_training(self, "distill")
 
 
 @dataclass
 class TeacherConfig:
-    """What the states depend on beside model and text: derived from ``distill``, and the same for every loss and
-    seed.
+    """What the states depend on beside model and text: derived from ``distill``, and the same for every loss.
 
     Attributes:
         snippet_bytes: documents are cut at lines into snippets of about this many bytes.
         n_snippets: training snippets at most.
+        draw, seed: how they are chosen (see ``DistillConfig``).
         validation_bytes: text of the validation split.
         states: false writes the snippets' ids only (a run without a teacher).
     """
@@ -126,37 +175,8 @@ class TeacherConfig:
     n_snippets: int
     validation_bytes: int
     states: bool = True
-
-
-METHODS = ("none", "lora", "full", "rows")
-
-
-@dataclass
-class LoraConfig:
-    """The adapter of ``finetune=lora`` (arXiv 2106.09685), as ``peft`` knows it.
-
-    Attributes:
-        r: rank of every update.
-        alpha: the update is scaled by alpha / r.
-        dropout: on the adapter's input, in training.
-        target_modules: names of linear layers of the body, or ends of names. Null: all of them. Never the head.
-    """
-
-    r: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    target_modules: list[str] | None = None
-
-    def __post_init__(self) -> None:
-        require(self.r >= 1, "finetune.lora.r", self.r, "must be at least 1")
-        require(self.alpha > 0, "finetune.lora.alpha", self.alpha, "must be above 0")
-        require(0 <= self.dropout < 1, "finetune.lora.dropout", self.dropout, "must be at least 0 and below 1")
-        require(
-            self.target_modules is None or len(self.target_modules) > 0,
-            "finetune.lora.target_modules",
-            self.target_modules,
-            "must name a module, or be null for all linear layers of the body",
-        )
+    draw: str = "hash"
+    seed: int = 0
 
 
 @dataclass
@@ -167,11 +187,11 @@ class FinetuneConfig:
         method: ``none`` leaves the stage out. ``lora`` trains low-rank updates of the body, ``full`` every weight (in
             float32, whatever the type of the model), ``rows`` the new rows alone. The new rows train along.
         train_rows: false keeps the new rows as they were distilled.
-        anchor: ``none`` trains on cross-entropy alone. ``kl`` adds the KL to the original model, to limit forgetting.
-        anchor_weight: factor of that KL; cross-entropy has 1.
+        loss: what is trained on, as in ``distill``: cross-entropy by default, ``loss@finetune.loss=kl_ce`` with the
+            KL to the original model beside it, to limit forgetting.
         snippets: how many different snippets of the train split there are, first those that distillation has not
-            seen. Null: one per step and place in the batch. With ``anchor=kl`` they are those of distillation, as
-            the teacher's states are stored for these alone.
+            seen. Null: one per step and place in the batch. A loss that needs the teacher takes those of distillation,
+            as the teacher's states are stored for these alone.
         snippet_bytes: documents are cut at lines into snippets of about this many bytes.
         gradient_checkpointing: run each layer again on the way back rather than keep what it made: slower, less
             memory.
@@ -184,8 +204,8 @@ class FinetuneConfig:
     method: str = "none"
     lora: LoraConfig = field(default_factory=LoraConfig)
     train_rows: bool = True
-    anchor: str = "none"
-    anchor_weight: float = 1.0
+    loss: LossConfig = MISSING
+    lazy_rows: bool = True
     steps: int = 150
     batch_size: int = 2
     snippets: int | None = None
@@ -210,13 +230,6 @@ class FinetuneConfig:
             "finetune.train_rows",
             self.train_rows,
             "leaves nothing to train with finetune=rows",
-        )
-        require(self.anchor in ("none", "kl"), "finetune.anchor", self.anchor, "must be none or kl")
-        require(
-            self.anchor_weight > 0,
-            "finetune.anchor_weight",
-            self.anchor_weight,
-            "must be above 0 (finetune.anchor=none leaves it out)",
         )
         require(self.rows_lr is None or self.rows_lr > 0, "finetune.rows_lr", self.rows_lr, "must be above 0, or null")
         check_training(self, "finetune")

@@ -1,26 +1,23 @@
-"""Stage ``distill``: train the new rows, and nothing else, on the chosen loss."""
+"""Stage ``distill``: train the new rows and, if asked, a low-rank update of the body, on the chosen loss."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
-from kldistill.losses.weighted import Term
 from kldistill.model.load import load_original
 from kldistill.rows.rows import Rows
-from kldistill.rows.student import Student
-from kldistill.runtime.components import find
 from kldistill.runtime.devices import accelerator
 from kldistill.runtime.job import Job
+from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
-from kldistill.training import states
+from kldistill.training import adapters, states
 from kldistill.training.batches import Steps, schedule
-from kldistill.training.config import DistillConfig, LossConfig
+from kldistill.training.config import DistillConfig
 from kldistill.training.loop import train
-from kldistill.training.objective import Objective, validation
+from kldistill.training.objective import Objective, terms_of, validation
 
 
 def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
@@ -29,14 +26,18 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
 
     Args:
         inputs: ``model``, ``tokens``, ``init`` and ``teacher``.
-        out: gets ``rows.safetensors``, ``rows.json``, ``metrics.jsonl``, ``summary.json``.
+        out: gets ``rows.safetensors``, ``rows.json``, ``metrics.jsonl``, ``summary.json`` and, with ``cfg.lora``, the
+            body's adapter (see ``kldistill.training.adapters``).
     """
     accelerate = accelerator(job.runtime, cfg.precision)
     device = accelerate.device
     pieces = PieceTable.load(inputs["tokens"])
-    tokenizer = AutoTokenizer.from_pretrained(inputs["tokens"] / "tokenizer")
+    tokenizer = load_extended_tokenizer(inputs["tokens"])
     torch.manual_seed(cfg.seed)
-    student = Student(load_original(inputs["model"], device), Rows.load(inputs["init"]), pieces.old_size).to(device)
+    model = load_original(inputs["model"], device)
+    learns = adapters.Training("rows" if cfg.lora is None else "lora", cfg.lora)
+    student, adapter = adapters.unfreeze(model, Rows.load(inputs["init"]), pieces.old_size, learns)
+    student.to(device)
     sets = {name: states.read(inputs["teacher"], name) for name in ("train", "validation")}
     new_ids = {name: encode(tokenizer, [s.text for s in found.snippets]) for name, found in sets.items()}
     order = schedule([len(row) for row in new_ids["train"]], cfg.batch_size, cfg.steps, cfg.seed)
@@ -61,26 +62,24 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         device=device,
     )
     checkpoint = out / "checkpoint.safetensors"
+    objective = Objective(student, terms_of(cfg.loss))
     figures = train(
-        Objective(student, terms_of(cfg.loss)),
+        objective,
         batches,
         cfg,
         checkpoint,
         job,
         description=f"Distilling ({cfg.loss.name})",
         validate=validate,
+        factor=lambda name: cfg.lora_lr / cfg.lr if ".lora_" in name else 1.0,
+        seen=objective.seen if cfg.lazy_rows else None,
     )
     if not accelerate.is_main_process:
         return
-    student.rows.save(out)
+    if adapter is None:
+        student.rows.save(out)
+    else:
+        adapters.save(student, adapter, learns, out, model.dtype)
     summary = {f"distill/{name}": value for name, value in figures.items()}
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     checkpoint.unlink(missing_ok=True)
-
-
-def terms_of(loss: LossConfig) -> dict[str, Term]:
-    """The loss's terms with their functions, as ``weighted`` wants them."""
-    return {
-        name: Term(find(term.function, "loss", f"loss.terms.{name}.function"), term.weight)
-        for name, term in loss.terms.items()
-    }

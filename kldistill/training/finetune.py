@@ -6,53 +6,55 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from kldistill.corpus.documents import read_documents
 from kldistill.corpus.snippets import Snippet, cut, draw
-from kldistill.losses import ce, kl
-from kldistill.losses.weighted import Term
+from kldistill.losses.facts import loss_facts
 from kldistill.model.load import load_original, load_original_tokenizer
 from kldistill.rows.rows import Rows
 from kldistill.runtime.devices import accelerator
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.job import Job
+from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import adapters, states
 from kldistill.training.batches import Steps, schedule
 from kldistill.training.config import FinetuneConfig
 from kldistill.training.loop import train
-from kldistill.training.objective import Objective, validation
+from kldistill.training.objective import Objective, terms_of, validation
 from kldistill.training.states import States
 
 
 def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
-    """Train the body, the new rows, or both on the student's own tokens; goes on from ``checkpoint.safetensors`` if
+    """Train the body, the new rows, or both on the chosen loss; goes on from ``checkpoint.safetensors`` if
     there is one.
 
     Args:
         inputs: ``model``, ``tokens``, ``corpus``, ``rows`` (of ``distill``) and ``teacher``, whose validation text is
-            scored and, with ``anchor=kl``, whose training text and states are used.
-        out: gets ``rows.safetensors``, ``rows.json``, ``finetune.json``, ``summary.json`` and what of the body has
+            scored and, with a loss that needs the teacher, whose training text and states are used.
+        out: gets ``rows.safetensors``, ``rows.json``, ``body.json``, ``summary.json`` and what of the body has
             learnt (see ``kldistill.training.adapters``).
 
     Raises:
-        ConfigError: ``anchor=kl`` without the teacher's states, or with new tokens that have no exact pieces.
+        ConfigError: a loss that needs the teacher without its states, or exact pieces that AddedTokens do not have.
     """
     if cfg.method == "none":
         raise ConfigError("finetune.method='none': there is nothing to do; choose lora, full or rows.")
     accelerate = accelerator(job.runtime, cfg.precision)
     device = accelerate.device
     pieces = PieceTable.load(inputs["tokens"])
-    tokenizer = AutoTokenizer.from_pretrained(inputs["tokens"] / "tokenizer")
+    tokenizer = load_extended_tokenizer(inputs["tokens"])
     texts = training_text(cfg, inputs, pieces)
     held_out = states.read(inputs["teacher"], "validation")
     new_ids = encode(tokenizer, [snippet.text for snippet in texts.snippets])
     torch.manual_seed(cfg.seed)
     model = load_original(inputs["model"], device)
     dtype = model.dtype
-    student, adapter = adapters.unfreeze(model, Rows.load(inputs["rows"]), pieces.old_size, cfg)
+    model = adapters.adapt(model, inputs["rows"])  # where distillation has changed the body, go on from there
+    learns = adapters.Training(cfg.method, cfg.lora, cfg.train_rows, cfg.gradient_checkpointing)
+    student, adapter = adapters.unfreeze(model, Rows.load(inputs["rows"]), pieces.old_size, learns)
     student.to(device)
     n_trainable = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     # Distillation shuffles by its seed alone; the same seed must not show the text in the same order again.
@@ -68,8 +70,9 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
         stage="finetune",
     )
     checkpoint = out / "checkpoint.safetensors"
+    objective = Objective(student, terms_of(cfg.loss))
     figures = train(
-        Objective(student, terms_of(cfg)),
+        objective,
         batches,
         cfg,
         checkpoint,
@@ -86,41 +89,35 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
             device=device,
         ),
         factor=lambda name: cfg.rows_lr / cfg.lr if cfg.rows_lr and ".rows." in name else 1.0,
+        seen=objective.seen if cfg.lazy_rows else None,
     )
     if not accelerate.is_main_process:
         return
-    adapters.save(student, adapter, cfg, out, dtype)
+    adapters.save(student, adapter, learns, out, dtype, before=inputs["rows"])
     summary = {f"finetune/{name}": value for name, value in figures.items()}
     summary |= {"finetune/trainable_parameters": n_trainable, "finetune/snippets": len(texts.snippets)}
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     checkpoint.unlink(missing_ok=True)
 
 
-def terms_of(cfg: FinetuneConfig) -> dict[str, Term]:
-    """Cross-entropy on the student's own tokens and, if asked, the KL to the original model."""
-    terms = {"ce": Term(ce, 1.0)}
-    if cfg.anchor == "kl":
-        terms["kl"] = Term(kl, cfg.anchor_weight)
-    return terms
-
-
 def training_text(cfg: FinetuneConfig, inputs: Mapping[str, Path], pieces: PieceTable) -> States:
-    """The snippets to train on, with the teacher's states where the anchor needs them."""
+    """The snippets to train on: fresh ones, or where the loss needs the teacher those that its states are stored of."""
     seen = states.read(inputs["teacher"], "train")
-    if cfg.anchor == "none":
+    terms = terms_of(cfg.loss).values()
+    if not any(term.teacher for term in terms):
         wanted = cfg.snippets or cfg.steps * cfg.batch_size
         return fresh(
             inputs["corpus"], load_original_tokenizer(inputs["model"]), seen.snippets, wanted, cfg.snippet_bytes
         )
-    if not pieces.exact:
+    if not pieces.exact and any(loss_facts(term.function).exact_pieces for term in terms):
         raise ConfigError(
-            "finetune.anchor=kl with tokens.as_added_tokens=true: the KL needs the exact pieces of every new token, "
-            "and AddedTokens have none. Use finetune.anchor=none, or tokens.as_added_tokens=false."
+            f"finetune.loss={cfg.loss.name} with tokens.as_added_tokens=true: it needs the exact pieces of every new "
+            "token, and AddedTokens have none. Use loss@finetune.loss=ce, or tokens.as_added_tokens=false."
         )
     if seen.values is None:
         raise ConfigError(
-            "finetune.anchor=kl with distill.teacher=none: the KL compares with the teacher's states. Use "
-            "distill.teacher=self, or finetune.anchor=none."
+            f"finetune.loss={cfg.loss.name} with distill.teacher=none: it compares with the teacher's states. Use "
+            "distill.teacher=self, or loss@finetune.loss=ce."
         )
     return seen
 

@@ -24,6 +24,7 @@ from kldistill.runtime.devices import accelerator
 from kldistill.runtime.errors import TrainingError
 from kldistill.runtime.job import Job
 from kldistill.runtime.progress import Bar
+from kldistill.training.optimizer import LazyAdamW
 
 
 class Settings(Protocol):
@@ -59,6 +60,7 @@ def train(
     description: str,
     validate: Callable[[], Mapping[str, float]],
     factor: Callable[[str], float] = lambda name: 1.0,
+    seen: Callable[[Any], Mapping[nn.Parameter, Tensor]] | None = None,
 ) -> dict[str, float]:
     """Train the parameters of ``step_of`` that ask for a gradient.
 
@@ -69,6 +71,8 @@ def train(
         validate: figures of the current parameters; called before the first step, every ``validate_every``, and at
             the end.
         factor: of the learning rate, by the name of a parameter in ``step_of``.
+        seen: for a batch, a mask over the rows of those parameters of which only the rows that occur in the step (in
+            any process) are updated (see ``LazyAdamW``). None: every row at every step.
 
     Returns:
         The last figures of ``validate``, and
@@ -83,7 +87,7 @@ def train(
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in trainable.items():
         groups.setdefault(factor(name), []).append(parameter)
-    optimizer = torch.optim.AdamW(
+    lazy = optimizer = LazyAdamW(
         [{"params": parameters, "factor": of} for of, parameters in groups.items()],
         lr=settings.lr,
         weight_decay=settings.weight_decay,
@@ -124,6 +128,9 @@ def train(
             _check_finite(shown["loss"], "loss", step, settings.lr)
             if settings.precision != "fp16":
                 _check_finite(norm, "gradient's norm", step, settings.lr)
+            if seen is not None:
+                for parameter, mask in seen(batch).items():
+                    lazy.seen[parameter] = accelerate.reduce(mask.to(accelerate.device, torch.float32), "sum") > 0
             optimizer.step()
             optimizer.zero_grad()
             seconds = time.perf_counter() - begun
@@ -202,7 +209,12 @@ def _restore(
             for name, parameter in trainable.items():
                 parameter.copy_(file.get_tensor(f"parameter/{name}"))
                 optimizer.state[parameter] = {
-                    key: file.get_tensor(f"{key}/{name}").to("cpu" if key == "step" else parameter.device)
+                    key: _placed(file.get_tensor(f"{key}/{name}"), parameter)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                 }
     return state
+
+
+def _placed(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor of the optimiser's state where it was: AdamW keeps its count of steps, one number, on the CPU."""
+    return tensor if tensor.ndim == 0 else tensor.to(parameter.device)

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from kldistill.losses.weighted import Term, chunked
 from kldistill.rows.student import Student
+from kldistill.runtime.components import find
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training.batches import Batch
+from kldistill.training.config import LossConfig
 from kldistill.training.scoring import score_student, summarise
 from kldistill.training.states import States
 
@@ -27,6 +30,22 @@ class Objective(nn.Module):
         teacher_UD = None if batch.old_hidden is None else batch.old_hidden.flatten(0, 1)
         head = self.student.head_parameters()
         return chunked(self.terms, self.student, head, hidden_BTD.flatten(0, 1), teacher_UD, batch.chunks)
+
+    def seen(self, batch: Batch) -> dict[nn.Parameter, Bool[Tensor, " N"]]:
+        """Which of the new rows a batch shows, for the optimiser that leaves the others alone."""
+        new = batch.new_ids[batch.new_ids >= self.student.old_size] - self.student.old_size
+        mask_N = torch.zeros(len(self.student.rows.input), dtype=torch.bool)
+        mask_N[new.cpu()] = True
+        rows = (self.student.rows.input, self.student.rows.output)
+        return {row: mask_N for row in rows if row is not None}
+
+
+def terms_of(loss: LossConfig) -> dict[str, Term]:
+    """The loss's terms with their functions, as ``weighted`` wants them. Raises ``ConfigError`` for what is no loss."""
+    return {
+        name: Term(find(term.function, "loss", f"loss.terms.{name}.function"), term.weight)
+        for name, term in loss.terms.items()
+    }
 
 
 def validation(

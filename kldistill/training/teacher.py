@@ -1,39 +1,55 @@
-"""Stage ``teacher``: the frozen model's hidden states of the training and validation snippets."""
+"""Stage ``teacher``: which text trains the student, and the frozen model's hidden states of it."""
 
 import json
-from collections.abc import Mapping
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kldistill.corpus.documents import read_documents
-from kldistill.corpus.snippets import cut, draw
+from kldistill.corpus.snippets import Snippet, cover, cut, draw
 from kldistill.model.load import load_original_tokenizer
 from kldistill.rows.student import bare
 from kldistill.runtime.devices import device_of
 from kldistill.runtime.job import Job
+from kldistill.tokens.artifact import load_extended_tokenizer, read_new_tokens
 from kldistill.tokens.encoding import encode
 from kldistill.training import states
 from kldistill.training.config import TeacherConfig
 
+# Candidates for each snippet that is chosen to cover: more candidates show rare tokens more often, and fewer leave the
+# seed a choice of its own.
+CANDIDATES = 10
+
 
 def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
-    """Draw the snippets and store the teacher's ids and last hidden states of them.
+    """Choose the snippets and store the teacher's ids and last hidden states of them.
 
     Args:
-        inputs: ``model`` and ``corpus``.
+        inputs: ``model`` and ``corpus``; with ``draw=cover`` also ``tokens``.
         out: gets ``train.jsonl``, ``validation.jsonl`` and, with ``cfg.states``, ``train.npy`` and
             ``validation.npy``.
     """
     tokenizer = load_original_tokenizer(inputs["model"])
     device = device_of(job.runtime)
-    chosen = {
-        "train": draw(cut(read_documents(inputs["corpus"], "train"), cfg.snippet_bytes), n=cfg.n_snippets),
-        "validation": draw(
-            cut(read_documents(inputs["corpus"], "validation"), cfg.snippet_bytes), n_bytes=cfg.validation_bytes
-        ),
-    }
-    model = bare(inputs["model"], device) if cfg.states else None
     figures: dict[str, float] = {}
-    for name, snippets in chosen.items():
+    train = cut(read_documents(inputs["corpus"], "train"), cfg.snippet_bytes)
+    validation = cut(read_documents(inputs["corpus"], "validation"), cfg.snippet_bytes)
+    if cfg.draw == "cover":
+        candidates = draw(train, n=CANDIDATES * cfg.n_snippets, seed=cfg.seed)
+        chosen, seen = covering(candidates, inputs["tokens"], cfg.n_snippets)
+        figures |= seen
+        n_seen, n_new = (int(seen[f"teacher/train/{name}"]) for name in ("new_tokens_seen", "new_tokens"))
+        job.say(
+            f"{n_seen:,} of {n_new:,} new tokens occur in the {len(chosen):,} training snippets, "
+            f"{seen['teacher/train/times_median']:g} times in the median."
+        )
+    else:
+        chosen = draw(train, n=cfg.n_snippets, seed=cfg.seed)
+    # Every seed is validated on the same text.
+    held_out = draw(validation, n_bytes=cfg.validation_bytes)
+    model = bare(inputs["model"], device) if cfg.states else None
+    for name, snippets in {"train": chosen, "validation": held_out}.items():
         ids = encode(tokenizer, [snippet.text for snippet in snippets])
         states.write(
             out, name, model, snippets, ids, batch_size=8, device=device, description=f"Teacher on {name} text"
@@ -43,3 +59,23 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         figures[f"teacher/{name}/bytes"] = sum(snippet.n_bytes for snippet in snippets)
     (out / "summary.json").write_text(json.dumps(figures, indent=2) + "\n")
     job.log(figures)
+
+
+def covering(candidates: Sequence[Snippet], tokens: Path, n: int) -> tuple[list[Snippet], dict[str, float]]:
+    """The ``n`` candidates that show the new tokens best (see ``cover``), and how often they show them.
+
+    Args:
+        candidates: snippets to choose from.
+        tokens: folder of the ``tokens`` artifact.
+    """
+    new = {token.id for token in read_new_tokens(tokens)}
+    ids = encode(load_extended_tokenizer(tokens), [snippet.text for snippet in candidates])
+    counts = [Counter(token for token in row if token in new) for row in ids]
+    chosen = cover(counts, n)
+    total = sum((counts[index] for index in chosen), Counter[int]())
+    figures = {
+        "teacher/train/new_tokens": float(len(new)),
+        "teacher/train/new_tokens_seen": float(len(total)),
+        "teacher/train/times_median": float(statistics.median(total[token] for token in new)),
+    }
+    return [candidates[index] for index in chosen], figures

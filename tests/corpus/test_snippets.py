@@ -1,6 +1,7 @@
 """Documents cut at lines, the draw by hash, and ids after the first token."""
 
 import random
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kldistill.corpus.documents import Document
-from kldistill.corpus.snippets import Snippet, cut, draw
+from kldistill.corpus.snippets import Snippet, cover, cut, draw
 from kldistill.model.load import load_original_tokenizer
 from kldistill.runtime.errors import CorpusError, ModelError
 from kldistill.tokens.encoding import encode, first_token
@@ -76,3 +77,43 @@ def test_first_token_is_bos_then_eos() -> None:
     assert first_token(SimpleNamespace(bos_token_id=None, eos_token_id=7)) == 7  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="neither a BOS nor an EOS"):
         first_token(SimpleNamespace(bos_token_id=None, eos_token_id=None))  # type: ignore[arg-type]
+
+
+def test_a_seed_draws_other_text() -> None:
+    snippets = [Snippet(f"d{n % 7}", f"text {n}\n") for n in range(40)]
+    assert draw(snippets, n=10) == draw(snippets, n=10, seed=0)
+    assert set(draw(snippets, n=10, seed=1)) != set(draw(snippets, n=10, seed=2))
+    assert draw(snippets, n=10, seed=1)[:5] == draw(snippets, n=5, seed=1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.dictionaries(st.integers(0, 5), st.integers(1, 4), max_size=4), min_size=1, max_size=12),
+    st.integers(1, 14),
+)
+def test_cover_is_the_greedy_choice(counts: list[dict[int, int]], n: int) -> None:
+    """Against the plain form: at every step all gains are computed, and the first of the largest is taken."""
+    left, seen, plain = list(range(len(counts))), Counter[int](), list[int]()
+    while left and len(plain) < n:
+        gains = {i: sum(1 / (1 + seen[t] + k) for t, m in counts[i].items() for k in range(m)) for i in left}
+        best = max(left, key=lambda i: (round(gains[i], 9), -i))
+        plain.append(best)
+        seen.update(counts[best])
+        left.remove(best)
+
+    def value(chosen: list[int]) -> list[float]:
+        total, found = Counter[int](), []
+        for index in chosen:
+            total.update(counts[index])
+            found.append(sum(sum(1 / (1 + k) for k in range(m)) for m in total.values()))
+        return found
+
+    chosen = cover(counts, n)
+    assert len(chosen) == len(set(chosen)) == min(n, len(counts))
+    assert value(chosen) == pytest.approx(value(plain))
+
+
+def test_cover_prefers_what_is_rare_so_far() -> None:
+    counts = [{0: 5}, {0: 5}, {1: 1}, {}, {2: 1, 3: 1}]
+    assert cover(counts, 3) == [0, 4, 2], "not the second text of what the first has shown five times"
+    assert cover(counts, 9) == [0, 4, 2, 1, 3]

@@ -112,6 +112,7 @@ def test_tasks_alone(folders: dict[str, Path]) -> None:
         (None, None, "nothing"),
         ({"init/tied": 1}, None, "nothing"),
         ({"distill/seconds": 9.0}, None, "the new rows alone, by self-distillation;"),
+        ({"distill/seconds": 9.0}, "lora", "a low-rank update of the body \\(merged\\), together"),
         ({"finetune/seconds": 9.0}, "lora", "low-rank update of the body|low-rank update \\(merged\\)"),
         ({"finetune/seconds": 9.0}, "full", "then all weights by fine-tuning"),
         ({"finetune/seconds": 9.0}, "rows", "by self-distillation and then by fine-tuning"),
@@ -123,7 +124,7 @@ def test_what_was_trained(
     if summary is not None:
         (folders["rows"] / "summary.json").write_text(json.dumps(summary))
     if method is not None:
-        (folders["rows"] / "finetune.json").write_text(json.dumps({"method": method}))
+        (folders["rows"] / "body.json").write_text(json.dumps({"method": method}))
     line = next(line for line in text_of(folders).splitlines() if line.startswith("- Trained:"))
     assert re.search(wanted, line)
 

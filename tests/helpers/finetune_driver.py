@@ -16,7 +16,7 @@ import torch
 from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.job import Job
 from kldistill.training import finetune
-from kldistill.training.config import FinetuneConfig, LoraConfig
+from kldistill.training.config import FinetuneConfig, LoraConfig, LossConfig, LossTerm
 from tests.helpers.resume_driver import kill_at
 
 
@@ -28,7 +28,8 @@ def attempt(folders: dict[str, Path], job: dict[str, Any]) -> int:
         try:
             if job["kill"] is not None:
                 kill_at(**job["kill"])
-            cfg = FinetuneConfig(**{**job["settings"], "lora": LoraConfig(r=2, dropout=0.3)})
+            loss = LossConfig("ce", terms={"ce": LossTerm({"_target_": "kldistill.losses.ce"})})
+            cfg = FinetuneConfig(**{**job["settings"], "lora": LoraConfig(r=2, dropout=0.3), "loss": loss})
             runtime = RuntimeConfig(device="cpu", checkpoint_every=2)
             finetune.build(cfg, folders, Path(job["out"]), Job(runtime))
             code = 0

@@ -144,8 +144,8 @@ def test_a_suite_that_runs_programs_needs_a_sandbox(monkeypatch: pytest.MonkeyPa
             "eval.completion.where='end': must be line",
         ),
         (
-            ["finetune=lora", "finetune.anchor=kl", "loss=ce", "distill.teacher=none"],
-            "finetune.anchor=kl with distill.teacher=none",
+            ["finetune=lora", "loss@finetune.loss=kl", "loss=ce", "distill.teacher=none"],
+            "loss@finetune.loss=kl with distill.teacher=none",
         ),
         (["export.gguf=true", "tokens.boundary=dotted"], "export.gguf=true with tokens.boundary=dotted: llama.cpp"),
     ],

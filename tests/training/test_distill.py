@@ -1,6 +1,8 @@
 """The stages teacher, distill and evaluate on a tiny model that has learnt a little of its text."""
 
 import json
+import statistics
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +21,17 @@ from kldistill.rows.rows import Rows
 from kldistill.rows.student import Student
 from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.job import Job
+from kldistill.tokens.artifact import load_extended_tokenizer, read_new_tokens
 from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import distill, states, teacher
 from kldistill.training.batches import Batch, Steps
-from kldistill.training.config import DistillConfig, LossConfig, LossTerm, TeacherConfig
+from kldistill.training.config import DistillConfig, LoraConfig, LossConfig, LossTerm, TeacherConfig
+from kldistill.training.load import load_student
 from kldistill.training.objective import Objective
+from kldistill.training.scoring import score_student, summarise
 from tests.helpers.artifacts import MakeModel, MakeTokens
-from tests.helpers.setting import make_inputs
+from tests.helpers.setting import CPU, make_inputs
 
 
 @dataclass
@@ -72,6 +77,71 @@ def test_the_teacher_stage_reports_what_it_drew(inputs: Inputs) -> None:
     assert figures["teacher/train/snippets"] == 12
 
 
+def test_the_teacher_stage_covers_the_new_tokens(inputs: Inputs, tmp_path: Path) -> None:
+    """With as many snippets the covering ones show more new tokens than those in an order by hash."""
+    new = {token.id for token in read_new_tokens(inputs.folders["tokens"])}
+    tokenizer = load_extended_tokenizer(inputs.folders["tokens"])
+    seen = {}
+    for draw in ("hash", "cover"):
+        out = tmp_path / draw
+        out.mkdir()
+        cfg = TeacherConfig(300, 4, 2000, states=False, draw=draw)
+        teacher.build(cfg, inputs.folders, out, Job(RuntimeConfig(device="cpu")))
+        rows = encode(tokenizer, [snippet.text for snippet in states.read(out, "train").snippets])
+        assert len(rows) == 4
+        seen[draw] = Counter(token for row in rows for token in row if token in new)
+    assert len(seen["cover"]) > len(seen["hash"])
+    figures = json.loads((tmp_path / "cover" / "summary.json").read_text())
+    assert figures["teacher/train/new_tokens"] == 24
+    assert figures["teacher/train/new_tokens_seen"] == len(seen["cover"])
+    assert figures["teacher/train/times_median"] == statistics.median(seen["cover"][token] for token in new)
+
+
+def test_another_seed_trains_on_other_text(inputs: Inputs, tmp_path: Path) -> None:
+    texts = []
+    for seed in (0, 1):
+        out = tmp_path / str(seed)
+        out.mkdir()
+        cfg = TeacherConfig(300, 4, 2000, states=False, seed=seed)
+        teacher.build(cfg, inputs.folders, out, Job(RuntimeConfig(device="cpu")))
+        texts.append({name: states.read(out, name).snippets for name in ("train", "validation")})
+    assert texts[0]["train"] != texts[1]["train"]
+    assert texts[0]["validation"] == texts[1]["validation"], "and is validated on the same"
+
+
+def test_a_body_that_learns_with_the_rows(inputs: Inputs, tmp_path: Path) -> None:
+    """An adapter takes the student nearer than the rows alone in as many steps, and is read back with the rows."""
+    ends = {}
+    for name, lora in (("rows", None), ("lora", LoraConfig(r=4, alpha=8.0))):
+        figures: dict[str, float] = {}
+        out = inputs.distilled(
+            name, lambda found, step, figures=figures: figures.update(found), steps=24, lora=lora, lora_lr=0.003
+        )
+        ends[name] = figures["validation_kl_to_teacher"]
+        student = load_student(inputs.folders["model"], out)
+        held_out = states.read(inputs.folders["teacher"], "validation")
+        new_ids = encode(load_extended_tokenizer(inputs.folders["tokens"]), [s.text for s in held_out.snippets])
+        pieces = PieceTable.load(inputs.folders["tokens"])
+        read_back = summarise(
+            score_student(
+                student, held_out, new_ids, pieces, teacher=True, batch_size=4, chunk=64, device=CPU, description=""
+            )
+        )
+        assert read_back["kl_to_teacher"] == pytest.approx(ends[name], rel=1e-4)
+        old = load_original(inputs.folders["model"]).get_input_embeddings().weight
+        assert torch.equal(student.embedding.weight, old), "old rows stay as they are"
+    assert ends["lora"] < ends["rows"]
+
+
+def test_only_rows_that_occur_move(inputs: Inputs) -> None:
+    start, lazy = (Rows.load(folder) for folder in (inputs.folders["init"], inputs.distilled("lazy", steps=1)))
+    eager = Rows.load(inputs.distilled("eager", steps=1, lazy_rows=False))
+    moved = {name: (rows.input != start.input).any(1) for name, rows in (("lazy", lazy), ("eager", eager))}
+    out_moved = {name: (rows.head != start.head).any(1) for name, rows in (("lazy", lazy), ("eager", eager))}
+    assert out_moved["eager"].all(), "the softmax asks every output row for something"
+    assert torch.equal(out_moved["lazy"], moved["lazy"]) and 0 < moved["lazy"].sum() < 24
+
+
 def test_kl_brings_the_student_closer_with_one_model_for_both_roles(
     inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +154,7 @@ def test_kl_brings_the_student_closer_with_one_model_for_both_roles(
 
     monkeypatch.setattr(distill, "load_original", once)
     metrics: list[tuple[int, dict[str, float]]] = []
-    out = inputs.distilled("kl", lambda found, step: metrics.append((step, found)), steps=24)
+    out = inputs.distilled("kl", lambda found, step: metrics.append((step, found)), steps=24, lazy_rows=False)
     assert len(loaded) == 1
     before, after = metrics[0][1], metrics[-1][1]
     assert after["validation_kl_to_teacher"] < 0.6 * before["validation_kl_to_teacher"]

@@ -1,0 +1,67 @@
+"""AdamW that moves only those rows of an embedding which a step has seen.
+
+Shape suffixes: N rows, D width.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+
+class LazyAdamW(torch.optim.AdamW):
+    """AdamW (arXiv 1711.05101) whose row-wise parameters are updated lazily: a row that the step has not seen keeps its
+    value and its moments, and bias is corrected by how often *that row* was updated.
+
+    Why: Adam divides a gradient by its own usual size. A token that is not in the batch still gets a tiny gradient from
+    the softmax at every step, which Adam blows up to a full step of the learning rate, in a direction that is mostly
+    noise; and a token that is seen once in fifty steps would move on its stale moments in between. ``SparseAdam`` of
+    torch leaves such rows alone too, but corrects every row's bias by the global number of steps, so the first update
+    of a rare row is about three times too large.
+
+    Set ``seen`` before ``step``; parameters that are not in it are updated as AdamW does.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.seen: dict[nn.Parameter, Bool[Tensor, " N"]] = {}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update of all parameters that have a gradient."""
+        assert closure is None, "a closure would run before the rows are known"
+        held: list[tuple[nn.Parameter, Tensor]] = []
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                seen_N = self.seen.get(parameter)
+                if seen_N is not None and parameter.grad is not None:
+                    self._step_rows(parameter, seen_N, group)
+                    held.append((parameter, parameter.grad))
+                    parameter.grad = None  # so that the loop below passes over it
+        result = super().step()
+        for parameter, gradient in held:
+            parameter.grad = gradient
+        return result
+
+    def _step_rows(self, parameter: nn.Parameter, seen_N: Bool[Tensor, " N"], group: dict[str, Any]) -> None:
+        """Adam's update (arXiv 1412.6980, algorithm 1) of the rows that were seen; weight decay is decoupled."""
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(len(parameter), device=parameter.device)  # updates of each row
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        assert parameter.grad is not None
+        rows = seen_N.nonzero().squeeze(1)
+        gradient = parameter.grad[rows]
+        beta1, beta2 = group["betas"]
+        state["step"][rows] += 1
+        first = state["exp_avg"][rows].lerp(gradient, 1 - beta1)
+        second = state["exp_avg_sq"][rows].mul(beta2).addcmul(gradient, gradient, value=1 - beta2)
+        state["exp_avg"][rows], state["exp_avg_sq"][rows] = first, second
+        count = state["step"][rows].unsqueeze(1)
+        unbiased = first / (1 - beta1**count)
+        scale = (second / (1 - beta2**count)).sqrt().add_(group["eps"])
+        kept = parameter[rows] * (1 - group["lr"] * group["weight_decay"])
+        parameter[rows] = kept - group["lr"] * unbiased / scale
