@@ -17,7 +17,7 @@ FIGURES = {
     "domain/adoption": "adoption",
 }
 SAVED = "tokens/saved"
-LABELS = ("init", "loss")  # see kldistill.runtime.tracking.labels.labels
+LABELS = ("labels.init", "labels.loss")  # see kldistill.runtime.tracking.labels.labels
 
 
 def workspace(entity: str, project: str, group: str | None = None, model: str = "distilled") -> Any:
@@ -53,7 +53,7 @@ def workspace(entity: str, project: str, group: str | None = None, model: str = 
         ),
         *(
             wr.BarPlot(
-                title=f"{short[metric]}, by {key}",
+                title=f"{short[metric]}, by {key.removeprefix('labels.')}",
                 metrics=[wr.SummaryMetric(metric)],
                 groupby=wr.Config(key),
                 groupby_aggfunc="mean",
@@ -96,7 +96,13 @@ def workspace(entity: str, project: str, group: str | None = None, model: str = 
         ],
         runset_settings=ws.RunsetSettings(
             filters=[*only, ws.Metric("JobType") == "train"],
-            pinned_columns=["config:init", "config:loss", "config:seed", f"summary:{bits}", f"summary:{kl}"],
+            pinned_columns=[
+                "config:labels.init",
+                "config:labels.loss",
+                "config:seed",
+                f"summary:{bits}",
+                f"summary:{kl}",
+            ],
         ),
     )
 

@@ -53,7 +53,7 @@ def test_every_stage_is_a_typed_function() -> None:
 def test_slices_are_what_the_stages_say_they_take() -> None:
     cfg = configure("model=tiny", "finetune=rows")
     for name, step in steps_of(cfg).items():
-        wanted = typing.get_type_hints(step.run)["cfg"]
+        wanted = typing.get_type_hints(getattr(import_module(step.run.__module__), step.run.__qualname__))["cfg"]
         assert wanted is typing.Any or isinstance(slice_of(cfg, name), wanted), name
 
 

@@ -18,6 +18,7 @@ from kldistill.corpus.documents import DOMAIN_SPLITS, SPLITS, Document, Skipped,
 from kldistill.corpus.near_duplicates import NearDuplicates
 from kldistill.runtime.components import find
 from kldistill.runtime.errors import ConfigError, CorpusError
+from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.runtime.progress import track
 
@@ -60,7 +61,7 @@ def build(cfg: CorpusConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
         summary[f"corpus/{name}/bytes"] = sum(_bytes(document) for document in members)
     summary |= {f"corpus/skipped/{reason}": number for reason, number in sorted(skipped.items())}
     summary |= {f"corpus/general/skipped/{reason}": number for reason, number in sorted(general_skipped.items())}
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_summary(out, summary)
     job.log({name: float(number) for name, number in summary.items()})
     rows = [[name, summary[f"corpus/{name}/documents"], summary[f"corpus/{name}/bytes"]] for name in SPLITS]
     job.table("corpus", ["split", "documents", "bytes"], rows)

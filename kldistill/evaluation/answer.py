@@ -25,7 +25,7 @@ from kldistill.evaluation.suites.stage import TASKS
 from kldistill.evaluation.suites.task import Task, read
 from kldistill.model.load import load_original_tokenizer, old_size
 from kldistill.runtime.devices import device_of
-from kldistill.runtime.files import append, dump, read_lines, replace
+from kldistill.runtime.files import append, dump, read_lines, replace, write_summary
 from kldistill.runtime.job import Job
 from kldistill.training.load import load_model, load_tokenizer
 
@@ -62,7 +62,7 @@ def build(cfg: GenerateConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
         others = [json.loads(line) for line in read_lines(inputs["original"] / RECORDS)]
         found |= compared(kind, records, others, **options)
     summary = {f"eval/{cfg.of}/{cfg.suite}/{name}": value for name, value in found.items()}
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_summary(out, summary)
     job.log(summary)
 
 

@@ -19,6 +19,7 @@ from kldistill.evaluation.statistics import ratio_interval
 from kldistill.model.load import load_original_tokenizer
 from kldistill.rows.student import bare
 from kldistill.runtime.devices import device_of
+from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
@@ -108,5 +109,5 @@ def report(
                 )
                 figures |= {key: value, f"{key}/low": low, f"{key}/high": high}
             figures[f"eval/{cfg.of}/{kind}/bytes"] = sum(score.n_bytes for score in found)
-    (out / "summary.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write_summary(out, figures)
     job.log(figures)

@@ -14,6 +14,7 @@ from kldistill import __version__
 from kldistill.evaluation.table import NAMES, suite_rates, with_interval
 from kldistill.rows.rows import Rows
 from kldistill.runtime.artifacts import MANIFEST, manifest
+from kldistill.runtime.files import read_summary
 from kldistill.training.adapters import FACTS, method_of
 
 TEXT_COLUMNS = [
@@ -154,8 +155,7 @@ def how(rows: Rows, tokens: Path) -> str:
 
 def training_of(rows: Path) -> str:
     """What was trained until these rows came out: a key of ``_TRAINED``. Told by what the stages write themselves."""
-    summary = json.loads((rows / "summary.json").read_text()) if (rows / "summary.json").is_file() else {}
-    distilled = any(key.startswith("distill/") for key in summary)
+    distilled = any(key.startswith("distill/") for key in read_summary(rows))
     if (rows / FACTS).is_file():
         return "together" if distilled else method_of(rows)
     return "distill" if distilled else "init"

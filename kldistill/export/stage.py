@@ -15,6 +15,7 @@ from kldistill.export import card, gguf_file, older_names, padding, upload
 from kldistill.export.config import ExportConfig
 from kldistill.model.load import read_facts
 from kldistill.runtime.errors import ModelError
+from kldistill.runtime.files import read_summary
 from kldistill.runtime.job import Job
 from kldistill.training.load import load_model
 
@@ -37,8 +38,7 @@ def build(cfg: ExportConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
     rows = next(name for name in ROWS if name in inputs)
     if cfg.push_to_hub is not None:
         upload.check(cfg.push_to_hub, cfg.private)
-    if cfg.gguf:
-        gguf_file.check_model(inputs["model"])
+    check_model(cfg, inputs["model"])
     export_model(
         inputs["model"],
         inputs["tokens"],
@@ -52,6 +52,19 @@ def build(cfg: ExportConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
     job.say("The extended model is a plain Hugging Face folder: AutoModelForCausalLM.from_pretrained reads it")
     if cfg.push_to_hub is not None:
         upload.push(out, cfg.push_to_hub, cfg.private, job.say)
+
+
+def check_model(cfg: ExportConfig, model: Path) -> None:
+    """Refuse an original model that cannot be exported as asked; possible long before anything is trained.
+
+    Args:
+        model: folder of the ``model`` artifact.
+
+    Raises:
+        ModelError: no GGUF file can express it.
+    """
+    if cfg.gguf:
+        gguf_file.check_model(model)
 
 
 def export_model(
@@ -125,6 +138,5 @@ def read_figures(folders: Iterable[Path]) -> dict[str, float]:
     """All ``summary.json`` figures of some artifacts in one map."""
     found: dict[str, float] = {}
     for folder in folders:
-        if (folder / "summary.json").is_file():
-            found |= json.loads((folder / "summary.json").read_text())
+        found |= read_summary(folder)
     return found

@@ -19,6 +19,7 @@ from kldistill.rows.rows import Rows
 from kldistill.rows.student import embedding_of, head_of
 from kldistill.runtime.devices import device_of
 from kldistill.runtime.errors import CorpusError, ModelError
+from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.runtime.progress import Bar
 from kldistill.training.load import load_tokenizer
@@ -86,7 +87,7 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
             file.write(json.dumps({**shown, "count": record["count"], **found}, ensure_ascii=False) + "\n")
     _write_json(out / "figures.json", figures.draw(report, points, out))
     summary = headline(report, head)
-    _write_json(out / "summary.json", summary)
+    write_summary(out, summary)
     job.log(summary)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from kldistill.model.load import load_original_config, load_original_tokenizer
 from kldistill.runtime.components import facts_of, find, plain
 from kldistill.runtime.errors import ModelError
+from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 
 
@@ -46,7 +47,7 @@ def build(cfg: Any, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
             f"{facts['name']}: the tokenizer has ids up to {figures['model/old_size'] - 1}, but the embedding only "
             f"{figures['model/embedding_height']} rows. Resize the model's embedding to its tokenizer first."
         )
-    (out / "summary.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write_summary(out, figures)
 
 
 def identity(cfg: Any) -> dict[str, object]:

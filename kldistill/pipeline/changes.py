@@ -6,7 +6,7 @@ It is written into ``run.json`` when the run starts, so that a page drawn later 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from kldistill.runtime.files import redact
+from kldistill.runtime.secrets import redact
 from kldistill.runtime.tracking.labels import flatten
 
 # Copies of other keys, which the schema keeps beside their origin.

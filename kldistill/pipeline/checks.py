@@ -9,10 +9,11 @@ from kldistill.export import gguf_file, upload
 from kldistill.losses.facts import loss_facts
 from kldistill.model import smollm2
 from kldistill.model.config import SmolLM2Config
-from kldistill.pipeline.compose import STAGES, Config, resolved
+from kldistill.pipeline.compose import Config
+from kldistill.pipeline.steps import STAGES, steps_of
 from kldistill.rows.inits import needs_pieces
 from kldistill.runtime.components import Kind, find, plain, refuse_calls
-from kldistill.runtime.config import require
+from kldistill.runtime.config import require, resolved
 from kldistill.runtime.errors import ConfigError
 from kldistill.training.config import LossConfig
 from kldistill.training.objective import terms_of
@@ -24,9 +25,19 @@ def check(cfg: Config) -> None:
     Raises:
         ConfigError: names the keys that do not go together, and a way out.
     """
+    steps = steps_of(cfg)
     for key in ("stages", "force"):
-        unknown = [name for name in getattr(cfg, key) if name not in STAGES]
-        require(not unknown, key, unknown, f"stages are {', '.join(STAGES)}")
+        unknown = [name for name in getattr(cfg, key) if name not in STAGES and name not in steps]
+        single = [name for name in steps if name not in STAGES]
+        rule = f"stages are {', '.join(STAGES)}; single steps of this configuration, {', '.join(single)}"
+        require(not unknown, key, unknown, rule)
+    names = cfg.objective if isinstance(cfg.objective, list) else [cfg.objective]
+    require(
+        cfg.objective is None or (bool(names) and all(isinstance(name, str) and "/" in name for name in names)),
+        "objective",
+        cfg.objective,
+        "must be the name of a final figure such as eval/distilled/domain/bits_per_byte, or a list of such names",
+    )
     _check_targets(cfg)
     _check_loss(cfg, "loss", cfg.loss)
     if cfg.finetune.method != "none":

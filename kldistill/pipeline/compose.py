@@ -22,28 +22,16 @@ from kldistill.evaluation.config import with_suites
 from kldistill.export.config import ExportConfig
 from kldistill.interpret.config import InterpretConfig
 from kldistill.model.config import HfModelConfig, SmolLM2Config, TinyModelConfig
+from kldistill.pipeline.steps import STAGES
 from kldistill.rows.config import InitConfig
-from kldistill.runtime.config import LoggerConfig, RuntimeConfig
+from kldistill.runtime.config import LoggerConfig, RuntimeConfig, resolved
 from kldistill.runtime.errors import ConfigError
+from kldistill.runtime.secrets import redact
 from kldistill.tokens.config import TokensConfig
 from kldistill.training.config import DistillConfig, FinetuneConfig, LossConfig, LossTerm
 
-STAGES = [
-    "model",
-    "corpus",
-    "tokens",
-    "init",
-    "teacher",
-    "distill",
-    "finetune",
-    "evaluate",
-    "interpret",
-    "export",
-    "report",
-]
-
 # Overrides that say how or where to run, not what: they do not enter the name of a run's folder.
-_NOT_IN_NAME = ("experiment=", "stages=", "force=", "logger", "runtime.", "outputs=", "hydra")
+_NOT_IN_NAME = ("experiment=", "stages=", "force=", "objective=", "logger", "runtime.", "outputs=", "hydra")
 _LONGEST_NAME = 120
 # Keys that may hold a path of this machine, or a list of them.
 PATHS = (
@@ -74,13 +62,16 @@ class Config:
         seed: default of every other seed.
         outputs: folder of artifacts and runs.
         stages: what to run; what these need is built too where it is missing.
-        force: stages to build anew, with everything in this run that follows from them.
+        force: stages or single steps to build anew, with everything in this run that follows from them.
+        objective: a final figure of docs/metrics.md, or a list of them, that a run gives back to a sweeper that
+            optimises, such as Optuna.
     """
 
     seed: int = 0
     outputs: str = "outputs"
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     force: list[str] = field(default_factory=list)
+    objective: Any = None
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     model: Any = MISSING
     corpus: Any = MISSING
@@ -149,9 +140,9 @@ def overrides_name(overrides: Sequence[str]) -> str:
     """Folder of one run inside its experiment: its overrides, sorted, escaped and bounded; ``default`` for none.
 
     Deterministic, so that the same command resumes. A name that would be too long, or that lost characters to the
-    escaping, ends with a digest, so runs of different things never share a folder.
+    escaping, ends with a digest, so runs of different things never share a folder. Nothing secret enters it.
     """
-    kept = sorted(text for text in overrides if not text.lstrip("+~").startswith(_NOT_IN_NAME))
+    kept = sorted(redact(text) for text in overrides if not text.lstrip("+~").startswith(_NOT_IN_NAME))
     if not kept:
         return "default"
     plain = ",".join(kept)
@@ -203,13 +194,6 @@ def typed(cfg: DictConfig) -> Config:
         key = getattr(error, "full_key", None) or getattr(error, "key", None)
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{key}: {reason}. Give it on the command line, as {key}=VALUE.") from error
-
-
-def resolved(node: Any) -> dict[str, Any]:
-    """A typed slice as plain JSON types, for fingerprints and run.json."""
-    if isinstance(node, Mapping):
-        return {str(key): value for key, value in node.items()}
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(node), resolve=True))
 
 
 def defaults() -> dict[str, Any]:

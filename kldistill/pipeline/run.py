@@ -1,24 +1,26 @@
 """The pipeline: one run through its steps (see ``kldistill.pipeline.steps``)."""
 
-import json
-import os
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kldistill.evaluation.table import COLUMNS, SUITES_COLUMNS, SUITES_TITLE, TITLE, final_names, final_rows, suite_rows
-from kldistill.export import gguf_file
-from kldistill.pipeline.changes import changes
+from kldistill.evaluation.table import COLUMNS, SUITES_COLUMNS, SUITES_TITLE, TITLE, final_rows, suite_rows
+from kldistill.pipeline.about import about, program
 from kldistill.pipeline.checks import check
-from kldistill.pipeline.compose import Config, defaults, resolved
-from kldistill.pipeline.run_record import is_whole, run_record, write_run_record
-from kldistill.pipeline.steps import Step, identify, plan, rebuilt, steps_of
+from kldistill.pipeline.compose import Config, defaults
+from kldistill.pipeline.run_record import PAGE, RUN, RunRecord, earlier_artifacts, is_whole, run_record
+from kldistill.pipeline.steps import REPORT, Step, Steps, identify, plan, rebuilt, steps_of
 from kldistill.report import render_run
 from kldistill.report.run import pictures
 from kldistill.runtime.artifacts import MANIFEST, Store
-from kldistill.runtime.files import redact
+from kldistill.runtime.config import resolved
+from kldistill.runtime.errors import KldistillError
+from kldistill.runtime.faults import held, naming, storage_fault
 from kldistill.runtime.job import Job
 from kldistill.runtime.processes import Processes, join
+from kldistill.runtime.secrets import redact
+from kldistill.runtime.tracking.labels import run_name
 from kldistill.runtime.tracking.tracker import Tracker
 
 _identities: dict[str, Any] = {}  # of the sources that this process has looked at
@@ -41,61 +43,57 @@ def run_pipeline(cfg: Config, folder: Path) -> dict[str, float]:
     processes = join(cfg.runtime)
     steps = steps_of(cfg)
     planned = plan(steps, cfg.stages)
-    again = rebuilt(steps, planned, cfg.force)
-    config = {**resolved(cfg), "stages": list(cfg.stages)}
-    names = {
-        "config": config,
-        "changes": [change._asdict() for change in changes(config, defaults())],
-        "artifacts": {},
-        "metrics": {},
-    }
-    prints: dict[str, str] = {}
-    folders: dict[str, Path] = {}
     if not processes.main:
-        store = Store(Path(cfg.outputs) / "artifacts")
-        for name in planned:
-            folders[name] = _walk(name, steps[name], cfg, store, processes, None, prints, folders, name in again)
+        _walk(cfg, folder, steps, planned, processes)
         return {}
-    kind = "train" if "distill" in planned else planned[-1] if planned else None
+    with naming("the run's folder"), held(folder):
+        return _report_on(cfg, folder, steps, planned, processes)
+
+
+def _report_on(
+    cfg: Config, folder: Path, steps: Steps, planned: Sequence[str], processes: Processes
+) -> dict[str, float]:
+    """The walk of the main process, with all that it writes into the run's folder."""
+    config = {**resolved(cfg), "stages": list(cfg.stages)}
+    kind = "train" if any(steps[name].together for name in planned) else planned[-1] if planned else None
     # A run's folder lies in its experiment's, so a sweep is a group.
-    named = {"name": folder.name, "group": folder.parent.name, "job_type": kind}
-    with Tracker(folder, cfg.logger, resolved=names["config"], **named) as tracker:
-        store = Store(Path(cfg.outputs) / "artifacts", say=tracker.say)
-        write_run_record(folder, {"status": "running", **names})
+    named = {"name": run_name(folder, config), "group": folder.parent.name, "job_type": kind}
+    shown = {**config, "kldistill": program()}
+    with Tracker(folder, cfg.logger, resolved=shown, **named) as tracker:
+        record = RunRecord(folder, steps, config, defaults(), about(cfg))
         try:
-            for name in planned:
-                folders[name] = _walk(name, steps[name], cfg, store, processes, tracker, prints, folders, name in again)
-                if name == "model" and cfg.export.gguf and "export" in planned:
-                    gguf_file.check_model(folders[name])  # before hours of training
-                names["artifacts"][name] = os.path.relpath(folders[name], folder)
-                names["metrics"] |= summary(folders[name])
-                write_run_record(folder, {"status": "running", **names})
+            folders = _walk(cfg, folder, steps, planned, processes, tracker, record)
         except BaseException as error:
-            failure = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-            write_run_record(folder, {**failure, **names})
+            try:
+                record.failed(error)
+            except OSError as fault:
+                tracker.say(f"run.json cannot say that this run has failed: {storage_fault(fault) or fault}")
             raise
-        names["metrics"] |= final_names(names["metrics"])
-        _show(names["metrics"], folder, tracker)
-        if "export" in folders:
-            tracker.say(f"The extended model: {folders['export']}")
-        tracker.say(f"All figures of this run: {folder / 'run.json'}")
-        tracker.summary(names["metrics"])
-        write_run_record(folder, {"status": "finished", **names})
-        # Last, as the page is of what stands in the folder; where it fails, the run is whole all the same.
-        if "report" in cfg.stages:
+        metrics = record.metrics
+        _show(metrics, folder, tracker)
+        for name in planned:
+            if steps[name].result:
+                tracker.say(f"{steps[name].result}: {folders[name]}")
+                tracker.model(folders[name])
+        tracker.say(f"All figures of this run: {folder / RUN}")
+        tracker.summary(metrics)
+        record.write("finished")
+        # Last, as the page is of what stands in the folder; where it fails, the run is whole all the same. A page that
+        # is there already would tell of another day.
+        if REPORT in cfg.stages or (folder / PAGE).is_file():
             page = render_run(folder)
             tracker.image("report", page)
             tracker.say(f"The report: {page}")
-    return names["metrics"]
+    return metrics
 
 
 def _show(metrics: Mapping[str, float], folder: Path, tracker: Tracker) -> None:
     """The tables at the end of a run, and its pictures."""
     if rows := final_rows(metrics):
-        tracker.say(TITLE)
+        tracker.say(TITLE, wrap=True)
         tracker.table("result", COLUMNS, rows)
     if rows := suite_rows(metrics):
-        tracker.say(SUITES_TITLE)
+        tracker.say(SUITES_TITLE, wrap=True)
         tracker.table("suites", SUITES_COLUMNS, rows)
     for picture in (pictures.learning(folder), pictures.standing(metrics, folder)):
         if picture is not None:
@@ -103,6 +101,73 @@ def _show(metrics: Mapping[str, float], folder: Path, tracker: Tracker) -> None:
 
 
 def _walk(
+    cfg: Config,
+    folder: Path,
+    steps: Steps,
+    planned: Sequence[str],
+    processes: Processes,
+    tracker: Tracker | None = None,
+    record: RunRecord | None = None,
+) -> dict[str, Path]:
+    """Find or build the artifact of every planned step. Every process of a run walks through all of them.
+
+    What an earlier run in the same folder has beyond them stays a part of it, where it is of this configuration.
+
+    Args:
+        tracker, record: of the main process; the others have none, and report nothing.
+
+    Returns:
+        The artifacts' folders.
+    """
+    store = Store(Path(cfg.outputs) / "artifacts", **({} if tracker is None else {"say": tracker.say}))
+    again = rebuilt(steps, planned, cfg.force)
+    earlier = earlier_artifacts(folder, steps)
+    prints: dict[str, str] = {}
+    folders: dict[str, Path] = {}
+    for name, step in steps.items():
+        if name in planned:
+            with naming(name):
+                folders[name], seconds = _artifact(
+                    name, step, cfg, store, processes, tracker, prints, folders, name in again
+                )
+                for later in planned if processes.main else ():
+                    if name in steps[later].early:
+                        steps[later].early[name](steps[later].config(cfg), folders[name])
+        elif name in earlier:
+            if not _stands(name, step, cfg, folder / earlier[name], prints):
+                if record is not None:
+                    record.dropped(name)
+                continue
+            folders[name], seconds = folder / earlier[name], None
+        else:
+            continue
+        if record is not None:
+            record.done(name, folders[name], seconds)
+    return folders
+
+
+def _stands(
+    name: str,
+    step: Step,
+    cfg: Config,
+    artifact: Path,
+    prints: dict[str, str],
+    known: dict[str, Any] | None = None,
+) -> bool:
+    """Whether ``artifact`` is what this step would make now; if so, its fingerprint joins ``prints``."""
+    if any(source not in prints for source in step.inputs.values()):
+        return False
+    try:
+        _, found = identify(name, step, cfg, prints, known)
+    except (KldistillError, OSError):  # a source that is gone
+        return False
+    if artifact.name != found or not (artifact / MANIFEST).is_file():
+        return False
+    prints[name] = found
+    return True
+
+
+def _artifact(
     name: str,
     step: Step,
     cfg: Config,
@@ -112,20 +177,21 @@ def _walk(
     prints: dict[str, str],
     folders: Mapping[str, Path],
     force: bool,
-) -> Path:
-    """Find or build one step's artifact. The main process has a tracker; the others have none."""
+) -> tuple[Path, float | None]:
+    """Find or build one step's artifact; also gives the seconds of building it, None if it was found."""
     meta, prints[name] = identify(name, step, cfg, prints)
-    built = False
+    seconds: float | None = None
 
     def build(out: Path) -> None:
-        nonlocal built
-        built = True
+        nonlocal seconds
+        started = time.monotonic()
         job = Job(cfg.runtime)
         if tracker is not None:
             tracker.say(f"{name}: building {prints[name]}")
             job = tracker.job(name, cfg.runtime, out)
         inputs = {key: folders[source] for key, source in step.sources(folders).items()}
         step.run(step.config(cfg), inputs, out, job)
+        seconds = time.monotonic() - started
 
     path = processes.build(
         store,
@@ -137,16 +203,10 @@ def _walk(
         resumable=step.resumable,
         force=force,
     )
-    if tracker is not None and not built:
+    if tracker is not None and seconds is None:
         tracker.say(f"{name}: found {prints[name]}")
         tracker.replay(name, path)
-    return path
-
-
-def summary(artifact: Path) -> dict[str, float]:
-    """Final figures of a stage; none where it writes none."""
-    path = artifact / "summary.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return path, seconds
 
 
 def is_finished(cfg: Config, folder: Path) -> bool:
@@ -158,14 +218,12 @@ def is_finished(cfg: Config, folder: Path) -> bool:
     record = run_record(folder)
     if cfg.force or not is_whole(record):
         return False
-    if "report" in cfg.stages and not (folder / "report.html").is_file():
+    if REPORT in cfg.stages and not (folder / PAGE).is_file():
         return False
     check(cfg)
     steps = steps_of(cfg)
+    planned = plan(steps, cfg.stages)
+    earlier = earlier_artifacts(folder, steps)
     prints: dict[str, str] = {}
-    for name in plan(steps, cfg.stages):
-        _, prints[name] = identify(name, steps[name], cfg, prints, _identities)
-        artifact = folder / record["artifacts"].get(name, "")
-        if artifact.name != prints[name] or not (artifact / MANIFEST).is_file():
-            return False
-    return list(prints) == list(record["artifacts"])
+    stands = {name: _stands(name, steps[name], cfg, folder / earlier[name], prints, _identities) for name in earlier}
+    return all(stands.get(name, False) for name in planned)

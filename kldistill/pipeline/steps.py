@@ -1,28 +1,27 @@
-"""Which steps a run has: the function of each, what it reads, and what of the configuration it sees."""
+"""Which steps a run has: the function of each, what it reads, and what of the configuration it sees.
+
+This table alone says which stages there are and in which order they run. It is read before anything is loaded: the
+functions are imported when they are called.
+"""
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kldistill import interpret
-from kldistill.corpus import stage as corpus_stage
-from kldistill.evaluation import answer
 from kldistill.evaluation.config import EvaluateConfig, GenerateConfig, TasksConfig
-from kldistill.evaluation.score import evaluate_original, evaluate_student
-from kldistill.evaluation.suites import stage as tasks_stage
-from kldistill.export import stage as export_stage
-from kldistill.model import stage as model_stage
-from kldistill.pipeline.compose import Config, resolved
-from kldistill.rows import stage as rows_stage
 from kldistill.runtime.artifacts import fingerprint
-from kldistill.runtime.job import Job
-from kldistill.tokens import stage as tokens_stage
+from kldistill.runtime.config import resolved
 from kldistill.tokens.config import TokensConfig
-from kldistill.training import distill, finetune, teacher
 from kldistill.training.config import TeacherConfig
+
+if TYPE_CHECKING:
+    from kldistill.pipeline.compose import Config
+
+REPORT = "report"  # the one stage that is no step: it draws what stands in the run's folder when all steps are done
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,15 @@ class Step:
         version: raise it when the stage would write something else for the same slice and inputs.
         identity: what the slice's source holds right now, where the slice alone only names it.
         resumable: the function goes on from what an interrupted run left in its output folder.
-        together: where a run has several processes, all of them run the function; otherwise the main process alone.
+        together: this step trains. Where a run has several processes, all of them run its function; otherwise the
+            main process alone does.
+        early: checks of this step's slice against an input's artifact, by the input: run as soon as that input is
+            there, so that hours of training are not spent on what is refused at their end.
+        result: what to call the artifact when the run is done, for one that the user wants to be told of.
     """
 
-    run: Callable[[Any, Mapping[str, Path], Path, Job], None]
-    config: Callable[[Config], Any]
+    run: Callable[..., None]
+    config: Callable[["Config"], Any]
     inputs: Mapping[str, str] = field(default_factory=dict)
     group: str = ""
     optional: Sequence[str] = ()
@@ -50,6 +53,12 @@ class Step:
     identity: Callable[[Any], Mapping[str, Any]] | None = None
     resumable: bool = False
     together: bool = False
+    early: Mapping[str, Callable[[Any, Path], None]] = field(default_factory=dict)
+    result: str = ""
+
+    def stage(self, name: str) -> str:
+        """The stage that a step of this name belongs to, as ``stages=[...]`` calls it."""
+        return self.group or name
 
     def sources(self, present: Mapping[str, Any]) -> dict[str, str]:
         """What the stage reads in a run that has the steps ``present``."""
@@ -59,44 +68,85 @@ class Step:
 Steps = Mapping[str, Step]
 
 
-def steps_of(cfg: Config) -> dict[str, Step]:
+def steps_of(cfg: "Config") -> dict[str, Step]:
     """The steps of this configuration, in the order in which they run."""
-    suites = list(dict.fromkeys(cfg.eval.suites))
+    covers = cfg.distill.draw == "cover"  # then the text depends on the new tokens
+    return _steps(list(dict.fromkeys(cfg.eval.suites)), cfg.finetune.method != "none", covers)
+
+
+def stages_of(steps: Steps) -> list[str]:
+    """The stages that these steps belong to, each where its last step stands."""
+    last = dict.fromkeys(step.stage(name) for name, step in reversed(list(steps.items())))
+    return list(reversed(last))
+
+
+def _steps(suites: Sequence[str], finetuned: bool, covers: bool) -> dict[str, Step]:
     found = {
-        "model": Step(model_stage.build, lambda cfg: cfg.model, identity=model_stage.identity),
-        "corpus": Step(corpus_stage.build, lambda cfg: cfg.corpus, identity=corpus_stage.identity),
-        "tokens": Step(tokens_stage.build, lambda cfg: cfg.tokens, _same("model", "corpus"), identity=_terms),
-        "init": Step(rows_stage.build, lambda cfg: cfg.init, _same("model", "tokens")),
+        "model": Step(
+            _later("model.stage.build"),
+            lambda cfg: cfg.model,
+            identity=_later("model.stage.identity"),
+        ),
+        "corpus": Step(
+            _later("corpus.stage.build"),
+            lambda cfg: cfg.corpus,
+            identity=_later("corpus.stage.identity"),
+        ),
+        "tokens": Step(_later("tokens.stage.build"), lambda cfg: cfg.tokens, _same("model", "corpus"), identity=_terms),
+        "init": Step(_later("rows.stage.build"), lambda cfg: cfg.init, _same("model", "tokens")),
     }
     for suite in suites:
         found[f"tasks_{suite}"] = Step(
-            tasks_stage.build, _tasks(suite), _same("corpus", "tokens"), group="evaluate", identity=tasks_stage.identity
+            _later("evaluation.suites.stage.build"),
+            _tasks(suite),
+            _same("corpus", "tokens"),
+            group="evaluate",
+            identity=_later("evaluation.suites.stage.identity"),
         )
     found["evaluate_original"] = Step(
-        evaluate_original, _evaluate("original"), _same("model", "corpus"), group="evaluate"
+        _later("evaluation.score.evaluate_original"),
+        _evaluate("original"),
+        _same("model", "corpus"),
+        group="evaluate",
     )
     found |= _generation("original", suites, _same("model"))
     found |= _evaluation("init", "init", [])
-    covers = cfg.distill.draw == "cover"  # then the text depends on the new tokens
     found["teacher"] = Step(
-        teacher.build, _teacher, _same("model", "corpus", *(["tokens"] if covers else [])), version=2
+        _later("training.teacher.build"), _teacher, _same("model", "corpus", *(["tokens"] if covers else [])), version=2
     )
     sources = _same("model", "tokens", "init", "teacher")
-    found["distill"] = Step(distill.build, lambda cfg: cfg.distill, sources, resumable=True, together=True)
+    found["distill"] = Step(
+        _later("training.distill.build"), lambda cfg: cfg.distill, sources, resumable=True, together=True
+    )
     found |= _evaluation("distilled", "distill", suites)
     last = "distill"
-    if cfg.finetune.method != "none":
+    if finetuned:
         last = "finetune"
         sources = {**_same("model", "tokens", "corpus", "teacher"), "rows": "distill"}
-        found[last] = Step(finetune.build, lambda cfg: cfg.finetune, sources, version=2, resumable=True, together=True)
+        found[last] = Step(
+            _later("training.finetune.build"),
+            lambda cfg: cfg.finetune,
+            sources,
+            version=2,
+            resumable=True,
+            together=True,
+        )
         found |= _evaluation("finetuned", last, suites)
     sources = {**_same("model", "tokens", "corpus", "init"), "rows": last}
-    found["interpret"] = Step(interpret.build, lambda cfg: cfg.interpret, sources)
+    found["interpret"] = Step(_later("interpret.build"), lambda cfg: cfg.interpret, sources)
     measured = [name for name, step in found.items() if step.group == "evaluate" and not name.startswith("tasks_")]
     sources = {**_same("model", "tokens"), "rows": last}
     # The model card tells how the rows came about, and what was measured.
     told = [*(name for name in ("init", "distill") if name != last), *measured]
-    found["export"] = Step(export_stage.build, lambda cfg: cfg.export, sources, optional=told, version=2)
+    found["export"] = Step(
+        _later("export.stage.build"),
+        lambda cfg: cfg.export,
+        sources,
+        optional=told,
+        version=2,
+        early={"model": _later("export.stage.check_model")},
+        result="The extended model",
+    )
     return found
 
 
@@ -128,7 +178,7 @@ def rebuilt(steps: Steps, planned: Sequence[str], force: Sequence[str]) -> set[s
 
 
 def identify(
-    name: str, step: Step, cfg: Config, prints: Mapping[str, str], known: dict[str, Any] | None = None
+    name: str, step: Step, cfg: "Config", prints: Mapping[str, str], known: dict[str, Any] | None = None
 ) -> tuple[dict[str, Any], str]:
     """All that decides what a step writes, and its fingerprint.
 
@@ -148,6 +198,17 @@ def identify(
     return {"version": step.version, **content, "inputs": inputs}, fingerprint(name, step.version, content, inputs)
 
 
+def _later(path: str) -> Callable[..., Any]:
+    """The function of this dotted name in the package, imported when it is called."""
+    module, _, name = f"kldistill.{path}".rpartition(".")
+
+    def call(*arguments: Any) -> Any:
+        return getattr(import_module(module), name)(*arguments)
+
+    call.__module__, call.__qualname__ = module, name
+    return call
+
+
 def _same(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
@@ -156,7 +217,7 @@ def _evaluation(of: str, rows: str, suites: Sequence[str]) -> dict[str, Step]:
     """The steps that measure the extended model with the rows of one stage."""
     inputs = {**_same("model", "tokens"), "rows": rows}
     sources = {**inputs, **_same("evaluate_original")}
-    score = Step(evaluate_student, _evaluate(of), sources, group="evaluate")
+    score = Step(_later("evaluation.score.evaluate_student"), _evaluate(of), sources, group="evaluate")
     return {f"evaluate_{of}": score, **_generation(of, suites, inputs)}
 
 
@@ -168,7 +229,12 @@ def _generation(of: str, suites: Sequence[str], inputs: Mapping[str, str]) -> di
         if of != "original":
             sources["original"] = f"generate_original_{suite}"
         found[f"generate_{of}_{suite}"] = Step(
-            answer.build, _generate(of, suite), sources, group="evaluate", resumable=True, version=2
+            _later("evaluation.answer.build"),
+            _generate(of, suite),
+            sources,
+            group="evaluate",
+            resumable=True,
+            version=2,
         )
     return found
 
@@ -178,7 +244,7 @@ def _terms(cfg: TokensConfig) -> dict[str, str]:
     return {} if cfg.terms is None else {"terms": hashlib.sha256(Path(cfg.terms).read_bytes()).hexdigest()}
 
 
-def _teacher(cfg: Config) -> TeacherConfig:
+def _teacher(cfg: "Config") -> TeacherConfig:
     d = cfg.distill
     n_snippets = d.snippets or d.steps * d.batch_size
     return TeacherConfig(
@@ -186,12 +252,12 @@ def _teacher(cfg: Config) -> TeacherConfig:
     )
 
 
-def _evaluate(of: str) -> Callable[[Config], EvaluateConfig]:
+def _evaluate(of: str) -> Callable[["Config"], EvaluateConfig]:
     return lambda cfg: EvaluateConfig(of, cfg.eval.scoring())
 
 
-def _tasks(suite: str) -> Callable[[Config], TasksConfig]:
-    def cut(cfg: Config) -> TasksConfig:
+def _tasks(suite: str) -> Callable[["Config"], TasksConfig]:
+    def cut(cfg: "Config") -> TasksConfig:
         every = cfg.eval.all_suites()
         uses = {name: every[name] for name in every[suite].get("of", []) if name in every}
         return TasksConfig(suite, every[suite], uses, cfg.eval.limit, cfg.eval.limits, cfg.eval.allow_unsandboxed)
@@ -199,9 +265,12 @@ def _tasks(suite: str) -> Callable[[Config], TasksConfig]:
     return cut
 
 
-def _generate(of: str, suite: str) -> Callable[[Config], GenerateConfig]:
-    def cut(cfg: Config) -> GenerateConfig:
+def _generate(of: str, suite: str) -> Callable[["Config"], GenerateConfig]:
+    def cut(cfg: "Config") -> GenerateConfig:
         names = {item.name for item in fields(GenerateConfig)} - {"of", "suite"}
         return GenerateConfig(of, suite, **{name: getattr(cfg.eval, name) for name in names})
 
     return cut
+
+
+STAGES = [*stages_of(_steps([], finetuned=True, covers=True)), REPORT]

@@ -6,9 +6,11 @@ before the first one starts, and at the end their ``run.json`` files are read.
 
 import json
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +25,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kldistill.pipeline import compose
 from kldistill.pipeline.run_record import is_whole, run_record, write_run_record
+from kldistill.runtime.config import resolved
 from kldistill.runtime.errors import ConfigError
-from kldistill.runtime.files import redact
+from kldistill.runtime.faults import storage_fault
+from kldistill.runtime.files import write_text
+from kldistill.runtime.secrets import redact
 
 log = logging.getLogger("kldistill")
 
@@ -56,8 +61,15 @@ _launched: list[Member] = []  # by this process
 class Sweep(Callback):
     """Hydra's callback that lists the runs of a multirun before the first one starts."""
 
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Called by Hydra before it makes the folder of a single run. It ends here if nothing can be written there."""
+        _try(Path(str(config.outputs)) / "runs")
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Called by Hydra in the process that launches the runs. It ends here if two of them would share a folder."""
+        """Called by Hydra in the process that launches the runs. It ends here if two of them would share a folder, or
+        if nothing can be written there.
+        """
+        _try(Path(str(config.outputs)) / "runs")
         found = members(config)
         for folder, n in Counter(member.folder for member in found).items():
             if n > 1:  # Hydra would go on after any other exception
@@ -67,6 +79,34 @@ class Sweep(Callback):
                     "one, or name a folder for each: hydra.sweep.subdir='${hydra.job.num}'."
                 )
         _launched[:] = found
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Called by Hydra before every run: the sweep's own record was written just before the first one."""
+        _redact_record(config)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Called by Hydra at the end of a sweep."""
+        _redact_record(config)
+
+
+def _try(folder: Path) -> None:
+    """End the program with one line if a folder cannot be written to."""
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x" * 4096)
+        probe.unlink()
+    except OSError as error:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+        sys.exit(redact(f"outputs: {storage_fault(error) or error}"))
+
+
+def _redact_record(config: DictConfig) -> None:
+    """Take what is secret out of the ``multirun.yaml`` that Hydra's own sweeper writes."""
+    path = Path(str(config.hydra.sweep.dir)) / "multirun.yaml"
+    if path.is_file() and (text := path.read_text(encoding="utf-8")) != redact(text):
+        write_text(path, redact(text))
 
 
 def members(config: DictConfig) -> list[Member]:
@@ -106,7 +146,7 @@ def folders() -> list[Path]:
 def conclude() -> bool:
     """Print what has become of the runs that this process launched. True unless one of them is not finished."""
     if _launched:
-        print(account(_launched), flush=True)
+        print(redact(account(_launched)), flush=True)
     return all(member.whole for member in _launched)
 
 
@@ -140,7 +180,7 @@ def mark_failed(folder: Path, cfg: DictConfig, error: BaseException) -> None:
     """
     record = run_record(folder)
     status = "failed"
-    if record.get("status") == "finished" and record.get("config") == _plain(cfg):
+    if record.get("status") == "finished" and _what(record.get("config")) == _what(_plain(cfg)):
         status = "finished"
     elif record.get("status") in (None, "finished"):  # of another attempt, before this one was refused
         record = {"config": OmegaConf.to_container(cfg), "artifacts": {}, "metrics": {}}
@@ -149,10 +189,16 @@ def mark_failed(folder: Path, cfg: DictConfig, error: BaseException) -> None:
     write_run_record(folder, record)
 
 
+def _what(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a configuration asks for, without how, where and how much of it is run."""
+    how = ("stages", "force", "objective", "outputs", "runtime", "logger")
+    return {key: value for key, value in (config or {}).items() if key not in how}
+
+
 def _plain(cfg: DictConfig) -> dict[str, Any] | None:
     """A configuration as run.json has it; None where it is none that could run."""
     try:
-        return json.loads(json.dumps(redact(compose.resolved(compose.typed(cfg))), default=str))
+        return json.loads(json.dumps(redact(resolved(compose.typed(cfg))), default=str))
     except ConfigError:
         return None
 

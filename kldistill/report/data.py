@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from kldistill.evaluation.table import NAMES
 from kldistill.runtime.errors import KldistillError
-from kldistill.runtime.files import read_lines, redact
+from kldistill.runtime.files import read_lines, read_summary
+from kldistill.runtime.secrets import redact
 from kldistill.runtime.tracking.labels import flatten
 
 RUN = "run.json"
@@ -39,6 +40,7 @@ class Run:
         metrics: the flat map of final figures.
         overrides: what the command line said, as Hydra recorded it; None where Hydra had no part in it.
         choices: which preset of every group was taken, as Hydra recorded it.
+        about: what it was run with: model, program, packages, machine, times (see docs/report.md).
     """
 
     folder: Path
@@ -50,6 +52,7 @@ class Run:
     error: str = ""
     overrides: list[str] | None = None
     choices: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def flat(self) -> dict[str, Any]:
@@ -88,9 +91,8 @@ class Run:
     def summaries(self) -> Iterator[tuple[str, Path, Mapping[str, float]]]:
         """(step, artifact, figures) of every artifact with a ``summary.json``."""
         for step, folder in self.artifacts.items():
-            path = folder / "summary.json"
-            if path.is_file():
-                yield step, folder, json.loads(path.read_text(encoding="utf-8"))
+            if figures := read_summary(folder):
+                yield step, folder, figures
 
 
 def read_run(folder: Path) -> Run:
@@ -112,6 +114,7 @@ def read_run(folder: Path) -> Run:
             str(content.get("error", "")),
             overrides,
             choices,
+            content.get("about", {}),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{RUN} cannot be read: {type(error).__name__}: {error}"

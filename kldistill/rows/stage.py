@@ -19,6 +19,7 @@ from kldistill.rows.rows import Rows
 from kldistill.rows.student import embedding_of, head_of
 from kldistill.runtime.components import find
 from kldistill.runtime.errors import ConfigError
+from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 
 
@@ -48,7 +49,7 @@ def build(cfg: InitConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> N
         "init/output_norm": rows.head.norm(dim=1).mean().item(),
         "init/old_output_norm": old_output_VD.norm(dim=1).median().item(),
     }
-    (out / "summary.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write_summary(out, figures)
     job.say(
         f"{len(pieces):,} new rows of width {rows.input.shape[1]:,}, {'tied' if tied else 'input and output apart'}"
     )

@@ -165,7 +165,7 @@ class Store:
             partial = self.partial(stage, fingerprint)
             if not force and os.path.lexists(partial / MANIFEST):
                 return self._publish(partial, folder)  # killed between sealing and renaming
-            if not resumable or force or partial.is_symlink():
+            if not resumable or force or partial.is_symlink() or not partial.is_dir():
                 _remove(partial)
             partial.mkdir(exist_ok=True)
             try:

@@ -4,7 +4,11 @@ Ranges are checked in ``__post_init__``, which runs when ``OmegaConf.to_object``
 several groups at once is in ``kldistill.pipeline.checks``.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
+
+from omegaconf import OmegaConf
 
 from kldistill.runtime.errors import ConfigError
 
@@ -13,6 +17,13 @@ def require(condition: bool, key: str, value: object, rule: str) -> None:
     """Raise ``ConfigError`` naming ``key`` unless ``condition`` holds."""
     if not condition:
         raise ConfigError(f"{key}={value!r}: {rule}.")
+
+
+def resolved(node: Any) -> dict[str, Any]:
+    """A typed slice as plain JSON types, for fingerprints and run.json."""
+    if isinstance(node, Mapping):
+        return {str(key): value for key, value in node.items()}
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(node), resolve=True))
 
 
 @dataclass
@@ -42,10 +53,19 @@ class RuntimeConfig:
 
 @dataclass
 class LoggerConfig:
-    """Where figures go beside ``metrics.jsonl``."""
+    """Where figures go beside ``metrics.jsonl``.
+
+    Attributes:
+        name: ``wandb``, ``trackio`` or ``none``.
+        project: of the dashboard; None takes ``WANDB_PROJECT`` from the environment, else ``kldistill``.
+        mode: ``offline``, ``online``, ``shared`` or ``disabled``; None takes ``WANDB_MODE``, else ``offline``.
+        entity: user or team on wandb; None takes ``WANDB_ENTITY``, else the account's own default.
+        group: of the run; None takes ``WANDB_RUN_GROUP``, else the run's experiment, so that a sweep is a group.
+        tags: of the run, beside those of its model, init and loss; an empty list takes those of ``WANDB_TAGS``.
+    """
 
     name: str = "wandb"
-    project: str = "kldistill"
+    project: str | None = None
     mode: str | None = None
     entity: str | None = None
     group: str | None = None

@@ -37,3 +37,15 @@ class EvaluationError(KldistillError):
 
 class ProcessError(KldistillError):
     """Another process of the same run has failed; its own message says why."""
+
+
+class StorageError(KldistillError):
+    """A disk that is full, a folder that cannot be written, or something else of the file system's."""
+
+
+class FolderInUseError(KldistillError):
+    """Another process is running in the same run folder."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The user or the system has asked the run to end (SIGINT, SIGTERM). The same command goes on with it."""

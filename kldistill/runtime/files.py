@@ -1,12 +1,19 @@
 """Files of one JSON object a line that survive a killed writer, and nothing secret in them."""
 
+import glob
 import json
 import os
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-SECRETS = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+import psutil
+
+from kldistill.runtime.secrets import redact
+
+SUMMARY = "summary.json"
 
 
 def read_lines(path: Path) -> list[str]:
@@ -26,10 +33,38 @@ def read_lines(path: Path) -> list[str]:
 
 
 def write_text(path: Path, text: str, errors: str = "strict") -> None:
-    """Replace a file in one step: readers see the old or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8", errors=errors)
-    os.replace(temporary, path)
+    """Replace a file in one step: readers see the old or the new one, never half of it.
+
+    Writers at the same time do not disturb each other: each has a temporary file of its own, and the last one wins.
+    """
+    _sweep(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors=errors)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sweep(path: Path) -> None:
+    """Remove the temporary files of writers that were killed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*-*.tmp"):
+        pid = left.name.removeprefix(f".{path.name}.").partition("-")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            left.unlink(missing_ok=True)
+
+
+def write_summary(out: Path, figures: Mapping[str, float]) -> None:
+    """Write a stage's final figures, by their stable names (docs/metrics.md), into its artifact's ``summary.json``."""
+    (out / SUMMARY).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def read_summary(artifact: Path) -> dict[str, float]:
+    """What ``write_summary`` has written into an artifact; empty for a stage that writes none."""
+    path = artifact / SUMMARY
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def truncate(path: Path, lines: Sequence[str]) -> None:
@@ -56,17 +91,3 @@ def dump(content: Mapping[str, Any]) -> str:
         TypeError, ValueError: if ``content`` holds something that JSON cannot express exactly.
     """
     return json.dumps(redact(content), ensure_ascii=False, allow_nan=False)
-
-
-def redact(content: Any) -> Any:
-    """``content`` with the values of the secret environment variables replaced, in strings at any depth, keys too."""
-    if isinstance(content, str):
-        for name in SECRETS:
-            if len(value := os.environ.get(name, "").strip()) >= 6:  # no key is shorter
-                content = content.replace(value, f"<{name}>")
-        return content
-    if isinstance(content, Mapping):
-        return {redact(key): redact(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [redact(value) for value in content]
-    return content

@@ -8,13 +8,15 @@ from types import TracebackType
 from typing import Self, TextIO, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 T = TypeVar("T")
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_OF_RATE = 30.0
+NARROW = 120  # columns of a terminal below which words take the room of the drawn bar
 
 
 def enabled() -> bool:
@@ -72,6 +74,7 @@ class Bar:
         self._progress: Progress | None = None
         self._started = self._written = time.monotonic()
         self._quiet = True
+        self._note = ""
 
     def __enter__(self) -> Self:
         self._started = self._written = time.monotonic()
@@ -104,47 +107,63 @@ class Bar:
             self._stream.write(self.line(now - self._started) + "\n")
             self._stream.flush()
 
+    def note(self, text: str) -> None:
+        """Show ``text`` beside the progress from now on, such as the loss of the last step."""
+        self._note = text
+        if self._progress is not None:
+            self._progress.update(self._task, note=text)
+
     def line(self, elapsed: float) -> str:
-        """The state as one plain line: description, done of total, rate, time left."""
+        """The state as one plain line: description, done of total, rate, time left, note."""
         rate = self.done / elapsed if elapsed > 0 else 0.0
         text = f"{self.description}: {_amount(self.done, self.total, self.unit)}, {count(rate)} {self.unit}/s"
         if self.total is not None and rate > 0:
             text += f", {duration(max(self.total - self.done, 0) / rate)} left"
-        return text
+        return f"{text}; {self._note}" if self._note else text
 
     def _start(self, console: Console) -> None:
+        wide = [BarColumn(bar_width=None), TimeElapsedColumn()] if console.width >= NARROW else []
         self._progress = progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            _Figures(self.unit),
-            TimeElapsedColumn(),
+            _Line(self.unit, compact=not wide),
+            *wide,
             console=console,
             transient=True,
             redirect_stdout=sys.stdout.isatty(),  # results that go to a file stay there
             expand=True,
             speed_estimate_period=SECONDS_OF_RATE,
         )
-        self._task = progress.add_task(self.description, total=self.total)
+        self._task = progress.add_task(self.description, total=self.total, note="")
         progress.start()
         Bar._live = True
 
 
-class _Figures(ProgressColumn):
-    """Done of total, rate over the last half minute, time left."""
+class _Line(ProgressColumn):
+    """Description, done of total, rate over the last half minute, time left, note: on one line, cut at its end.
 
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self.unit = unit
+    Args:
+        compact: where there is a note, leave out unit and percentage, so that all of it is seen at 80 columns.
+    """
+
+    def __init__(self, unit: str, compact: bool) -> None:
+        super().__init__(Column(no_wrap=True, overflow="ellipsis"))
+        self.unit, self.compact = unit, compact
 
     def render(self, task: Task) -> Text:
-        text = _amount(task.completed, task.total, self.unit)
+        note = task.fields.get("note")
+        short = self.compact and note and task.total is not None
+        amount = _amount(task.completed, task.total, self.unit)
+        parts = [task.description, f"{count(task.completed)}/{count(task.total or 0)}" if short else amount]
         rate = task.finished_speed or task.speed
         if rate:
-            text += f"  {count(rate)}/s"
+            parts.append(f"{count(rate)}/s")
             if task.total is not None and not task.finished:
-                text += f"  {duration(max(task.total - task.completed, 0) / rate)} left"
-        return Text(text, style="progress.percentage")
+                parts.append(f"{duration(max(task.total - task.completed, 0) / rate)} left")
+        if note:
+            parts.append(note)
+        return Text(
+            (" " if short else "  ").join(parts), style="progress.percentage", no_wrap=True, overflow="ellipsis"
+        )
 
 
 def _amount(done: float, total: float | None, unit: str) -> str:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from kldistill.corpus.documents import read_documents
 from kldistill.model.load import load_original_config, load_original_tokenizer, old_size
 from kldistill.runtime.errors import ConfigError, TokenizerError
+from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.runtime.progress import Bar
 from kldistill.tokens import preflight
@@ -210,7 +211,7 @@ def write(out: Path, tokens: list[NewToken], examiner: preflight.Examiner, job: 
     (out / "vocabulary.json").write_text(json.dumps(vocabulary) + "\n", encoding="utf-8")
     (out / "preflight.json").write_text(preflight.as_json(figures, tokens, held_out), encoding="utf-8")
     (out / "preflight.txt").write_text(preflight.as_text(figures, tokens, held_out), encoding="utf-8")
-    (out / "summary.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write_summary(out, figures)
     preflight.check(figures)
     job.table("preflight", ["figure", "value"], [[name, value] for name, value in figures.items()])
     for warning in preflight.warnings(figures):

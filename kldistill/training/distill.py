@@ -1,6 +1,5 @@
 """Stage ``distill``: train the new rows and, if asked, a low-rank update of the body, on the chosen loss."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from kldistill.model.load import load_original
 from kldistill.rows.rows import Rows
 from kldistill.runtime.devices import accelerator
+from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.encoding import encode
@@ -81,5 +81,5 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     else:
         adapters.save(student, adapter, learns, out, model.dtype)
     summary = {f"distill/{name}": value for name, value in figures.items()}
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_summary(out, summary)
     checkpoint.unlink(missing_ok=True)

@@ -1,7 +1,6 @@
 """Stage ``finetune``: adapt the extended model further, with its new vocabulary, to the domain's text."""
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from kldistill.model.load import load_original, load_original_tokenizer
 from kldistill.rows.rows import Rows
 from kldistill.runtime.devices import accelerator
 from kldistill.runtime.errors import ConfigError
+from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.encoding import encode
@@ -96,7 +96,7 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     adapters.save(student, adapter, learns, out, dtype, before=inputs["rows"])
     summary = {f"finetune/{name}": value for name, value in figures.items()}
     summary |= {"finetune/trainable_parameters": n_trainable, "finetune/snippets": len(texts.snippets)}
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_summary(out, summary)
     checkpoint.unlink(missing_ok=True)
 
 

@@ -3,25 +3,27 @@
 It knows nothing of losses or vocabularies: a step is a module that turns a batch into a loss and some figures.
 """
 
+import hashlib
 import json
 import os
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import get_scheduler
 
 from kldistill.runtime.devices import accelerator
-from kldistill.runtime.errors import TrainingError
+from kldistill.runtime.errors import ArtifactError, TrainingError
 from kldistill.runtime.job import Job
 from kldistill.runtime.progress import Bar
 from kldistill.training.optimizer import LazyAdamW
@@ -77,12 +79,14 @@ def train(
     Returns:
         The last figures of ``validate``, and
         ``seconds`` (of all attempts, validation included), ``tokens_per_second`` (student tokens of this process,
-        training alone), ``peak_memory_bytes`` (of the process; on an accelerator, of its memory).
+        training alone), ``peak_memory_bytes`` (most that was held while this call trained: by the process, model
+        included; on an accelerator, of its memory).
 
     Raises:
         TrainingError: the loss or its gradient is not finite.
     """
     accelerate = accelerator(job.runtime, settings.precision)
+    forget_peak(accelerate.device)
     trainable = {name: parameter for name, parameter in step_of.named_parameters() if parameter.requires_grad}
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in trainable.items():
@@ -105,8 +109,10 @@ def train(
     loader = DataLoader(batches, batch_size=None, sampler=range(int(state["step"]), settings.steps))
     job.rewind(int(state["step"]) or -1)
     validation: dict[str, float] = {}
+    latest: Mapping[str, float] = {}  # of the last validation, for the user's eyes
     if not state["step"]:
-        job.log(validate(), step=0)
+        latest = validate()
+        job.log(latest, step=0)
     started = time.perf_counter() - state["seconds"]
     with Bar(description, total=settings.steps, unit="steps") as bar:
         bar.advance(int(state["step"]))
@@ -145,9 +151,10 @@ def train(
                 },
                 step=step,
             )
+            bar.note(_note(float(shown["loss"]), lr, latest))
             bar.advance(1)
             if step % settings.validate_every == 0 or step == settings.steps:
-                validation = dict(validate())
+                latest = validation = dict(validate())
                 job.log(validation, step=step)
             state["seconds"] = time.perf_counter() - started
             if step % job.runtime.checkpoint_every == 0 or step == settings.steps:
@@ -162,10 +169,33 @@ def train(
     }
 
 
+def _note(loss: float, lr: float, validation: Mapping[str, float]) -> str:
+    """What stands beside the bar: loss and rate of the last step, and the first figure of the last validation, which
+    is bits/byte.
+    """
+    text = f"loss {loss:.3f} lr {lr:.1e}"
+    return f"{text} val {next(iter(validation.values())):.3f}" if validation else text
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let ``peak_memory`` count from here on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # see proc(5)
+
+
 def peak_memory(device: torch.device) -> float:
-    """Most bytes held so far: by this process (resident), or by tensors on the accelerator."""
+    """Most bytes held since ``forget_peak``: by this process (resident), or by tensors on the accelerator.
+
+    Where the system cannot forget (it is not Linux), the most that the process has ever held.
+    """
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return float(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
@@ -190,7 +220,8 @@ def _store(
             tensors[f"{key}/{name}"] = torch.as_tensor(value).detach()
     temporary = path.with_suffix(".tmp")
     contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, temporary, metadata={"state": json.dumps(dict(state))})
+    text = json.dumps(dict(state))
+    save_file(contiguous, temporary, metadata={"state": text, "sha256": _checksum(text, contiguous)})
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -199,20 +230,46 @@ def _store(
 def _restore(
     path: Path, trainable: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, accelerate: Accelerator
 ) -> dict[str, float]:
-    """Counters of the checkpoint, its tensors put back in place; zeros where there is none."""
+    """Counters of the checkpoint, its tensors put back in place; zeros where there is none.
+
+    Raises:
+        ArtifactError: the checkpoint is not what was written.
+    """
     state = {"step": 0, "tokens": 0, "seconds": 0.0, "training_seconds": 0.0}
     if not path.is_file():
         return state
-    with safe_open(path, framework="pt", device="cpu") as file:
-        state |= json.loads(file.metadata()["state"])
-        with torch.no_grad():
-            for name, parameter in trainable.items():
-                parameter.copy_(file.get_tensor(f"parameter/{name}"))
-                optimizer.state[parameter] = {
-                    key: _placed(file.get_tensor(f"{key}/{name}"), parameter)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                }
+    try:
+        tensors, metadata = load_file(path), _metadata(path)
+        whole = metadata["sha256"] == _checksum(metadata["state"], tensors)
+    except (SafetensorError, KeyError, ValueError):
+        whole, tensors, metadata = False, {}, {}
+    if not whole:
+        raise ArtifactError(
+            f"{path}: this checkpoint is damaged (its checksum differs), so training does not go on from it. "
+            f"force=[{path.parent.parent.name}] trains from the beginning."
+        )
+    state |= json.loads(metadata["state"])
+    with torch.no_grad():
+        for name, parameter in trainable.items():
+            parameter.copy_(tensors[f"parameter/{name}"])
+            optimizer.state[parameter] = {
+                key: _placed(tensors[f"{key}/{name}"], parameter) for key in ("step", "exp_avg", "exp_avg_sq")
+            }
     return state
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt", device="cpu") as file:
+        return file.metadata() or {}
+
+
+def _checksum(state: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a checkpoint's counters and tensors, names, types and shapes included."""
+    digest = hashlib.sha256(state.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _placed(tensor: Tensor, parameter: Tensor) -> Tensor:

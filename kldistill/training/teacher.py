@@ -1,6 +1,5 @@
 """Stage ``teacher``: which text trains the student, and the frozen model's hidden states of it."""
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from kldistill.corpus.snippets import Snippet, cover, cut, draw
 from kldistill.model.load import load_original_tokenizer
 from kldistill.rows.student import bare
 from kldistill.runtime.devices import device_of
+from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.tokens.artifact import load_extended_tokenizer, read_new_tokens
 from kldistill.tokens.encoding import encode
@@ -57,7 +57,7 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         figures[f"teacher/{name}/snippets"] = len(snippets)
         figures[f"teacher/{name}/tokens"] = sum(len(row) for row in ids)
         figures[f"teacher/{name}/bytes"] = sum(snippet.n_bytes for snippet in snippets)
-    (out / "summary.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write_summary(out, figures)
     job.log(figures)
 
 

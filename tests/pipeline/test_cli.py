@@ -85,3 +85,50 @@ def test_a_stages_refusal_is_one_line_too_and_the_named_run_folder_says_failed(t
     run = json.loads((folder / "run.json").read_text())
     assert run["status"] == "failed" and run["error"].startswith("ModelError: model.vocab_size")
     assert yaml.safe_load((folder / ".hydra/overrides.yaml").read_text()) == arguments
+
+
+@pytest.mark.parametrize("sweep", [False, True], ids=["run", "sweep"])
+def test_no_file_of_a_run_holds_what_is_secret(sweep: bool, tmp_path: Path) -> None:
+    """A token in an address, and a value of the environment, both on the command line."""
+    secret = {"MY_API_KEY": "k-0123456789"}
+    arguments = [
+        "model=tiny",
+        "model.vocab_size=300",
+        "stages=[model]",
+        "logger.mode=offline",
+        "runtime.workers=1",
+        'logger.tags=["https://me:t0ken-abcdef@host.org/x"]',
+        "logger.group=k-0123456789",
+        'export.license="https://me:t0ken-abcdef@host.org/y"',
+    ]
+    done = kldistill(*(["-m", "seed=1,2"] if sweep else []), *arguments, folder=tmp_path, env=secret)
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"run.json", "kldistill.log", "overrides.yaml", "config.yaml", "hydra.yaml"} <= names
+    assert any(path.suffix == ".wandb" for path in files) and ("multirun.yaml" in names) == sweep
+    for word in ("t0ken-abcdef", "k-0123456789"):
+        assert word not in done.stdout + done.stderr
+        for path in files:
+            assert word not in str(path) and word.encode() not in path.read_bytes(), path
+
+
+def test_the_log_holds_what_the_console_shows_also_in_a_sweep(tmp_path: Path) -> None:
+    arguments = ["model=tiny", "model.vocab_size=300", "stages=[model]", "logger=none", "runtime.workers=1"]
+    done = kldistill("-m", "seed=1,2", *arguments, folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    logs = [path.read_text() for path in sorted(tmp_path.rglob("kldistill.log"))]
+    assert len(logs) == 2
+    shown = [line for line in done.stdout.splitlines() if line.startswith(("model: ", "All figures of this run"))]
+    assert len(shown) == 4
+    for line in shown:
+        assert sum(f"] {line}\n" in log for log in logs) == 1, line
+
+
+@pytest.mark.parametrize("more", [[], ["-m", "seed=1,2"]], ids=["run", "sweep"])
+def test_outputs_that_cannot_be_written_are_one_line(more: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
+    done = kldistill(*more, f"outputs={tmp_path}/file/x", "logger=none", folder=tmp_path)
+    assert done.returncode == 1
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert line == f"outputs: {tmp_path}/file/x/runs: a file is where a folder should be: move it away"

@@ -11,8 +11,8 @@ import pytest
 
 from kldistill.pipeline import compose
 from kldistill.pipeline import run as pipeline
-from kldistill.pipeline.steps import Step, plan, rebuilt, steps_of
-from kldistill.runtime.errors import ArtifactError
+from kldistill.pipeline.steps import STAGES, Step, plan, rebuilt, stages_of, steps_of
+from kldistill.runtime.errors import ArtifactError, ModelError
 from tests.helpers.runs import SMALL, config, read_run, run, write_corpus
 
 SHARED = ["model", "corpus", "tokens", "init", "evaluate_original", "evaluate_init", "teacher"]
@@ -136,11 +136,20 @@ def test_forcing_a_stage_rebuilds_what_follows_from_it() -> None:
     assert rebuilt(every, ["model", "corpus", "tokens"], ["distill"]) == set()
 
 
+def test_the_stages_are_those_of_the_steps_and_the_report() -> None:
+    assert [*stages_of(steps("finetune=lora", "eval.suites=[completion]")), "report"] == STAGES
+    assert stages_of(steps()) == [stage for stage in STAGES if stage not in ("finetune", "report")]
+    named = {step.stage(name) for name, step in steps("eval.suites=[humaneval]").items()}
+    assert named <= set(STAGES) and "evaluate" in named and "evaluate_original" not in named
+    words = "model corpus tokens init teacher distill finetune evaluate interpret export report"
+    assert words.split() == STAGES, "the order that --help shows"
+
+
 # ---- one run
 
 
 def test_run_json_holds_status_config_artifacts_and_the_stable_metrics(first: dict[str, Any], outputs: Path) -> None:
-    assert set(first) == {"status", "config", "changes", "artifacts", "metrics"}
+    assert set(first) == {"status", "config", "changes", "about", "artifacts", "metrics"}
     assert {"key": "model.family", "value": "llama", "default": None} in first["changes"]
     assert first["status"] == "finished"
     assert first["config"]["distill"]["steps"] == 4 and first["config"]["model"]["family"] == "llama"
@@ -242,6 +251,17 @@ def test_each_seed_has_its_own_training_on_the_same_states(
     other = run(corpus, outputs, "distill.seed=1", "stages=[distill]", name="seed")
     assert built == ["distill"]
     assert other["artifacts"]["distill"] != first["artifacts"]["distill"]
+
+
+def test_what_a_later_step_refuses_of_the_model_is_known_when_the_model_is_there(
+    corpus: Path, tmp_path: Path, built: list[str]
+) -> None:
+    """GGUF of a family that is not written as such: refused before any text is read, not after the training."""
+    with pytest.raises(ModelError, match=r"export\.gguf=true: gpt2 models are not written as GGUF"):
+        run(corpus, tmp_path, "model.family=gpt2", "tokens.boundary=word", "export.gguf=true", "stages=[export]")
+    assert built == ["model"]
+    found = read_run(tmp_path / "runs/run")
+    assert found["status"] == "failed" and "export.gguf" in found["error"]
 
 
 # ---- rebuilding

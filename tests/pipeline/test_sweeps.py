@@ -311,7 +311,7 @@ def test_a_finished_run_is_known_by_what_it_would_build(tmp_path: Path, corpus: 
     assert is_finished(made("runtime.checkpoint_every=1", "distill.steps=9"), folder), "nothing that it reads"
     assert not is_finished(made("tokens.n_new=20"), folder)
     assert not is_finished(made("force=[init]"), folder)
-    assert not is_finished(made("stages=[tokens]"), folder)
+    assert is_finished(made("stages=[tokens]"), folder), "a part of what stands there"
     assert not is_finished(made("stages=[init,report]"), folder), "the page is missing"
     record = read_run(folder)
     (folder / "run.json").write_text(json.dumps({**record, "status": "running"}))

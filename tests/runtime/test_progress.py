@@ -1,4 +1,5 @@
 import io
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -47,6 +48,31 @@ def test_lines_without_a_terminal_come_at_most_every_ten_seconds(monkeypatch: py
     lines = out.getvalue().splitlines()
     assert lines[0] == "Encoding: 20 of 100 documents (20%), 2 documents/s, 40s left"
     assert len(lines) == 5
+
+
+def test_what_is_noted_stands_in_the_lines_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, out = Clock(monkeypatch), io.StringIO()
+    with Bar("Distilling (kl_ce)", total=300, unit="steps", stream=out) as bar:
+        clock.now += 10
+        bar.note("loss 1.234 lr 4.0e-03 val 0.912")
+        bar.advance(12)
+    assert out.getvalue() == (
+        "Distilling (kl_ce): 12 of 300 steps (4%), 1.20 steps/s, 4:00 left; loss 1.234 lr 4.0e-03 val 0.912\n"
+    )
+
+
+@pytest.mark.parametrize("columns", [40, 80, 119, 120, 200])
+def test_a_bar_takes_one_line_of_any_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out = Terminal()
+    with Bar("Distilling (kl_ce)", total=300, unit="steps", stream=out) as bar:
+        bar.note("loss 1.234 lr 4.0e-03 val 0.912 " + "and more " * 20)
+        bar.advance(12)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue()).replace("\r", "\n")
+    lines = [line for line in plain.split("\n") if line.strip()]
+    assert all(len(line) <= columns for line in lines)
+    assert all("Distilling" in line for line in lines), "nothing is carried over to a second line"
+    assert ("12/300 " in plain) == (columns < 120) and ("loss 1.234 lr 4.0e-03 val 0.912" in plain) == (columns >= 80)
 
 
 def test_short_work_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,7 +46,7 @@ def test_parallel_coordinates_go_over_init_and_loss_to_documented_figures(built:
     accessors = [column["accessor"] for column in panels(built)[0]["config"]["columns"]]
     side = {"_target_": "kldistill.rows.inits.mean"}
     given = labels({"init": {"input": side, "output": side}, "loss": {"name": "kl"}})
-    assert accessors[:3] == [*(f"config:{key}.value" for key in given), "config:seed.value"]
+    assert accessors[:3] == [*(f"config:labels.value.{key}" for key in given), "config:seed.value"]
     figures = [name.removeprefix("summary:") for name in accessors[3:]]
     assert len(figures) == 4
     documented = (ROOT / "docs/metrics.md").read_text()

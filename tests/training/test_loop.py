@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from kldistill.runtime.config import RuntimeConfig
-from kldistill.runtime.errors import KldistillError
+from kldistill.runtime.errors import ArtifactError, KldistillError
 from kldistill.runtime.job import Job
 from kldistill.training.config import DistillConfig
 from kldistill.training.loop import train
@@ -127,6 +127,28 @@ def test_only_what_asks_for_a_gradient_is_trained_and_kept(tmp_path: Path) -> No
     assert sorted(tensors) == ["exp_avg/rows", "exp_avg_sq/rows", "parameter/rows", "step/rows"]
     assert torch.equal(tensors["parameter/rows"], problem.rows)
     assert (state["step"], state["tokens"]) == (20, 200)
+
+
+@pytest.mark.parametrize("damage", ["a bit of a tensor", "a bit of the counters", "the end is missing", "no checksum"])
+def test_a_damaged_checkpoint_is_refused_and_says_how_to_begin_anew(tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "distill" / "0123456789abcdef.partial"
+    folder.mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, Log(stop_at=9))
+    path = folder / "checkpoint.safetensors"
+    content = bytearray(path.read_bytes())
+    if damage == "a bit of a tensor":
+        content[-3] ^= 1
+    elif damage == "a bit of the counters":
+        at = content.index(b"tokens")
+        content[content.index(b"50", at)] ^= 1
+    elif damage == "the end is missing":
+        del content[-8:]
+    else:
+        content = content.replace(b"sha256", b"sha257")
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"checkpoint is damaged .* force=\[distill\] trains from the beginning"):
+        run(folder)
 
 
 @pytest.mark.parametrize("stop_at", [1, 5, 6, 9, 16, 20])

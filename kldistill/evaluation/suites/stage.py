@@ -1,6 +1,5 @@
 """Stage ``tasks``: the tasks of one suite, made once and the same for every model of a run."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from kldistill.evaluation.sandbox import Sandbox, Verdict
 from kldistill.evaluation.suites.task import Sources, Suite, write
 from kldistill.runtime.components import find
 from kldistill.runtime.errors import EvaluationError
+from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 
 TASKS = "tasks.jsonl"
@@ -43,7 +43,7 @@ def build(cfg: TasksConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> 
     assert len({task.id for task in tasks}) == len(tasks), f"two tasks of {cfg.name} have one id"
     write(out / TASKS, tasks)
     figures = {f"tasks/{cfg.name}": len(tasks)}
-    (out / "summary.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write_summary(out, figures)
     job.log(figures)
 
 

@@ -9,9 +9,9 @@ from kldistill.evaluation.table import COLUMNS, NAMES, SUITES_COLUMNS, final_row
 from kldistill.report import chart
 from kldistill.report.data import ABSENT, ReportError, Run, read_run
 from kldistill.report.html import as_json, render, write
-from kldistill.report.run import charts, examples, new_tokens
+from kldistill.report.run import about, charts, examples, new_tokens
 from kldistill.report.svg import inline, is_wide
-from kldistill.runtime.files import redact
+from kldistill.runtime.secrets import redact
 from kldistill.tokens import preflight
 
 _GAP = 1e-4  # bits/byte: a gap to the original smaller than this is none
@@ -53,6 +53,8 @@ def gather(run: Run) -> dict[str, Any]:
         "models": {"columns": COLUMNS, "rows": final_rows(run.metrics)},
         "overrides": run.overrides,
         "changes": list(run.changes),
+        "about": [list(fact) for fact in about.facts(run)],
+        "seconds": dict(run.about.get("seconds", {})),
         "preflight": {
             "figures": found.get("figures", {}),
             "refusals": found.get("refusals", []),
@@ -149,10 +151,10 @@ def interpret_figures(run: Run) -> list[chart.Chart]:
         return []
     described = json.loads(path.read_text(encoding="utf-8"))
     found = []
-    for at, (name, about) in enumerate(described.items()):
+    for at, (name, told) in enumerate(described.items()):
         text = (path.parent / Path(name).name).read_text(encoding="utf-8")
-        svg = inline(text, f"interpret-{at}", about["alt"])
-        found.append(chart.Chart(about["title"], svg, about["caption"], is_wide(svg)))
+        svg = inline(text, f"interpret-{at}", told["alt"])
+        found.append(chart.Chart(told["title"], svg, told["caption"], is_wide(svg)))
     return found
 
 

@@ -10,7 +10,7 @@ from kldistill.report.html import as_json, write
 from kldistill.report.sweep import compare, heat_map, page
 from kldistill.report.sweep.factors import expected, factors, is_cell, told_apart, twins
 from kldistill.report.sweep.formats import as_csv, as_markdown
-from kldistill.runtime.files import redact
+from kldistill.runtime.secrets import redact
 
 MISSING = "missing"  # a cell of the grid without a run
 NO_RESULT = "no result"  # a run without a run.json

@@ -1,6 +1,5 @@
 """The runs of a sweep as numbers: means over seeds, and paired differences to the baseline."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -14,6 +13,7 @@ from kldistill.report.catalog import SUMS, TEXTS, Metric
 from kldistill.report.data import FINISHED, Run, lines
 from kldistill.report.sweep.factors import SEED
 from kldistill.report.sweep.verdict import verdict
+from kldistill.runtime.files import read_summary
 
 Labels = Mapping[str, str]
 ALL = "all"
@@ -132,7 +132,7 @@ def sums_of(run: Run, metric: Metric) -> Sums | None:
     _, subject, figure = parts
     start = f"eval/{run.last}/{subject}/"
     for folder in run.artifacts.values():
-        if (folder / "records.jsonl").is_file() and any(key.startswith(start) for key in _keys(folder)):
+        if (folder / "records.jsonl").is_file() and any(key.startswith(start) for key in read_summary(folder)):
             if subject in TEXTS:
                 return _of_texts(folder / "records.jsonl", subject, figure) if figure in SUMS else None
             return _of_tasks(folder / "records.jsonl", figure) if figure in _VALUES else None
@@ -146,11 +146,6 @@ _VALUES: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "exact_match": lambda record: float(record["exact_match"]),
     "edit_similarity": lambda record: float(record["edit_similarity"]),
 }
-
-
-def _keys(folder: Path) -> list[str]:
-    path = folder / "summary.json"
-    return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
 
 
 # The same baseline is compared with again and again. An artifact's folder is its content's name, so nothing goes stale.

@@ -18,10 +18,7 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def labels(resolved: Mapping[str, Any]) -> dict[str, str]:
-    """One word each for ``model``, ``init``, ``loss`` and ``finetune``: what panels group by, and the run's tags.
-
-    As config keys they have no dot, which wandb's own tools would take for a nested value.
-    """
+    """One word each for ``model``, ``init``, ``loss`` and ``finetune``: what panels group by, and the run's tags."""
     found: dict[str, str] = {}
     for group in ("model", "init", "loss", "finetune"):
         node = resolved.get(group)
@@ -35,6 +32,16 @@ def labels(resolved: Mapping[str, Any]) -> dict[str, str]:
             if value:
                 found[group] = str(value)
     return found
+
+
+def run_name(folder: Path, resolved: Mapping[str, Any]) -> str:
+    """What a dashboard calls a run: its init, loss and seed, and what else its folder's name tells of it."""
+    chosen = labels(resolved)
+    first = [chosen[key] for key in ("init", "loss") if key in chosen]
+    first += [f"seed {resolved['seed']}"] if "seed" in resolved else []
+    told = ("init=", "loss=", "seed=")
+    rest = [part for part in folder.name.split(",") if part != "default" and not part.startswith(told)]
+    return " ".join([*first, *rest]) or folder.name
 
 
 def run_id(path: Path) -> str:

@@ -5,37 +5,44 @@ JSON object a line: ``stage``, ``step`` (or null), ``time`` (Unix seconds), and 
 not finite is null. A run that reuses an artifact takes over its lines, so every run shows every curve.
 """
 
+import io
 import json
 import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from kldistill.runtime.config import LoggerConfig, RuntimeConfig
-from kldistill.runtime.files import append, dump, read_lines, redact, replace, truncate
+from kldistill.runtime.files import append, dump, read_lines, replace, truncate
 from kldistill.runtime.job import Job
+from kldistill.runtime.secrets import redact
 from kldistill.runtime.tracking.trackio_run import TrackioRun
 from kldistill.runtime.tracking.wandb_run import WandbRun, chosen_mode
 
 METRICS = "metrics.jsonl"
 TABLES = "tables.jsonl"
-WIDTH = 160  # of the console where there is no terminal
+LOG = "kldistill.log"
+WIDTH = 160  # of the console where there is no terminal, and of the log
 
 
 class Tracker:
     """Takes the figures of one run. Use it as a context manager: leaving it by an exception marks the run as failed.
 
+    Whatever it shows on the console is in the folder's ``kldistill.log`` too.
+
     Args:
         folder: the run's folder; made if need be. Running again in it continues the dashboard's same run.
         config: which dashboard. ``none`` and mode ``disabled`` never import wandb.
-        resolved: the whole resolved configuration, for the dashboard; nested keys are joined by dots.
+        resolved: the whole resolved configuration, for the dashboard.
         name, job_type, group: of the dashboard's run; a group in ``config`` comes first.
         console: where tables and lines for the user go; standard output by default.
 
@@ -125,7 +132,7 @@ class Tracker:
         if out is not None and line not in (kept := read_lines(out / TABLES)):  # a resumed stage shows it again
             truncate(out / TABLES, kept)
             append(out / TABLES, line)
-        self.console.print(_render(redact(name), redact(list(columns)), redact(plain)))
+        self._show(redact(name), redact(list(columns)), redact(plain))
         self._send(line)
 
     def image(self, name: str, path: Path) -> None:
@@ -133,9 +140,35 @@ class Tracker:
         if self._board is not None:
             self._board.image(name, path)
 
-    def say(self, text: str) -> None:
-        """Tell the user one line."""
-        self.console.print(Text(redact(text)), soft_wrap=True)
+    def model(self, folder: Path) -> None:
+        """Tell the dashboard where the exported model lies."""
+        if isinstance(self._board, WandbRun):
+            self._board.model(folder)
+
+    def say(self, text: str, wrap: bool = False) -> None:
+        """Tell the user something, on the console and in the run's log.
+
+        Args:
+            wrap: break its lines at the console's width, for prose; a line with a path in it stays in one piece.
+        """
+        text = redact(text)
+        self.console.print(Text(" ".join(text.split()) if wrap else text), soft_wrap=not wrap)
+        self._log(text)
+
+    def _show(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table on the console, in a form that fits there, and in the log."""
+        for table in _fitting(title, columns, rows, self.console):
+            self.console.print(table)
+        plain = Console(file=io.StringIO(), width=WIDTH)
+        plain.print(_render(title, columns, rows))
+        assert isinstance(plain.file, io.StringIO)
+        self._log(plain.file.getvalue())
+
+    def _log(self, text: str) -> None:
+        """Add to the run's log what the console shows. A disk that is full ends a run elsewhere, not here."""
+        when = time.strftime("%Y-%m-%d %H:%M:%S")
+        with suppress(OSError), (self.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(f"[{when}] {text.rstrip()}\n")
 
     def rewind(self, stage: str, step: int, out: Path) -> None:
         """Forget what ``stage`` logged after its last line of a step up to ``step``; ``-1`` forgets all of it.
@@ -191,16 +224,43 @@ def _cell(value: Any) -> int | float | str | None:
 
 
 def _render(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title=Text(title) if title else None, title_justify="left")
     for at, column in enumerate(columns):
         numeric = all(not isinstance(row[at], str) or row[at][:1] in set("0123456789+-–.") for row in rows)
         table.add_column(Text(column), justify="right" if numeric else "left")
     for row in rows:
-        table.add_row(*(Text(_show(value)) for value in row))
+        table.add_row(*(Text(_shown(value)) for value in row))
     return table
 
 
-def _show(value: Any) -> str:
+def _fitting(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], console: Console) -> list[Table]:
+    """The table, if the console is wide enough for it; else turned on its side, in as many pieces as it needs."""
+
+    def fits(table: Table) -> bool:
+        return Measurement.get(console, console.options.update(max_width=10_000), table).maximum <= console.width
+
+    table = _render(title, columns, rows)
+    if not rows or fits(table):
+        return [table]
+    found: list[Table] = []
+    left = list(rows)
+    while left:
+        n = len(left)
+        while n > 1 and not fits(_turned(title, columns, left[:n])):
+            n -= 1
+        found.append(_turned("" if found else title, columns, left[:n]))
+        left = left[n:]
+    return found
+
+
+def _turned(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """A table on its side: a line for each column but the first, whose cells are the heads."""
+    heads = [columns[0], *(_shown(row[0]) for row in rows)]
+    lines = [[name, *(row[at] for row in rows)] for at, name in enumerate(columns) if at]
+    return _render(title, heads, lines)
+
+
+def _shown(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, bool | str):

@@ -6,7 +6,7 @@ from typing import Any
 
 from kldistill.runtime.config import LoggerConfig
 from kldistill.runtime.errors import ConfigError
-from kldistill.runtime.files import redact
+from kldistill.runtime.secrets import redact
 from kldistill.runtime.tracking.labels import flatten, labels, run_id
 from kldistill.runtime.tracking.outbox import Outbox, figures, media
 
@@ -42,13 +42,14 @@ class TrackioRun:
         self._trackio = trackio
         home = folder / "trackio"
         self._outbox = Outbox(home / "sent.jsonl")
-        group = config.group or group
+        group = redact(config.group or group)
+        project = redact(config.project or "kldistill")
         settings = {**flatten(resolved), **labels(resolved), "job_type": job_type, "tags": ",".join(config.tags)}
         # Trackio knows a run by its name alone, so equal paths of two places must not have the same.
         full = "/".join(part for part in (group, name) if part) or folder.name
         try:
             self._run = trackio.init(
-                project=config.project,
+                project=project,
                 name=f"{full}-{run_id(home / 'run_id')[:6]}",
                 group=group,
                 config=redact(settings),
@@ -56,8 +57,8 @@ class TrackioRun:
                 embed=False,
             )
         except ValueError as error:
-            raise ConfigError(f"logger.project={config.project}: trackio does not start ({error}).") from error
-        self.where = f"trackio: `trackio show --project {config.project}` shows it in the browser"
+            raise ConfigError(f"logger.project={project}: trackio does not start ({error}).") from error
+        self.where = f"trackio: `trackio show --project {project}` shows it in the browser"
 
     def send(self, line: str) -> None:
         """Send one line of a ``metrics.jsonl`` or ``tables.jsonl``, unless it was sent before."""

@@ -1,6 +1,7 @@
 """One run in Weights & Biases, isolated from every other run of the process; offline unless asked otherwise."""
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 
 from kldistill.runtime.config import LoggerConfig
 from kldistill.runtime.errors import ConfigError
-from kldistill.runtime.files import redact
-from kldistill.runtime.tracking.labels import flatten, labels, run_id
+from kldistill.runtime.secrets import redact
+from kldistill.runtime.tracking.labels import labels, run_id
 from kldistill.runtime.tracking.outbox import Outbox, axis, figures, media
 
+HIDDEN = ("eval/", "interpret/")
 MODES = ("offline", "online", "shared", "disabled")
 
 
@@ -22,7 +24,7 @@ class WandbRun:
 
     Args:
         mode: ``offline``, ``online`` or ``shared``.
-        resolved: the whole resolved configuration; nested keys are joined by dots, and ``labels`` of it added.
+        resolved: the whole resolved configuration; it stays nested, with ``labels`` of it added.
         name, job_type: of the run.
         group: of the run, unless the configuration names one.
 
@@ -55,13 +57,14 @@ class WandbRun:
         sys.argv = redact(list(arguments))  # wandb records the command line
         try:
             self._run = wandb.init(
-                project=config.project,
-                entity=config.entity,
-                group=config.group or group,
-                tags=redact([*config.tags, *(f"{key}={value}"[:64] for key, value in chosen.items())]) or None,
-                name=name,
+                project=redact(project_of(config)),
+                entity=redact(config.entity),
+                group=redact(config.group or os.environ.get("WANDB_RUN_GROUP") or group),
+                tags=redact([*(config.tags or _tags()), *(f"{key}={value}"[:64] for key, value in chosen.items())])
+                or None,
+                name=redact(os.environ.get("WANDB_NAME") or name),
                 job_type=job_type,
-                config=redact({**flatten(resolved), **chosen}),
+                config=redact({**resolved, "labels": chosen}),
                 allow_val_change=True,
                 mode=mode,  # type: ignore[arg-type]
                 dir=str(folder),
@@ -76,9 +79,11 @@ class WandbRun:
             ) from error
         finally:
             sys.argv = arguments
-        files = Path(self._run.dir).parent
+        # A run that was interrupted and goes on is several folders, which wandb joins by the run's id.
+        parts = sorted(home.glob(f"offline-run-*-{self._run.id}")) or [Path(self._run.dir).parent]
+        named = " ".join(shlex.quote(str(part)) for part in parts)
         self.where = (
-            f"wandb: offline, `wandb sync {files}` uploads it" if mode == "offline" else f"wandb: {self._run.url}"
+            f"wandb: offline, `wandb sync {named}` uploads it" if mode == "offline" else f"wandb: {self._run.url}"
         )
 
     def send(self, line: str) -> None:
@@ -104,6 +109,14 @@ class WandbRun:
 
         self._run.log({name: media(wandb, path)})
 
+    def model(self, folder: Path) -> None:
+        """Name an exported model as an artifact of this run: where it lies, not its content."""
+        import wandb
+
+        artifact = wandb.Artifact(f"model-{self._run.id}", type="model", description="The extended model")
+        artifact.add_reference(folder.resolve().as_uri(), checksum=False)
+        self._run.log_artifact(artifact)
+
     def summary(self, final: Mapping[str, Any]) -> None:
         """Set final figures."""
         self._run.summary.update(redact(final))
@@ -117,7 +130,19 @@ class WandbRun:
         # Each stage has its own x-axis: with wandb's global step, whose order is fixed, nothing could be sent later.
         if name not in self._axes:
             self._axes.add(name)
-            self._run.define_metric(name, step_metric=over)
+            # Single points would each be given a panel of their own: they belong to the tables and the summary.
+            hidden = True if name.startswith(HIDDEN) else None
+            self._run.define_metric(name, step_metric=over, hidden=hidden)
+
+
+def project_of(config: LoggerConfig) -> str:
+    """``logger.project``, else the environment's ``WANDB_PROJECT``, else ``kldistill``."""
+    return config.project or os.environ.get("WANDB_PROJECT") or "kldistill"
+
+
+def _tags() -> list[str]:
+    """Those of ``WANDB_TAGS``, which are separated by commas."""
+    return [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
 
 
 def chosen_mode(config: LoggerConfig) -> str:

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from kldistill.runtime.config import LoggerConfig, RuntimeConfig
 from kldistill.runtime.errors import ConfigError
-from kldistill.runtime.tracking.labels import flatten, labels
+from kldistill.runtime.tracking.labels import flatten, labels, run_name
 from kldistill.runtime.tracking.tracker import METRICS, TABLES, Tracker
 from kldistill.runtime.tracking.wandb_run import chosen_mode
 from tests.helpers.paths import ROOT
@@ -202,7 +203,7 @@ def test_offline_run_holds_config_curves_summary_and_table(run: Path, out: Path)
     (info,) = [record.run for record in found if record.HasField("run")]
     assert (info.project, info.run_group, info.display_name, info.job_type) == ("words", "grid", "kl", "run")
     assert list(info.tags) == ["a", "b"]
-    assert config_of(found) == {"loss.weight": 0.3, "stages": ["init", "distill"], "n": 512}
+    assert config_of(found) == {"loss": {"weight": 0.3}, "stages": ["init", "distill"], "n": 512, "labels": {}}
     rows = history(found)
     assert rows[:3] == [{"distill/step": step, "distill/loss": 1.0 / (step + 1)} for step in range(3)]
     assert rows[3] == {"distill/step": 2, "eval/init/domain/bits_per_byte": 1.1}
@@ -213,6 +214,61 @@ def test_offline_run_holds_config_curves_summary_and_table(run: Path, out: Path)
     summary = {key: value for record in found for key, value in items(record.summary.update).items()}
     assert summary["tokens/saved"] == 0.168
     assert exit_codes(found) == [0]
+
+
+def test_the_environment_comes_before_defaults_and_after_the_configuration(
+    run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    values = {"PROJECT": "of-env", "RUN_GROUP": "group-of-env", "TAGS": "red, blue", "NAME": "name-of-env"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    with Tracker(run, OFFLINE, name="made", group="experiment"):
+        pass
+    chosen = LoggerConfig(name="wandb", mode="offline", project="mine", group="my-group", tags=["a"])
+    with Tracker(tmp_path / "other", chosen, group="experiment"):
+        pass
+    (first,), (second,) = records(run), records(tmp_path / "other")
+    (info,) = [record.run for record in first if record.HasField("run")]
+    assert (info.project, info.run_group, info.display_name) == ("of-env", "group-of-env", "name-of-env")
+    assert list(info.tags) == ["red", "blue"]
+    (info,) = [record.run for record in second if record.HasField("run")]
+    assert (info.project, info.run_group, list(info.tags)) == ("mine", "my-group", ["a"])
+
+
+def test_single_points_have_no_panel_of_their_own_and_the_model_is_referred_to(run: Path, out: Path) -> None:
+    (out / "model.safetensors").write_bytes(b"weights")
+    with Tracker(run, OFFLINE) as tracker:
+        tracker.log({"eval/init/domain/bits_per_byte": 1.1}, stage="evaluate_init")
+        tracker.log({"interpret/lens": 1.1}, stage="interpret")
+        tracker.log({"loss": 1.0}, 1, stage="distill")
+        tracker.model(out)
+    (found,) = records(run)
+    metrics = {record.metric.glob_name or record.metric.name: record.metric for record in found}
+    for name, hidden in (("eval/init/domain/bits_per_byte", True), ("interpret/*", True), ("distill/*", False)):
+        assert metrics[name].options.hidden == hidden, name
+    sent = [record.request.log_artifact.artifact for record in found if record.request.HasField("log_artifact")]
+    (artifact,) = sent or [record.artifact for record in found if record.HasField("artifact")]
+    assert artifact.type == "model"
+    assert not list(run.rglob("model.safetensors")), "a reference, no copy"
+
+
+def test_the_message_names_every_offline_folder_of_a_run_that_goes_on(run: Path) -> None:
+    printed = io.StringIO()
+    for _ in range(2):
+        with Tracker(run, OFFLINE, console=Console(file=printed, width=500)):
+            pass
+        time.sleep(1.1)  # wandb names its folders by the second
+    folders = sorted(str(path) for path in run.glob("wandb/offline-run-*"))
+    assert len(folders) == 2
+    assert f"`wandb sync {folders[0]} {folders[1]}` uploads it" in printed.getvalue().splitlines()[-1]
+
+
+def test_a_runs_name_tells_init_loss_and_seed() -> None:
+    resolved = {"init": {"input": {"_target_": "a.mean"}, "output": {"_target_": "a.mean"}}, "loss": {"name": "kl"}}
+    resolved |= {"seed": 3}
+    assert run_name(Path("runs/default"), resolved) == "mean kl seed 3"
+    assert run_name(Path("runs/init=mean,loss=kl,seed=3,tokens.n_new=9"), resolved) == "mean kl seed 3 tokens.n_new=9"
+    assert run_name(Path("runs/plain"), {}) == "plain"
 
 
 def test_a_crashed_run_is_marked_as_failed(run: Path, out: Path) -> None:
@@ -242,7 +298,8 @@ def test_runs_of_one_process_do_not_leak_into_each_other(tmp_path: Path) -> None
     (first,), (second,) = records(tmp_path / "one"), records(tmp_path / "two")
     assert history(first) == [{"distill/step": step, "distill/first": 1} for step in range(2)]
     assert history(second) == [{"distill/step": step, "distill/second": 2} for step in range(2)]
-    assert (config_of(first), config_of(second)) == ({"only/one": 1}, {"only/two": 2})
+    assert config_of(first) == {"only/one": 1, "labels": {}}
+    assert config_of(second) == {"only/two": 2, "labels": {}}
     assert (exit_codes(first), exit_codes(second)) == ([1], [0])
     assert first[1].run.run_id != second[1].run.run_id
 
@@ -353,7 +410,7 @@ def test_labels_are_one_word_of_each_group() -> None:
 
 
 def test_what_panels_need_is_in_the_run(run: Path) -> None:
-    """Group and job type, tags, labels without a dot beside the flat configuration, a table and a picture."""
+    """Group and job type, tags, labels beside the nested configuration, a table and a picture."""
     png = run.parent / "some.png"
     png.write_bytes(PNG)
     page = run.parent / "report.html"
@@ -368,8 +425,8 @@ def test_what_panels_need_is_in_the_run(run: Path) -> None:
     assert (start.run_group, start.job_type) == ("kl_vs_ce", "train")
     assert list(start.tags) == ["mine", *(f"{key}={value}" for key, value in LABELS.items())]
     config = config_of(found)
-    assert {key: config[key] for key in LABELS} == LABELS
-    assert (config["loss.name"], config["seed"]) == ("kl_ce", 1)
+    assert config["labels"] == LABELS
+    assert (config["loss"]["name"], config["seed"]) == ("kl_ce", 1)
     sent = {key: value for row in history(found) for key, value in row.items()}
     assert sent["pictures/some/_type"] == "image-file"
     assert sent["result/_type"] == "table-file"
@@ -505,6 +562,56 @@ def test_a_table_is_readable_without_a_terminal(run: Path, capsys: pytest.Captur
     (row,) = [line for line in printed.splitlines() if "kl" in line]
     assert row.replace("│", " ").split() == ["kl", "49,664", "1.005", "–", "0.29", "±", "0.01", "True"]
     assert all(column in printed for column in columns)
+
+
+RESULT = [
+    ["original", "49,152", "291.2", "–", "0.912 [0.85,0.97]", "1.034 [0.98,1.09]", "–"],
+    ["extended", "49,664", "243.9", "16.3%", "1.182 [1.10,1.26]", "1.034 [0.98,1.09]", "0.210 [0.18,0.25]"],
+    ["distilled", "49,664", "243.9", "16.3%", "0.953 [0.88,1.02]", "1.034 [0.98,1.09]", "0.041 [0.03,0.05]"],
+]
+COLUMNS = ["model", "vocabulary", "tokens/1,000 B", "saved", "bits/B domain", "bits/B general", "KL domain"]
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_a_table_that_is_too_wide_is_turned_on_its_side(width: int, run: Path) -> None:
+    printed = io.StringIO()
+    with Tracker(run, NONE, console=Console(file=printed, width=width)) as tracker:
+        tracker.table("result", COLUMNS, RESULT)
+    lines = printed.getvalue().splitlines()
+    assert all(len(line) <= width for line in lines)
+    cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines if "│" in line or "┃" in line]
+    if width == 160:
+        assert cells == [COLUMNS, *RESULT]
+    else:
+        assert cells[0] == ["model", "original", "extended", "distilled"]
+        assert cells[1:] == [[COLUMNS[at], *(row[at] for row in RESULT)] for at in range(1, len(COLUMNS))]
+
+
+def test_one_that_is_too_wide_both_ways_comes_in_pieces(run: Path) -> None:
+    printed = io.StringIO()
+    with Tracker(run, NONE, console=Console(file=printed, width=60)) as tracker:
+        tracker.table("result", COLUMNS, RESULT * 3)
+    lines = printed.getvalue().splitlines()
+    assert all(len(line) <= 60 for line in lines)
+    for at in range(1, len(COLUMNS)):
+        found = [line for line in lines if line.startswith(f"│ {COLUMNS[at]} ")]
+        assert [cell.strip() for line in found for cell in line.split("│")[2:-1]] == [row[at] for row in RESULT * 3]
+
+
+def test_the_log_holds_all_that_the_console_shows(run: Path, secrets: list[str]) -> None:
+    printed = io.StringIO()
+    with Tracker(run, NONE, console=Console(file=printed, width=60)) as tracker:
+        tracker.say(f"init: building 0123 with {secrets[0]}")
+        tracker.say("Prose that goes on\nand on, " * 9, wrap=True)
+        tracker.table("result", COLUMNS, RESULT)
+    assert max(len(line) for line in printed.getvalue().splitlines()) <= 60
+    log = (run / "kldistill.log").read_text()
+    assert re.match(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] init: building 0123 with <", log)
+    assert secrets[0] not in log and "Prose that goes on" in log
+    assert all(cell in log for row in [COLUMNS, *RESULT] for cell in row)
+    with Tracker(run, NONE, console=Console(file=io.StringIO())) as tracker:
+        tracker.say("again")
+    assert (run / "kldistill.log").read_text().startswith(log), "a second run adds to it"
 
 
 def test_flatten() -> None:

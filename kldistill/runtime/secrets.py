@@ -1,0 +1,61 @@
+"""Nothing secret in a file, a log or a dashboard: neither credentials in addresses nor secret environment variables."""
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+_SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+_PLAIN = re.compile("KEYBOARD|KEYMAP|TOKENIZER", re.IGNORECASE)  # these only sound like it
+_SHORTEST = 6  # characters; no key is shorter, and shorter values stand in too much ordinary text
+# scheme://user:password@host, also with the user alone, which is how access tokens are written
+_ADDRESS = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#'\"<>]+@")
+# ?token=...&sig=..., as in signed addresses
+_QUERY = re.compile(
+    r"(?P<key>[?&][\w.-]*(?:key|token|secret|password|signature|credential|sig)=)[^\s&#'\"<>]+", re.IGNORECASE
+)
+
+
+def redact(content: Any) -> Any:
+    """``content`` without what is secret, in strings at any depth, keys of mappings too.
+
+    Secret are the values of environment variables whose name says KEY, TOKEN, SECRET or PASSWORD (from six characters
+    on; ``<NAME>`` takes their place), the user and password of an address (``https://<credentials>@host/``), and the
+    values of such words in an address's query.
+    """
+    return _redact(content, secrets())
+
+
+def secrets() -> list[tuple[str, str]]:
+    """(value, variable's name) of every secret of the environment, as it stands in text; the longest first."""
+    found: dict[str, str] = {}
+    for name, value in os.environ.items():
+        value = value.strip()
+        if len(value) >= _SHORTEST and _SECRET.search(name) and not _PLAIN.search(name):
+            found |= {form: name for form in (quote(value, safe=""), value)}
+    return sorted(found.items(), key=lambda item: -len(item[0]))
+
+
+def _redact(content: Any, values: list[tuple[str, str]]) -> Any:
+    if isinstance(content, str):
+        for value, name in values:
+            content = content.replace(value, f"<{name}>")
+        if "://" in content:
+            content = _ADDRESS.sub(r"\g<scheme><credentials>@", content)
+            content = _QUERY.sub(r"\g<key><secret>", content)
+        return content
+    if isinstance(content, Mapping):
+        return {_redact(key, values): _redact(value, values) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_redact(value, values) for value in content]
+    return content
+
+
+class Formatter(logging.Formatter):
+    """Formats log records as its base class does, and leaves out what is secret."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record, with its traceback if it has one."""
+        return redact(super().format(record))
