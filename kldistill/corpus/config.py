@@ -8,7 +8,23 @@ from kldistill.runtime.config import require
 
 @dataclass
 class CorpusConfig:
-    """Where the text comes from and how it is split. Sizes are in bytes of UTF-8."""
+    """Where the text comes from and how it is split. Sizes are in bytes of UTF-8.
+
+    Attributes:
+        source: the function that reads the domain's text, by ``_target_``, and its settings. The keys of the chosen
+            preset fill it in.
+        general: the same for general text, which only measures what is forgotten.
+        seed: of the split by document, and of the order in which ``max_bytes`` takes documents.
+        validation: share of the documents that validation during training draws on.
+        test: share of the documents that the evaluation draws on.
+        max_bytes: domain text that is kept, at most; null for all.
+        general_max_bytes: general text that is kept, at most.
+        min_document_bytes: shorter documents are left out.
+        max_document_bytes: longer documents are left out.
+        max_line_length: characters; documents with a longer line are left out, as minified code.
+        near_duplicate: Jaccard similarity at which a document counts as a copy of another, and is left out; 1 leaves
+            out exact copies alone.
+    """
 
     source: dict[str, Any] = field(default_factory=dict)
     general: dict[str, Any] = field(default_factory=dict)

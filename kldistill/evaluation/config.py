@@ -1,7 +1,7 @@
 """Typed schema of the group ``eval``, and the slices that its stages get."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
-from pathlib import Path
 from typing import Any
 
 from kldistill.evaluation.sandbox import Limits
@@ -13,10 +13,9 @@ class ScoringConfig:
     """Evaluation without generation.
 
     Attributes:
-        domain_bytes, general_bytes: text that is scored, from the test split and from the general text.
+        domain_bytes: text of the test split that is scored.
+        general_bytes: general text that is scored.
         window_bytes: documents are cut at lines into windows of about this many bytes, scored on their own.
-        batch_size: windows in one forward pass.
-        chunk: positions whose vocabulary-sized logits exist at a time.
         resamples: of the bootstrap over documents.
         seed: of the bootstrap.
     """
@@ -24,13 +23,11 @@ class ScoringConfig:
     domain_bytes: int = 40_000
     general_bytes: int = 16_000
     window_bytes: int = 1_500
-    batch_size: int = 4
-    chunk: int = 128
     resamples: int = 2_000
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("domain_bytes", "general_bytes", "batch_size", "chunk", "resamples"):
+        for key in ("domain_bytes", "general_bytes", "resamples"):
             require(getattr(self, key) >= 1, f"eval.{key}", getattr(self, key), "must be at least 1")
         require(self.window_bytes >= 32, "eval.window_bytes", self.window_bytes, "must be at least 32")
 
@@ -44,7 +41,8 @@ class EvalConfig(ScoringConfig):
         suites: names of the suites to run; empty for none.
         limit: tasks of each suite at most, the first ones; null for all.
         n_samples: completions of each task.
-        temperature, top_p: of the sampling; temperature 0 is greedy.
+        temperature: of the sampling; 0 is greedy.
+        top_p: share of the probability that is sampled from, the likeliest tokens first.
         limits: of every program in the sandbox.
         allow_unsandboxed: run generated programs without a sandbox where there is none. Dangerous.
     """
@@ -82,9 +80,8 @@ class EvalConfig(ScoringConfig):
         return ScoringConfig(**{item.name: getattr(self, item.name) for item in fields(ScoringConfig)})
 
 
-def with_suites(folder: Path) -> type[EvalConfig]:
-    """``EvalConfig`` with one key for every file of ``folder``: Hydra knows, and checks, a suite by its YAML."""
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
+def with_suites(names: Sequence[str]) -> type[EvalConfig]:
+    """``EvalConfig`` with one key for every suite: Hydra knows, and checks, a suite by its YAML file."""
     suites = [(name, Any, field(default=None)) for name in names]
     made = make_dataclass("EvalConfig", suites, bases=(EvalConfig,))
     made.__doc__ = EvalConfig.__doc__

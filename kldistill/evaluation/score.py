@@ -47,10 +47,10 @@ def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path
         ids = encode(tokenizer, [window.text for window in windows])
         description = f"Original model on {name} text"
         states.write(
-            out, name, model, windows, ids, batch_size=cfg.eval.batch_size, device=device, description=description
+            out, name, model, windows, ids, batch_size=job.runtime.score_batch, device=device, description=description
         )
         scores[name] = score_original(
-            model, states.read(out, name), chunk=cfg.eval.chunk, device=device, description=description
+            model, states.read(out, name), chunk=job.runtime.chunk, device=device, description=description
         )
     report(cfg, scores, ("bits_per_byte", "tokens_per_1000_bytes"), out, job)
 
@@ -75,8 +75,8 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
             encode(tokenizer, [snippet.text for snippet in texts.snippets]),
             pieces,
             teacher=pieces.exact,
-            batch_size=cfg.eval.batch_size,
-            chunk=cfg.eval.chunk,
+            batch_size=job.runtime.score_batch,
+            chunk=job.runtime.chunk,
             device=device,
             description=f"{cfg.of.capitalize()} model on {name} text",
         )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from kldistill.runtime.config import require
+from kldistill.runtime.config import check_choices, choice, require
 
 
 @dataclass
@@ -41,17 +41,12 @@ class HfModelConfig:
     name: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
-    dtype: str = "float32"
+    dtype: str = choice("float32", "float32", "bfloat16", "float16")
     local_files_only: bool = False
     license: str | None = None
 
     def __post_init__(self) -> None:
-        require(
-            self.dtype in ("float32", "bfloat16", "float16"),
-            "model.dtype",
-            self.dtype,
-            "must be float32, bfloat16 or float16",
-        )
+        check_choices(self, "model")
 
 
 @dataclass
@@ -60,8 +55,8 @@ class TinyModelConfig:
 
     Attributes:
         name: what tables and the model card call it.
-        family: llama, mistral, qwen2, qwen3, gemma2, gemma3, gpt2 or gpt_neox.
-        tokenizer: gpt2, smollm, llama3, qwen2 (byte-level), llama2, gemma (SentencePiece-style); ``auto`` is the
+        family: the architecture.
+        tokenizer: gpt2, smollm, llama3 and qwen2 are byte-level, llama2 and gemma SentencePiece-style; ``auto`` is the
             family's own kind.
         vocab_size: tokens of the tokenizer, special ones included.
         hidden_size: width; a multiple of 4 heads times 2.
@@ -73,8 +68,8 @@ class TinyModelConfig:
 
     _target_: str = "kldistill.model.tiny.build"
     name: str = "tiny"
-    family: str = "llama"
-    tokenizer: str = "auto"
+    family: str = choice("llama", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "gpt_neox")
+    tokenizer: str = choice("auto", "auto", "gpt2", "smollm", "llama3", "qwen2", "llama2", "gemma")
     vocab_size: int = 512
     hidden_size: int = 32
     layers: int = 2
@@ -83,10 +78,7 @@ class TinyModelConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        families = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "gpt_neox")
-        kinds = ("auto", "gpt2", "smollm", "llama3", "qwen2", "llama2", "gemma")
-        require(self.family in families, "model.family", self.family, f"must be one of {', '.join(families)}")
-        require(self.tokenizer in kinds, "model.tokenizer", self.tokenizer, f"must be one of {', '.join(kinds)}")
+        check_choices(self, "model")
         require(self.vocab_size >= 300, "model.vocab_size", self.vocab_size, "must be at least 300 (256 bytes first)")
         require(
             self.hidden_size >= 8 and self.hidden_size % 8 == 0,

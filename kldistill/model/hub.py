@@ -20,8 +20,22 @@ def identity(
     """A local folder: every file's size and time, small files' content. On the hub: the commit, if the network or the
     cache knows it.
     """
-    folder = Path(path).expanduser()
-    return {"files": describe(folder)} if folder.is_dir() else {"commit": commit_of(path, revision, local_files_only)}
+    folder = local_folder(path)
+    return {"commit": commit_of(path, revision, local_files_only)} if folder is None else {"files": describe(folder)}
+
+
+def local_folder(path: str) -> Path | None:
+    """The model folder that ``model.path`` means; None where it is a hub id. Raises ``ModelError``."""
+    try:
+        folder = Path(path).expanduser()
+        local = folder.is_dir()
+    except (RuntimeError, OSError, ValueError):  # a user's home that is not known; a name that is too long
+        raise ModelError(f"model.path={path!r}: is no path. Give a folder with config.json, or a hub id.") from None
+    if not local and (not path or folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1):
+        raise ModelError(f"model.path={path!r}: there is no such folder. Give a folder with config.json, or a hub id.")
+    if local and not (folder / "config.json").is_file():
+        raise ModelError(f"model.path={path!r}: the folder has no config.json, so it is no model that can be read.")
+    return folder if local else None
 
 
 @component("model", identity)
@@ -40,22 +54,17 @@ def hf(
     A hub id is pinned to the commit that ``revision`` means today, so that later stages all see the same weights.
     Raises ``ModelError`` when there is no such model, or when it is no decoder-only language model.
     """
-    folder = Path(path).expanduser()
-    local = folder.is_dir()
-    if not local and (folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1):
-        raise ModelError(f"model.path={path!r}: there is no such folder. Give a folder with config.json, or a hub id.")
-    where = str(folder.resolve()) if local else path
-    if local and not (folder / "config.json").is_file():
-        raise ModelError(f"model.path={path!r}: the folder has no config.json, so it is no model that can be read.")
-    pinned = None if local else commit_of(path, revision, local_files_only) or revision
+    folder = local_folder(path)
+    where = path if folder is None else str(folder.resolve())
+    pinned = None if folder is not None else commit_of(path, revision, local_files_only) or revision
     facts: dict[str, object] = {
         "path": where,
         "revision": pinned,
         "trust_remote_code": trust_remote_code,
         "dtype": dtype,
         "local_files_only": local_files_only,
-        "license": license_of(folder if local else path),
-        "base_model": None if local else path,
+        "license": license_of(path if folder is None else folder),
+        "base_model": path if folder is None else None,
     }
     read_config(facts, where)
     return facts

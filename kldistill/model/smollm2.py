@@ -28,8 +28,10 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 VOCAB_SIZE = 49_152
 
 
-def identity(**settings: object) -> dict[str, object]:
-    """The digest of the only file that is accepted."""
+def identity(*, file: str | None = None) -> dict[str, object]:
+    """The digest of the only file that is accepted. Raises ``ModelError`` for a file that is not there."""
+    if file is not None and not Path(file).expanduser().is_file():
+        raise ModelError(f"model.file={file!r}: there is no such file.")
     return {"sha256": SHA256}
 
 

@@ -10,10 +10,11 @@ from kldistill.losses.facts import loss_facts
 from kldistill.model import smollm2
 from kldistill.model.config import SmolLM2Config
 from kldistill.pipeline.compose import Config
-from kldistill.pipeline.steps import STAGES, steps_of
+from kldistill.pipeline.steps import STAGES, plan, steps_of
 from kldistill.rows.inits import needs_pieces
-from kldistill.runtime.components import Kind, find, plain, refuse_calls
+from kldistill.runtime.components import Kind, find, plain, refuse_calls, trust
 from kldistill.runtime.config import require, resolved
+from kldistill.runtime.devices import check_device
 from kldistill.runtime.errors import ConfigError
 from kldistill.training.config import LossConfig
 from kldistill.training.objective import terms_of
@@ -25,6 +26,7 @@ def check(cfg: Config) -> None:
     Raises:
         ConfigError: names the keys that do not go together, and a way out.
     """
+    trust(cfg.runtime.trust)
     steps = steps_of(cfg)
     for key in ("stages", "force"):
         unknown = [name for name in getattr(cfg, key) if name not in STAGES and name not in steps]
@@ -90,6 +92,20 @@ def _check_loss(cfg: Config, key: str, loss: LossConfig) -> None:
                 f"every new token, and AddedTokens have none. Use {key}=ce, kl_old or hidden, or "
                 "tokens.as_added_tokens=false."
             )
+
+
+def check_surroundings(cfg: Config) -> None:
+    """Refuse a run whose files or device are not there, before anything is made.
+
+    Raises:
+        KldistillError: names the key whose folder, file, pattern, package or device does not exist.
+    """
+    check_device(cfg.runtime)
+    steps = steps_of(cfg)
+    for name in plan(steps, cfg.stages):
+        step = steps[name]
+        if step.identity is not None:
+            step.identity(step.config(cfg))
 
 
 def _check_suites(cfg: Config) -> None:

@@ -30,13 +30,17 @@ compose.register()  # on import, since the workers of a sweep import this module
 
 def main() -> None:
     """``kldistill`` on the command line (see ``kldistill --help``)."""
-    from kldistill.pipeline import sweeps
+    from kldistill.pipeline import command, sweeps
 
     sys.argv[1:] = [compose.with_home(argument) for argument in sys.argv[1:]]
     _listen()
     complete = False
     try:
+        command.inspect(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(compose.conf_folder()), config_name="config")(_task)()
+    except KldistillError as error:
+        print(f"[kldistill][ERROR] - {redact(str(error))}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt as error:
         log.error("Stopped %s", error.args[0] if error.args else "by the keyboard.")
         sys.exit(128 + (error.args[1] if len(error.args) > 1 else signal.SIGINT))

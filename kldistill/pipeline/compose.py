@@ -17,18 +17,19 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kldistill.corpus.config import HfDatasetCorpus, LocalFilesCorpus, PythonPackageCorpus
-from kldistill.evaluation.config import with_suites
+from kldistill.corpus.config import CorpusConfig, HfDatasetCorpus, LocalFilesCorpus, PythonPackageCorpus
+from kldistill.evaluation.config import EvalConfig, with_suites
 from kldistill.export.config import ExportConfig
 from kldistill.interpret.config import InterpretConfig
 from kldistill.model.config import HfModelConfig, SmolLM2Config, TinyModelConfig
+from kldistill.pipeline.keys import check_values, refuse_unknown
 from kldistill.pipeline.steps import STAGES
 from kldistill.rows.config import InitConfig
 from kldistill.runtime.config import LoggerConfig, RuntimeConfig, resolved
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.secrets import redact
 from kldistill.tokens.config import TokensConfig
-from kldistill.training.config import DistillConfig, FinetuneConfig, LossConfig, LossTerm
+from kldistill.training.config import DistillConfig, FinetuneConfig, LossConfig
 
 # Overrides that say how or where to run, not what: they do not enter the name of a run's folder.
 _NOT_IN_NAME = ("experiment=", "stages=", "force=", "objective=", "logger", "runtime.", "outputs=", "hydra")
@@ -56,7 +57,8 @@ def conf_folder() -> Path:
 
 @dataclass
 class Config:
-    """Root of the configuration. Every group's own schema comes with its presets.
+    """Root of the configuration. The presets of ``model`` and ``corpus`` bring a schema of their own, as each has other
+    keys.
 
     Attributes:
         seed: default of every other seed.
@@ -74,18 +76,19 @@ class Config:
     objective: Any = None
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     model: Any = MISSING
-    corpus: Any = MISSING
-    tokens: Any = MISSING
-    init: Any = MISSING
-    loss: Any = MISSING
-    distill: Any = MISSING
-    finetune: Any = MISSING
-    eval: Any = MISSING
-    interpret: Any = MISSING
-    export: Any = MISSING
-    logger: Any = MISSING
+    corpus: CorpusConfig = MISSING
+    tokens: TokensConfig = field(default_factory=TokensConfig)
+    init: InitConfig = MISSING
+    loss: LossConfig = MISSING
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    interpret: InterpretConfig = field(default_factory=InterpretConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
 
 
+# The types of presets that are more than their group's: those of the other groups follow from ``Config``.
 SCHEMAS: dict[str, type] = {
     "corpus_python_package": PythonPackageCorpus,
     "corpus_local_files": LocalFilesCorpus,
@@ -93,31 +96,40 @@ SCHEMAS: dict[str, type] = {
     "model_smollm2": SmolLM2Config,
     "model_hf": HfModelConfig,
     "model_tiny": TinyModelConfig,
-    "tokens": TokensConfig,
-    "init": InitConfig,
-    "loss": LossConfig,
-    "loss_term": LossTerm,
-    "distill": DistillConfig,
-    "finetune": FinetuneConfig,
-    "eval": with_suites(conf_folder() / "eval" / "suite"),
-    "interpret": InterpretConfig,
-    "export": ExportConfig,
-    "logger": LoggerConfig,
 }
 
 
-def register() -> None:
-    """Make schemas and resolvers known to Hydra. Safe to call again."""
-    store = ConfigStore.instance()
-    store.store(name="config_schema", node=Config)
-    for name, schema in SCHEMAS.items():
-        store.store(group="schema", name=name, node=schema)
-    suites = sorted(path.stem for path in (conf_folder() / "eval" / "suite").glob("*.yaml"))
-    store.store(group="eval/suite", name="all", node={"defaults": [f"{name}@{name}" for name in suites]})
+_own: list[Path] = []  # the user's folder of presets, if any
+
+
+def register(folder: Path | None = None) -> None:
+    """Make schemas and resolvers known to Hydra. Safe to call again.
+
+    Args:
+        folder: the user's own folder of presets (``--config-dir``), whose suites are then known too.
+    """
+    if folder is not None:
+        _own[:] = [folder]
+    _store([conf_folder(), *_own])
     OmegaConf.register_new_resolver("kldistill.experiment", experiment_name, replace=True)
     OmegaConf.register_new_resolver("kldistill.overrides", overrides_name, replace=True)
     OmegaConf.register_new_resolver("kldistill.of", value_of, replace=True)
     OmegaConf.register_new_resolver("kldistill.home", lambda path: str(Path(path).expanduser()), replace=True)
+
+
+def own_folders() -> list[Path]:
+    """The user's folder of presets, if there is one."""
+    return list(_own)
+
+
+def _store(folders: Sequence[Path]) -> None:
+    store = ConfigStore.instance()
+    store.store(name="config_schema", node=Config)
+    for name, schema in SCHEMAS.items():
+        store.store(group="schema", name=name, node=schema)
+    suites = sorted({path.stem for folder in folders for path in (folder / "eval" / "suite").glob("*.yaml")})
+    store.store(group="schema", name="eval", node=with_suites(suites))
+    store.store(group="eval/suite", name="all", node={"defaults": [f"{name}@{name}" for name in suites]})
 
 
 def experiment_name(choice: str | None) -> str:
@@ -178,8 +190,9 @@ def typed(cfg: DictConfig) -> Config:
     """The composed configuration as typed objects, ``~`` in paths expanded; runs every schema's own checks.
 
     Raises:
-        ConfigError: a missing value, an interpolation that leads nowhere, or a value out of its range.
+        ConfigError: a missing value, an unknown key, an interpolation that leads nowhere, or a value out of its range.
     """
+    refuse_unknown(cfg)
     cfg = copy.deepcopy(cfg)
     OmegaConf.set_readonly(cfg, False)
     for key in PATHS:
@@ -189,6 +202,7 @@ def typed(cfg: DictConfig) -> Config:
         elif isinstance(value, ListConfig):
             OmegaConf.update(cfg, key, [os.path.expanduser(v) if isinstance(v, str) else v for v in value])
     try:
+        check_values(OmegaConf.to_container(cfg, resolve=True), "")
         return cast(Config, OmegaConf.to_object(cfg))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or getattr(error, "key", None)
@@ -197,8 +211,11 @@ def typed(cfg: DictConfig) -> Config:
 
 
 def defaults() -> dict[str, Any]:
-    """The resolved configuration of the command without any override, nested, as in ``run.json``."""
+    """The resolved configuration of the command without any override, nested, as in ``run.json``. The user's own
+    presets have no part in it.
+    """
     register()
+    _store([conf_folder()])
     # Hydra holds one composition per process: inside a job it is the job's own, which must be back afterwards.
     hydra = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
@@ -206,6 +223,7 @@ def defaults() -> dict[str, Any]:
         with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
             return resolved(typed(hydra_compose("config")))
     finally:
+        register()
         GlobalHydra.instance().clear()
         if hydra is not None:
             GlobalHydra.instance().initialize(hydra)

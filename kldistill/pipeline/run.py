@@ -7,7 +7,7 @@ from typing import Any
 
 from kldistill.evaluation.table import COLUMNS, SUITES_COLUMNS, SUITES_TITLE, TITLE, final_rows, suite_rows
 from kldistill.pipeline.about import about, program
-from kldistill.pipeline.checks import check
+from kldistill.pipeline.checks import check, check_surroundings
 from kldistill.pipeline.compose import Config, defaults
 from kldistill.pipeline.run_record import PAGE, RUN, RunRecord, earlier_artifacts, is_whole, run_record
 from kldistill.pipeline.steps import REPORT, Step, Steps, identify, plan, rebuilt, steps_of
@@ -40,6 +40,7 @@ def run_pipeline(cfg: Config, folder: Path) -> dict[str, float]:
         ConfigError: before anything expensive, for a configuration that cannot work.
     """
     check(cfg)
+    check_surroundings(cfg)
     processes = join(cfg.runtime)
     steps = steps_of(cfg)
     planned = plan(steps, cfg.stages)

@@ -7,14 +7,19 @@ A function or class that a configuration may name says so itself, and says what 
 
 Each key of the configuration takes one kind alone, so ``corpus.source`` can name a source and nothing else that happens
 to be importable. All of this is checked before anything is called. There is no list of components beside this mark.
+
+Components of other packages are found too, once the user trusts the package: by ``runtime.trust=[mypkg]`` on the
+command line, or by installing a package that asks for it with an entry point in the group ``kldistill.components``
+(``mypkg = "mypkg"``). To find a function is to import its module, and so to run it: no preset can ask for that.
 """
 
 import dataclasses
+import importlib.metadata
 import inspect
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, make_dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import hydra.utils
@@ -40,6 +45,8 @@ _GIVEN: dict[Kind, tuple[int, tuple[str, ...]]] = {
     "suite": (0, ()),
 }
 _MARK = "__kldistill_component__"
+ENTRY_POINTS = "kldistill.components"
+_trusted = {"kldistill"}
 T = TypeVar("T", bound=Callable[..., Any])
 
 
@@ -121,7 +128,12 @@ def refuse_calls(node: Any, key: str, components: Collection[str] = ()) -> None:
 def _named(target: Any, kind: Kind, key: str) -> Callable[..., Any]:
     # By its text first: to import a module is to run it.
     if not _is_trusted(target):
-        raise ConfigError(f"{key}={target!r}: only functions of kldistill may be named here.")
+        package = str(target).split(".")[0]
+        hint = f" If you trust {package}, say so on the command line: runtime.trust=[{package}]."
+        raise ConfigError(
+            f"{key}={target!r}: only functions of {' and '.join(sorted(_trusted | _installed()))} may be named here."
+            + (hint if package.isidentifier() and "." in str(target) else "")
+        )
     try:
         function = hydra.utils.get_object(target)
     except Exception as error:  # whatever the module raises when it is imported
@@ -132,8 +144,19 @@ def _named(target: Any, kind: Kind, key: str) -> Callable[..., Any]:
     return function
 
 
+def trust(packages: Iterable[str]) -> None:
+    """Let configurations name components of these packages too, for the life of this process."""
+    _trusted.update(packages)
+
+
+@cache
+def _installed() -> frozenset[str]:
+    """Installed packages with an entry point of ours; whoever installed them trusts them."""
+    return frozenset(point.module.split(".")[0] for point in importlib.metadata.entry_points(group=ENTRY_POINTS))
+
+
 def _is_trusted(name: Any) -> bool:
-    return isinstance(name, str) and name.split(".")[0] == "kldistill"
+    return isinstance(name, str) and name.split(".")[0] in _trusted | _installed()
 
 
 def _checked(function: Callable[..., Any], settings: dict[str, Any], key: str) -> dict[str, Any]:

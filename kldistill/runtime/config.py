@@ -5,7 +5,7 @@ several groups at once is in ``kldistill.pipeline.checks``.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 from omegaconf import OmegaConf
@@ -26,16 +26,36 @@ def resolved(node: Any) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(node), resolve=True))
 
 
+def choice(default: str | None, *names: str) -> Any:
+    """A key that takes one of a few names (``check_choices`` checks it, docs/config.md lists them)."""
+    return field(default=default, metadata={"choices": names})
+
+
+def check_choices(cfg: Any, group: str) -> None:
+    """Raise ``ConfigError`` for a key of ``cfg`` that is none of its choices."""
+    for item in fields(cfg):
+        names = item.metadata.get("choices")
+        value = getattr(cfg, item.name)
+        if names and value != item.default:
+            listed = f"{', '.join(names[:-1])} or {names[-1]}"
+            require(value in names, f"{group}.{item.name}", value, f"must be {listed}")
+
+
 @dataclass
 class RuntimeConfig:
-    """How to run. Never changes a result, so it never enters a fingerprint.
+    """How to run. Never changes a result by more than rounding does, so it never enters a fingerprint.
 
     Attributes:
         device: ``auto``, ``cpu``, ``cuda``, ``mps`` (through accelerate; only ``cpu`` is tested).
         workers: threads and processes for text work; 0 means all cores.
         threads: torch threads; 0 leaves torch's own choice.
         checkpoint_every: training steps between two checkpoints.
-        generation_batch: completions that are written at a time; changes them by no more than rounding does.
+        generation_batch: completions that are written at a time.
+        score_batch: windows of held-out text in one forward pass.
+        chunk: positions whose vocabulary-sized logits exist at a time, in training and in evaluation: memory is about
+            chunk times vocabulary times 4 bytes, a few times over.
+        trust: other packages whose losses, inits, sources and suites may be named by ``_target_``. Only on the command
+            line, as their code then runs: a file or a preset cannot say it.
     """
 
     device: str = "auto"
@@ -43,12 +63,17 @@ class RuntimeConfig:
     threads: int = 0
     checkpoint_every: int = 20
     generation_batch: int = 64
+    score_batch: int = 4
+    chunk: int = 128
+    trust: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         require(self.workers >= 0, "runtime.workers", self.workers, "must be 0 (all cores) or more")
         require(self.threads >= 0, "runtime.threads", self.threads, "must be 0 (torch's choice) or more")
-        for key in ("checkpoint_every", "generation_batch"):
+        for key in ("checkpoint_every", "generation_batch", "score_batch", "chunk"):
             require(getattr(self, key) >= 1, f"runtime.{key}", getattr(self, key), "must be at least 1")
+        for name in self.trust:
+            require(name.isidentifier(), "runtime.trust", name, "name packages as they are imported, such as [mypkg]")
 
 
 @dataclass
@@ -56,26 +81,20 @@ class LoggerConfig:
     """Where figures go beside ``metrics.jsonl``.
 
     Attributes:
-        name: ``wandb``, ``trackio`` or ``none``.
+        name: the dashboard; ``none`` leaves it at the run's own files.
         project: of the dashboard; None takes ``WANDB_PROJECT`` from the environment, else ``kldistill``.
-        mode: ``offline``, ``online``, ``shared`` or ``disabled``; None takes ``WANDB_MODE``, else ``offline``.
+        mode: of wandb; None takes ``WANDB_MODE``, else ``offline``.
         entity: user or team on wandb; None takes ``WANDB_ENTITY``, else the account's own default.
         group: of the run; None takes ``WANDB_RUN_GROUP``, else the run's experiment, so that a sweep is a group.
         tags: of the run, beside those of its model, init and loss; an empty list takes those of ``WANDB_TAGS``.
     """
 
-    name: str = "wandb"
+    name: str = choice("wandb", "wandb", "trackio", "none")
     project: str | None = None
-    mode: str | None = None
+    mode: str | None = choice(None, "offline", "online", "shared", "disabled")
     entity: str | None = None
     group: str | None = None
     tags: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        require(self.name in ("wandb", "trackio", "none"), "logger.name", self.name, "must be wandb, trackio or none")
-        require(
-            self.mode in (None, "offline", "online", "disabled", "shared"),
-            "logger.mode",
-            self.mode,
-            "must be offline, online, shared or disabled",
-        )
+        check_choices(self, "logger")

@@ -8,6 +8,30 @@ from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.errors import ConfigError
 
 
+def check_device(runtime: RuntimeConfig) -> None:
+    """Refuse a device that this machine does not have, without taking it.
+
+    Raises:
+        ConfigError: names ``runtime.device``.
+    """
+    wanted = runtime.device
+    if wanted in ("auto", "cpu"):
+        return
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ConfigError(f"runtime.device={wanted!r}: is no device of torch; take auto, cpu, cuda or mps.") from None
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if here is None or device.type != here.type:
+        has = "has no accelerator" if here is None else f"has {here.type}"
+        raise ConfigError(f"runtime.device={wanted!r}: this machine {has}; take auto, cpu or what it has.")
+    if device.index is not None:
+        raise ConfigError(
+            f"runtime.device={wanted!r}: name no number; choose it from outside, with "
+            f"CUDA_VISIBLE_DEVICES={device.index}, and take runtime.device={device.type}."
+        )
+
+
 def device_of(runtime: RuntimeConfig) -> torch.device:
     """The device that ``runtime.device`` names; ``auto`` takes what accelerate finds.
 

@@ -2,15 +2,34 @@
 
 from dataclasses import dataclass
 
-from kldistill.runtime.config import require
+from kldistill.runtime.config import check_choices, choice, require
 
 
 @dataclass
 class TokensConfig:
-    """Which tokens are added, and how."""
+    """Which tokens are added, and how.
 
-    method: str = "merges"
-    boundary: str = "identifier"
+    Attributes:
+        method: ``merges`` finds the terms that save most in the corpus; ``list`` takes those of the file ``terms``.
+        boundary: how far a new token may reach. In ``self.attention_mask = None``, ``word`` (the tokenizer's own rule)
+            allows tokens up to ``attention`` and ``mask``, ``identifier`` also ``attention_mask``, and ``dotted`` also
+            ``self.attention_mask``.
+        n_new: how many tokens are added, at most.
+        vocab_size: the size of the whole new vocabulary, instead of ``n_new``; null leaves it to ``n_new``.
+        min_count: how often a term must stand in the corpus to become a token.
+        max_pieces: old tokens that one new token may replace, at most.
+        max_run: repetitions of one character (the dashes of a line) in a new token, at most.
+        prefix_closed: only take a token when every beginning of it, in whole old tokens, is a token already. The KL of
+            distillation is then exact at every position, rather than a lower bound at some.
+        max_bytes: bytes of the train split in which terms are counted, at most; null for all.
+        terms: the file of ``method=list``, one term a line.
+        leading_space: of the terms of a list: with a space in front (``with``), without one, or ``both``.
+        as_added_tokens: put the terms of a list into the tokenizer as AddedTokens, cut out of the text before it is
+            split, rather than as merges. They have no exact pieces, which some losses need.
+    """
+
+    method: str = choice("merges", "merges", "list")
+    boundary: str = choice("identifier", "word", "identifier", "dotted")
     n_new: int | None = 512
     vocab_size: int | None = None
     min_count: int = 4
@@ -19,29 +38,20 @@ class TokensConfig:
     prefix_closed: bool = False
     max_bytes: int | None = None
     terms: str | None = None
-    leading_space: str = "both"
+    leading_space: str = choice("both", "both", "with", "without")
     as_added_tokens: bool = False
 
     def __post_init__(self) -> None:
-        require(self.method in ("merges", "list"), "tokens.method", self.method, "must be merges or list")
-        require(
-            self.boundary in ("word", "identifier", "dotted"),
-            "tokens.boundary",
-            self.boundary,
-            "must be word, identifier or dotted",
-        )
-        require(
-            self.leading_space in ("both", "with", "without"),
-            "tokens.leading_space",
-            self.leading_space,
-            "must be both, with or without",
-        )
+        check_choices(self, "tokens")
         require(
             self.vocab_size is not None or (self.n_new or 0) >= 1,
             "tokens.n_new",
             self.n_new,
             "must be at least 1 (or give tokens.vocab_size)",
         )
+        for key in ("vocab_size", "max_bytes"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"tokens.{key}", value, "must be at least 1, or null")
         require(self.min_count >= 1, "tokens.min_count", self.min_count, "must be at least 1")
         require(self.max_pieces >= 2, "tokens.max_pieces", self.max_pieces, "must be at least 2")
         require(self.max_run >= 1, "tokens.max_run", self.max_run, "must be at least 1")

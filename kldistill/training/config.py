@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import II, MISSING
 
-from kldistill.runtime.config import require
+from kldistill.runtime.config import check_choices, choice, require
 
 
 @dataclass
@@ -32,6 +32,7 @@ class LossConfig:
 
     Attributes:
         name: for tables and tags.
+        terms: the summands by name: a loss and its weight each.
         lr: the learning rate that this loss was tuned to on validation (``distill.lr`` takes it).
     """
 
@@ -46,7 +47,7 @@ class LossConfig:
 
 def check_training(cfg: Any, group: str) -> None:
     """The ranges of what the training loop reads (see ``training.Settings``). Raises ``ConfigError``."""
-    for key in ("steps", "batch_size", "chunk", "validate_every"):
+    for key in ("steps", "batch_size", "validate_every"):
         require(getattr(cfg, key) >= 1, f"{group}.{key}", getattr(cfg, key), "must be at least 1")
     for key in ("lr", "clip"):
         require(getattr(cfg, key) > 0, f"{group}.{key}", getattr(cfg, key), "must be above 0")
@@ -60,13 +61,13 @@ def check_training(cfg: Any, group: str) -> None:
         cfg.betas,
         "must be two numbers, at least 0 and below 1",
     )
-    schedules = ("cosine", "linear", "constant_with_warmup")
-    require(cfg.schedule in schedules, f"{group}.schedule", cfg.schedule, f"must be one of {schedules}")
     if cfg.lora is not None:
         cfg.lora.check(group)
-    require(cfg.precision in ("no", "bf16", "fp16"), f"{group}.precision", cfg.precision, "must be no, bf16 or fp16")
+    check_choices(cfg, group)
 
 
+SCHEDULES = ("cosine", "linear", "constant_with_warmup")
+PRECISIONS = ("no", "bf16", "fp16")
 METHODS = ("none", "lora", "full", "rows")
 
 
@@ -110,7 +111,8 @@ class DistillConfig:
         lazy_rows: update only the new rows that occur in the step (see ``LazyAdamW``).
         teacher: ``self`` (the original model) or ``none`` (losses that need no teacher; validation then shows no
             KL).
-        steps, batch_size: optimiser steps, and snippets per step over all processes.
+        steps: of the optimiser.
+        batch_size: snippets per step, over all processes.
         snippets: how many different snippets there are; the teacher runs once over each. Null: one per step and place
             in the batch, so none is seen twice (up to what the corpus has).
         snippet_bytes: documents are cut at lines into snippets of about this many bytes.
@@ -119,21 +121,24 @@ class DistillConfig:
             runs with other tokens share the teacher's states.
         text_seed: of what is drawn; another seed trains on other text.
         validation_bytes: text from the validation split that is scored during training.
-        lr, warmup, schedule, weight_decay, betas, clip: AdamW with warm-up (a share of the steps), a schedule of
-            transformers (``cosine``, ``linear``, ``constant_with_warmup``), and clipping of the gradient's norm.
+        lr: highest learning rate of AdamW.
+        warmup: share of the steps in which the rate rises to ``lr``.
+        schedule: how the rate goes on after that, as transformers names it.
+        weight_decay: of AdamW.
+        betas: of AdamW: how long it remembers the gradient, and its square.
+        clip: the gradient's norm is cut to this.
         precision: ``no`` (float32), ``bf16`` or ``fp16`` (accelerate's mixed precision; untested on accelerators).
-        chunk: student positions whose vocabulary-sized logits exist at a time.
         validate_every: steps; validation also runs before the first and after the last step.
         seed: order of the snippets.
         loss: the loss; the group ``loss`` itself.
     """
 
-    teacher: str = "self"
+    teacher: str = choice("self", "self", "none")
     steps: int = 150
     batch_size: int = 2
     snippets: int | None = None
     snippet_bytes: int = 700
-    draw: str = "cover"
+    draw: str = choice("cover", "cover", "hash")
     text_seed: int = 0
     validation_bytes: int = 12_000
     lr: float = 3e-3
@@ -141,20 +146,17 @@ class DistillConfig:
     lora_lr: float = 1e-3
     lazy_rows: bool = True
     warmup: float = 0.1
-    schedule: str = "cosine"
+    schedule: str = choice("cosine", *SCHEDULES)
     weight_decay: float = 0.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     clip: float = 1.0
-    precision: str = "no"
-    chunk: int = 128
+    precision: str = choice("no", *PRECISIONS)
     validate_every: int = 20
     seed: int = 0
-    loss: Any = "${loss}"
+    loss: LossConfig = II("loss")  # noqa: RUF009
 
     def __post_init__(self) -> None:
-        require(self.teacher in ("self", "none"), "distill.teacher", self.teacher, "must be self or none")
         require(self.lora_lr > 0, "distill.lora_lr", self.lora_lr, "must be above 0")
-        require(self.draw in ("cover", "hash"), "distill.draw", self.draw, "must be cover or hash")
         require(self.validation_bytes >= 1, "distill.validation_bytes", self.validation_bytes, "must be at least 1")
         check_training(self, "distill")
 
@@ -184,24 +186,27 @@ class FinetuneConfig:
     """Training of the model with its new vocabulary, after distillation.
 
     Attributes:
+        lora: the adapter of ``method=lora``.
         method: ``none`` leaves the stage out. ``lora`` trains low-rank updates of the body, ``full`` every weight (in
             float32, whatever the type of the model), ``rows`` the new rows alone. The new rows train along.
         train_rows: false keeps the new rows as they were distilled.
         loss: what is trained on, as in ``distill``: cross-entropy by default, ``loss@finetune.loss=kl_ce`` with the
             KL to the original model beside it, to limit forgetting.
+        lazy_rows: update only the new rows that occur in the step (see ``LazyAdamW``).
         snippets: how many different snippets of the train split there are, first those that distillation has not
             seen. Null: one per step and place in the batch. A loss that needs the teacher takes those of distillation,
             as the teacher's states are stored for these alone.
         snippet_bytes: documents are cut at lines into snippets of about this many bytes.
         gradient_checkpointing: run each layer again on the way back rather than keep what it made: slower, less
             memory.
-        lr: of the body's weights. rows_lr: of the new rows; null: the same.
+        lr: of the body's weights.
+        rows_lr: of the new rows; null: the same.
         seed: order of the snippets, the adapter's first values, dropout.
 
     The others are those of ``distill`` (see ``DistillConfig``).
     """
 
-    method: str = "none"
+    method: str = choice("none", *METHODS)
     lora: LoraConfig = field(default_factory=LoraConfig)
     train_rows: bool = True
     loss: LossConfig = MISSING
@@ -213,18 +218,16 @@ class FinetuneConfig:
     lr: float = 5e-4
     rows_lr: float | None = None
     warmup: float = 0.1
-    schedule: str = "cosine"
+    schedule: str = choice("cosine", *SCHEDULES)
     weight_decay: float = 0.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     clip: float = 1.0
-    precision: str = "no"
+    precision: str = choice("no", *PRECISIONS)
     gradient_checkpointing: bool = False
-    chunk: int = 128
     validate_every: int = 50
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(self.method in METHODS, "finetune.method", self.method, f"must be one of {METHODS}")
         require(
             self.train_rows or self.method != "rows",
             "finetune.train_rows",

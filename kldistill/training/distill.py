@@ -46,7 +46,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         new_ids["train"],
         pieces,
         order,
-        chunk=cfg.chunk,
+        chunk=job.runtime.chunk,
         rank=accelerate.process_index,
         world=accelerate.num_processes,
     )
@@ -58,7 +58,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         pieces,
         teacher=cfg.teacher == "self" and pieces.exact,
         batch_size=2 * cfg.batch_size,
-        chunk=cfg.chunk,
+        chunk=job.runtime.chunk,
         device=device,
     )
     checkpoint = out / "checkpoint.safetensors"

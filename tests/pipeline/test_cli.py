@@ -40,14 +40,16 @@ def test_help_names_choices_and_examples_without_loading_torch(tmp_path: Path) -
     path = f"{tmp_path}{os.pathsep}{ROOT}"
     done = kldistill("--help", folder=tmp_path, env={"PYTHONPATH": path})
     assert done.returncode == 0, done.stderr
-    for text in ("GROUP=NAME picks a preset", "model: hf, smollm2_135m, tiny", "experiment=quickstart", "n_new: 512"):
+    for text in ("GROUP=NAME picks a preset", "hf, smollm2_135m*, tiny", "experiment=quickstart", "slurm_local"):
         assert text in done.stdout
+    done = kldistill("--help", "tokens", folder=tmp_path, env={"PYTHONPATH": path})
+    assert done.returncode == 0 and "tokens.n_new=512" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
     "arguments, names",
     [
-        (["distill.stepz=1"], "Key 'stepz' not in 'DistillConfig'"),
+        (["distill.stepz=1"], "distill.stepz: there is no such key. Did you mean distill.steps?"),
         (["distill.steps=many"], "Value 'many' of type 'str' could not be converted to Integer"),
         (["loss=klx"], "Could not find 'loss/klx'"),
     ],
@@ -72,6 +74,16 @@ def test_a_users_mistake_is_one_line_and_exit_code_1(arguments: list[str], messa
     said = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line]
     assert len(said) == 1 and message in said[0], done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+    assert not list(tmp_path.iterdir()), "no run folder is left behind"
+
+
+def test_a_refused_value_does_not_wait_for_torch(tmp_path: Path) -> None:
+    for name in ("torch", "transformers", "matplotlib", "peft"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is slow to load')\n")
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    done = kldistill("distill.lr=-1", folder=tmp_path, env={"PYTHONPATH": path})
+    assert done.returncode == 1
+    assert done.stderr == "[kldistill][ERROR] - distill.lr=-1.0: must be above 0.\n"
 
 
 def test_a_stages_refusal_is_one_line_too_and_the_named_run_folder_says_failed(tmp_path: Path) -> None:

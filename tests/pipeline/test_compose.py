@@ -2,7 +2,7 @@
 
 import copy
 import re
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
+from kldistill.corpus.config import CorpusConfig
 from kldistill.evaluation.suites import stage as tasks_stage
 from kldistill.pipeline import compose
 from kldistill.pipeline.checks import check
@@ -63,7 +64,7 @@ def test_every_preset_composes_and_is_valid(preset: Path, tmp_path: Path) -> Non
     check(cfg)
     assert isinstance(cfg, compose.Config)
     for group in set(compose.Config.__dataclass_fields__) & {preset.parts[0]}:
-        assert type(getattr(cfg, group)) in compose.SCHEMAS.values(), "the group is typed by one of the schemas"
+        assert is_dataclass(getattr(cfg, group)), "the group is typed"
 
 
 def test_there_are_presets_of_every_group() -> None:
@@ -74,14 +75,24 @@ def test_there_are_presets_of_every_group() -> None:
         assert uses, f"schema {name} is used by no preset"
 
 
-@pytest.mark.parametrize(
-    "preset", [p for p in PRESETS if len(p.parts) == 2 and p.parts[0] not in ("experiment", "hydra")]
-)
-def test_every_preset_has_a_schema(preset: Path) -> None:
-    text = (CONF / preset).read_text()
-    if "\n  - default\n" in text:  # a variant of the group's default
-        text = (CONF / preset.parent / "default.yaml").read_text()
-    assert re.search(r"^  - /schema/\w+@_here_$", text, flags=re.MULTILINE), "unchecked keys"
+def _experiments() -> list[str]:
+    return sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("corpus", ["corpus=local_files", "corpus=hf_dataset"])
+@pytest.mark.parametrize("experiment", _experiments())
+def test_every_experiment_works_with_text_of_ones_own(experiment: str, corpus: str) -> None:
+    cfg = compose.typed(config([f"experiment={experiment}", corpus, "corpus.path=some/folder"]))
+    assert getattr(cfg.corpus, "path", None) == "some/folder"
+
+
+def test_no_experiment_sets_what_only_one_choice_of_a_group_has() -> None:
+    """Whatever it sets is a key of the group's own type, so it fits every choice."""
+    for experiment in _experiments():
+        node = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")
+        for key in node.get("corpus") or {}:
+            assert key in {item.name for item in fields(CorpusConfig)}, f"{experiment}: corpus.{key}"
+        assert "model" not in node, f"{experiment}: model"
 
 
 @pytest.mark.parametrize("preset", [p for p in PRESETS if p.parent == Path("eval/suite")])
@@ -144,7 +155,7 @@ def test_a_choice_without_its_value_says_which_is_missing(choice: str, message: 
         ("distill.steps", 0, "distill.steps=0: must be at least 1."),
         ("distill.lr", -1, "distill.lr=-1.0: must be above 0."),
         ("distill.lr", "${loss.rate}", "distill.lr: Interpolation key 'loss.rate' not found"),
-        ("distill.schedule", "step", "distill.schedule='step': must be one of"),
+        ("distill.schedule", "step", "distill.schedule='step': must be cosine, linear or constant_with_warmup"),
         ("distill.betas", [0.9], "distill.betas=[0.9]: must be two numbers"),
         ("distill.teacher", "other", "distill.teacher='other': must be self or none."),
         ("tokens.boundary", "letter", "tokens.boundary='letter': must be word, identifier or dotted."),

@@ -458,7 +458,7 @@ def test_weights_in_bfloat16_are_trained_in_float32_and_kept_as_they_came(
     [
         ("method", "prefix"), ("lora", LoraConfig(r=0)), ("steps", 0), ("batch_size", 0),
         ("snippets", 0), ("snippet_bytes", 8), ("lr", 0.0), ("rows_lr", -1.0), ("warmup", 1.0), ("schedule", "step"),
-        ("weight_decay", -0.1), ("betas", [0.9]), ("clip", 0.0), ("precision", "int8"), ("chunk", 0),
+        ("weight_decay", -0.1), ("betas", [0.9]), ("clip", 0.0), ("precision", "int8"),
         ("validate_every", 0),
     ],
 )  # fmt: skip

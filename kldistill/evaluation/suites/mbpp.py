@@ -38,7 +38,8 @@ class Mbpp:
     Attributes:
         path: the file of the original authors, ``mbpp.jsonl`` (or ``sanitized-mbpp.json`` with ``sanitized``); null
             loads ``dataset`` from the hub.
-        dataset, revision: on the hub.
+        dataset: its name on the hub.
+        revision: branch, tag or commit on the hub; null for the newest.
         split: ``test`` is tasks 11 to 510, as published; ``all`` is all of them. Tasks 2, 3 and 4 are then asked too:
             each is shown tasks 5, ... in its own place, never itself.
         sanitized: the 427 tasks that were verified by hand, with clearer texts.

@@ -1,0 +1,162 @@
+"""What the command line asks for, checked before Hydra makes a folder and before anything slow is imported."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from kldistill.pipeline import compose, keys
+from kldistill.runtime.errors import ConfigError
+
+# What Hydra may make of its own part of the configuration: its plugins, our callbacks, Python's handlers of logs.
+_HYDRAS_OWN = (
+    "hydra._internal.core_plugins.",
+    "hydra_plugins.",
+    "kldistill.pipeline.sweeps.",
+    "optuna.samplers.",
+)
+_LOGGING = ("logging.", "kldistill.runtime.secrets.", "hydra.", "colorlog.", "rich.")
+
+
+def inspect(argv: Sequence[str]) -> None:
+    """Refuse a command that cannot work, and make the user's folder of presets known. No folder has been made yet.
+
+    A sweep is looked at by its keys alone: each of its runs is checked when it starts, and fails for itself.
+
+    Args:
+        argv: the words after ``kldistill``.
+
+    Raises:
+        KldistillError: one line that names the word or the key.
+    """
+    args = get_args_parser().parse_args(list(argv))
+    if args.config_dir is not None and not Path(args.config_dir).is_dir():
+        raise ConfigError(f"--config-dir {args.config_dir}: there is no such folder.")
+    if args.config_path is not None:
+        raise ConfigError("--config-path takes the place of all presets; add a folder of your own with --config-dir.")
+    compose.register(None if args.config_dir is None else Path(args.config_dir).absolute())
+    if args.help:
+        from kldistill.pipeline import reference
+
+        print("\n".join(map(reference.told, args.overrides)) if args.overrides else reference.overview(), end="")
+        sys.exit(0)
+    if args.hydra_help or args.info or args.shell_completion:
+        return
+    for word in args.overrides:
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError(f"{word!r}: is no KEY=VALUE.{_choices_of(word)}")
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(args.overrides))
+        cfg = _composed(args, overrides)
+    except (HydraException, OmegaConfBaseException):
+        return  # Hydra will say it, with all its detail
+    with open_dict(cfg):
+        hydra = cfg.pop("hydra")
+    _refuse_trust_of_files(cfg, hydra, overrides)
+    _refuse_calls_by_hydra(OmegaConf.to_container(hydra), "hydra")
+    keys.refuse_unknown(cfg)
+    if not args.multirun and not args.cfg:
+        typed = compose.typed(cfg)
+        from kldistill.pipeline.checks import check, check_surroundings  # loads torch
+
+        check(typed)
+        check_surroundings(typed)
+
+
+def _composed(args: Any, overrides: Sequence[Override]) -> DictConfig:
+    """The configuration of the command; of a sweep, that of its first run."""
+    words = [word for override in overrides if (word := _first(override)) is not None]
+    if args.config_dir is not None:
+        words.append(f"hydra.searchpath=['file://{Path(args.config_dir).absolute()}']")
+    name = args.config_name or "config"
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
+            try:
+                return hydra_compose(name, overrides=words, return_hydra_config=True)
+            except ConfigCompositionException:
+                _explain(hydra_compose(name, overrides=[w for w in words if _is_choice(w)]), overrides)
+                raise
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _explain(base: DictConfig, overrides: Sequence[Override]) -> None:
+    """Raise ``ConfigError`` for the first override whose key the configuration does not have."""
+    known = keys.known_keys(base)
+    for override in overrides:
+        key = override.key_or_group
+        if _is_choice(override.input_line or "") or key.startswith("hydra."):
+            continue
+        if OmegaConf.select(base, key, throw_on_missing=False, default=_explain) is _explain:
+            raise ConfigError(f"{key}: there is no such key.{keys.did_you_mean(key, known)}")
+
+
+def _is_choice(word: str) -> bool:
+    """Whether an override picks a preset of a group (``loss=kl``, ``hydra/launcher=slurm``, ``--config-dir``'s too)."""
+    key = word.split("=", 1)[0].lstrip("+~").split("@")[0]
+    folders = [compose.conf_folder(), *compose.own_folders()]
+    return "/" in key or key.startswith("hydra.") or any((folder / key).is_dir() for folder in folders)
+
+
+def _first(override: Override) -> str | None:
+    """An override as one run has it: the first of a sweep's choices; none for a range that a sweeper searches."""
+    line = override.input_line
+    if not override.is_sweep_override():
+        return line
+    try:
+        value = next(iter(override.sweep_string_iterator()))
+    except (HydraException, StopIteration, TypeError, AssertionError):
+        return None
+    return f"{str(line).split('=', 1)[0]}={value}"
+
+
+def _choices_of(word: str) -> str:
+    """`` Did you mean experiment=quickstart?`` for the name of a preset."""
+    for folder in [compose.conf_folder(), *compose.own_folders()]:
+        for path in sorted(folder.glob(f"*/{word}.yaml"), key=lambda path: path.parent.name != "experiment"):
+            return f" Did you mean {path.parent.name}={word}?"
+    return " See kldistill --help."
+
+
+def _refuse_trust_of_files(cfg: DictConfig, hydra: DictConfig, overrides: Sequence[Override]) -> None:
+    """Whose code runs is the user's word, on the command line. Raises ``ConfigError``."""
+    said: Any = []
+    for override in overrides:
+        if override.key_or_group == "runtime.trust":
+            said = override.value()
+    swept = any(str(key).lstrip("+").startswith("runtime") for key in hydra.sweeper.get("params") or {})
+    # An interpolation would take a file's word.
+    if swept or OmegaConf.to_container(cfg.runtime)["trust"] != (said or []):  # type: ignore[index,call-overload]
+        raise ConfigError(
+            "runtime.trust: comes from a file. Code of another package runs only where you say so yourself, on the "
+            "command line: runtime.trust=[mypkg]."
+        )
+
+
+def _refuse_calls_by_hydra(node: Any, key: str) -> None:
+    """Hydra makes its launcher, sweeper, callbacks and logs of what its configuration names. Raises ``ConfigError``."""
+    for where, name, value in _walk(node, key):
+        allowed = {"_target_": _HYDRAS_OWN, "()": _LOGGING, "class": _LOGGING}.get(name)
+        if allowed is not None and not str(value).startswith(allowed):
+            raise ConfigError(f"{where}={value!r}: a configuration may not name this here.")
+
+
+def _walk(node: Any, key: str) -> Iterator[tuple[str, str, Any]]:
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield f"{key}.{name}", str(name), value
+            yield from _walk(value, f"{key}.{name}")
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _walk(value, f"{key}[{index}]")

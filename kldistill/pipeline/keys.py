@@ -1,0 +1,98 @@
+"""The keys of a composed configuration: which of them no schema knows, and what holds for every value."""
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeGuard
+
+from omegaconf import DictConfig, OmegaConf
+
+from kldistill.runtime.config import require
+from kldistill.runtime.errors import ConfigError
+
+_LARGEST = 10**12
+
+
+def refuse_unknown(cfg: DictConfig) -> None:
+    """Raise ``ConfigError`` for keys that no schema knows (Hydra adds whatever ``+`` says), with the nearest known."""
+    unknown = _unknown(cfg, "")
+    if unknown:
+        key = unknown[0]
+        raise ConfigError(f"{key}: there is no such key.{did_you_mean(key, known_keys(cfg))}")
+
+
+def known_keys(cfg: DictConfig) -> list[str]:
+    """Every key with a value that the schemas of this configuration know, dotted, in order."""
+    unknown = set(_unknown(cfg, ""))
+    return [key for key in _leaves(cfg, "") if key not in unknown]
+
+
+def did_you_mean(key: str, known: Sequence[str]) -> str:
+    """`` Did you mean distill.steps?``: the nearest of the known keys by its whole name, else the nearest within the
+    same group, else the same name in another group.
+    """
+    group, _, name = key.rpartition(".")
+    siblings = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == group}
+    near = (
+        difflib.get_close_matches(key, known, 1, 0.8)
+        or [siblings[other] for other in difflib.get_close_matches(name, siblings, 1)]
+        or [other for other in known if group and other.rpartition(".")[2] == name]
+    )
+    return f" Did you mean {near[0]}?" if near else " See kldistill --help."
+
+
+def _is_branch(node: Any) -> TypeGuard[DictConfig]:
+    """Whether there are keys below a node of the configuration."""
+    empty = node._is_none() or node._is_missing() or node._is_interpolation()
+    return isinstance(node, DictConfig) and not empty and len(node) > 0
+
+
+def _unknown(node: Any, key: str) -> list[str]:
+    """Keys of typed nodes that are no fields of their types; below an unknown key, those that hold a value."""
+    if not _is_branch(node):
+        return []
+    schema = OmegaConf.get_type(node)
+    names = {item.name for item in fields(schema)} if is_dataclass(schema) else None
+    found = []
+    for name in node:
+        inside = f"{key}.{name}" if key else str(name)
+        child = node._get_node(name)
+        if names is not None and name not in names:
+            found += _leaves(child, inside)
+        else:
+            found += _unknown(child, inside)
+    return found
+
+
+def _leaves(node: Any, key: str) -> list[str]:
+    """Keys at and below a node that hold a value."""
+    if not _is_branch(node):
+        return [key]
+    return [leaf for name in node for leaf in _leaves(node._get_node(name), f"{key}.{name}" if key else str(name))]
+
+
+def check_values(node: Any, key: str) -> None:
+    """What holds for every value, whatever its key. Raises ``ConfigError`` naming the key.
+
+    Numbers are finite and of a size that some machine could work with, seeds are what every generator of random numbers
+    takes, and texts are neither empty nor longer than the name of a file can be.
+    """
+    if isinstance(node, dict):
+        for name, value in node.items():
+            check_values(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            check_values(value, f"{key}[{index}]")
+    elif isinstance(node, float):
+        require(math.isfinite(node), key, node, "must be a finite number")
+        require(abs(node) <= _LARGEST, key, node, f"must be at most {_LARGEST:,}")
+    elif isinstance(node, int) and not isinstance(node, bool):
+        require(abs(node) <= _LARGEST, key, node, f"must be at most {_LARGEST:,}")
+        is_seed = key.rpartition(".")[2] == "seed"
+        require(not is_seed or 0 <= node < 2**32, key, node, "a seed is at least 0 and below 2**32")
+    elif isinstance(node, str):
+        require(bool(node.strip()), key, node, "is empty; give a value, or leave the key out")
+        require("\0" not in node, key, node, "holds a zero byte")
+        if len(node) > 4096 or any(len(part.encode(errors="replace")) > 255 for part in node.split("/")):
+            raise ConfigError(f"{key}: {len(node):,} characters are too long for a name or a path.")

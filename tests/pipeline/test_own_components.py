@@ -1,0 +1,218 @@
+"""A package of the user's own, with a loss, an initialisation, a source and a suite, in a run of the whole pipeline."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kldistill.pipeline import command
+from kldistill.runtime.errors import ConfigError
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import SMALL, write_corpus
+
+PACKAGE = """
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from kldistill.corpus.documents import Document, Source
+from kldistill.evaluation.suites.task import Task
+from kldistill.losses import kl
+from kldistill.losses.facts import loss
+from kldistill.runtime.components import component
+
+
+@loss(exact_pieces=True)
+def half_kl(student_logits, teacher_logits, alignment, factor: float = 0.5):
+    return factor * kl(student_logits, teacher_logits, alignment)
+
+
+@component("init")
+def ones(old_rows, pieces, generator, value: float = 1.0):
+    return old_rows.new_full((len(pieces), old_rows.shape[1]), value)
+
+
+@component("source")
+def python_files(folder: str):
+    files = sorted(Path(folder).glob("*.py"))
+    read = lambda: (Document(file.name, file.read_text()) for file in files)
+    return Source(read=read, identity=lambda: {"files": [file.name for file in files]})
+
+
+@component("suite")
+@dataclass(frozen=True)
+class Echo:
+    runs_code: ClassVar[bool] = False
+    n: int = 2
+
+    def tasks(self, sources):
+        return [Task(f"echo/{i}", "text", f"x{i} = ", budget=8, stop=["\\n"], reference=str(i)) for i in range(self.n)]
+
+    def identity(self):
+        return {}
+"""
+PRESETS = {
+    "loss/half_kl.yaml": """
+name: half_kl
+terms:
+  half_kl:
+    function:
+      _target_: mypkg.half_kl
+      factor: 0.25
+""",
+    "init/ones.yaml": """
+input:
+  _target_: mypkg.ones
+output:
+  _target_: mypkg.ones
+  value: 2.0
+""",
+    "eval/suite/echo.yaml": """
+_target_: mypkg.Echo
+n: 3
+""",
+    "experiment/trusting.yaml": """
+# @package _global_
+runtime:
+  trust: [mypkg]
+""",
+    "experiment/sweeping.yaml": """
+# @package _global_
+hydra:
+  sweeper:
+    params:
+      +runtime.trust: "[mypkg]"
+""",
+    "experiment/calling.yaml": """
+# @package _global_
+hydra:
+  callbacks:
+    evil:
+      _target_: os.getcwd
+""",
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for the path with the package in it, not installed."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "mypkg.py").write_text(PACKAGE)
+    for name, text in PRESETS.items():
+        (tmp_path / "my" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "my" / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def install(folder: Path) -> None:
+    """What pip writes beside a package that has an entry point of ours."""
+    info = folder / "mypkg-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mypkg\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[kldistill.components]\nmypkg = mypkg\n")
+
+
+def command_line(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    small = [word for word in SMALL if not word.startswith("corpus=")]
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "kldistill",
+            "--config-dir",
+            "my",
+            *small,
+            "corpus=local_files",
+            "corpus.path=text",
+            *more,
+        ],
+        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=550,
+    )
+
+
+def test_components_of_an_installed_package_run_through_the_pipeline(package: Path, tmp_path: Path) -> None:
+    install(package)
+    write_corpus(tmp_path / "text")
+    own = ["loss=half_kl", "init=ones", "eval.suites=[echo]", "init.tie=null", "stages=[evaluate]"]
+    source = [
+        "corpus.source={_target_: mypkg.python_files, folder: text}",
+        "~corpus.source.path",
+        "~corpus.source.glob",
+    ]
+    done = command_line(package, *own, *source)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (record,) = (json.loads(path.read_text()) for path in (tmp_path / "outputs/runs").glob("*/*/run.json"))
+    assert record["status"] == "finished"
+    assert record["metrics"]["tasks/echo"] == 3
+    assert record["config"]["init"]["input"] == {"_target_": "mypkg.ones"}
+    assert any(name.startswith("eval/distilled/") for name in record["metrics"])
+
+
+def test_a_package_that_nobody_trusts_is_not_imported(package: Path, tmp_path: Path) -> None:
+    (package / "mypkg.py").write_text("open('imported', 'w').close()\n" + PACKAGE)
+    write_corpus(tmp_path / "text")
+    done = command_line(package, "loss=half_kl")
+    assert done.returncode == 1
+    assert (
+        "loss.terms.half_kl.function._target_='mypkg.half_kl': only functions of kldistill may be named" in done.stderr
+    )
+    assert "runtime.trust=[mypkg]" in done.stderr
+    assert not (tmp_path / "imported").exists() and not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["experiment=trusting"], "runtime.trust: comes from a file"),
+        (["-m", "experiment=sweeping"], "runtime.trust: comes from a file"),
+        (["experiment=calling"], "hydra.callbacks.evil._target_='os.getcwd': a configuration may not name this here"),
+        (["runtime.trust=[os.path]"], "runtime.trust='os.path': name packages as they are imported"),
+        (["runtime.trust=${stages}"], "runtime.trust: comes from a file"),
+    ],
+)
+def test_trust_is_the_users_own_word(package: Path, words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        command.inspect(["--config-dir", "my", *words])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["+distil.steps=3"], "distil.steps: there is no such key. Did you mean distill.steps?"),
+        (["+distill.stepz=3"], "distill.stepz: there is no such key. Did you mean distill.steps?"),
+        (["distill.stepz=3"], "distill.stepz: there is no such key. Did you mean distill.steps?"),
+        (["++distill.stepz=3"], "distill.stepz: there is no such key. Did you mean distill.steps?"),
+        (["-m", "distill.stepz=3,4"], "distill.stepz: there is no such key. Did you mean distill.steps?"),
+        (["+foo=1"], "foo: there is no such key."),
+        (["loss.terms.kl.teacher=false"], "loss.terms.kl.teacher: there is no such key."),
+        (["quickstart"], "'quickstart': is no KEY=VALUE. Did you mean experiment=quickstart?"),
+        (["--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder."),
+        (["--config-path", "."], "--config-path takes the place of all presets"),
+        (["runtime.device=tpu"], "runtime.device='tpu': is no device"),
+        (["runtime.device=cuda:99"], "runtime.device='cuda:99': this machine has no accelerator"),
+        (["corpus=local_files", "corpus.path=/no/where"], "corpus.path='/no/where': there is no such folder"),
+        (["corpus=local_files", "corpus.path=.", "corpus.glob='*.nothing'"], "corpus.glob='*.nothing': no file below"),
+        (["corpus.packages=[nosuchpackage]"], "corpus.packages: there is no installed package 'nosuchpackage'"),
+        (["model=hf", "model.path=/no/where"], "model.path='/no/where': there is no such folder"),
+        (["model.file=/no/where.gguf"], "model.file='/no/where.gguf': there is no such file"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_made(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "cuda:99" in str(words):
+        monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    with pytest.raises(ValueError, match="") as caught:
+        command.inspect(words)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
