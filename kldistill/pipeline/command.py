@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -134,10 +134,11 @@ def _refuse_trust_of_files(cfg: DictConfig, hydra: DictConfig, overrides: Sequen
     said: Any = []
     for override in overrides:
         if override.key_or_group == "runtime.trust":
-            said = override.value()
-    swept = any(str(key).lstrip("+").startswith("runtime") for key in hydra.sweeper.get("params") or {})
+            said = override.value() or []
     # An interpolation would take a file's word.
-    if swept or OmegaConf.to_container(cfg.runtime)["trust"] != (said or []):  # type: ignore[index,call-overload]
+    plain = isinstance(said, list) and all(isinstance(name, str) and "$" not in name for name in said)
+    swept = any(str(key).lstrip("+").startswith("runtime") for key in hydra.sweeper.get("params") or {})
+    if swept or not plain or cast(Any, OmegaConf.to_container(cfg.runtime))["trust"] != said:
         raise ConfigError(
             "runtime.trust: comes from a file. Code of another package runs only where you say so yourself, on the "
             "command line: runtime.trust=[mypkg]."
