@@ -192,7 +192,7 @@ def _typed(function: Callable[..., Any], settings: dict[str, Any], key: str) -> 
             node = OmegaConf.merge(OmegaConf.structured(schema), {name: value})
             checked[name] = cast(Any, OmegaConf.to_container(node))[name]
         except OmegaConfBaseException as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0].rstrip(".")
             raise ConfigError(f"{key}.{name}={value!r}: {reason}.") from error
     return checked
 
