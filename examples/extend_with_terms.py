@@ -29,5 +29,7 @@ def extend(model: str, texts: str, out: Path, terms: list[str], settings: list[s
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 5:
+        sys.exit(f"usage: python extend_with_terms.py {(__doc__ or '').partition(': ')[2]}")
     words, settings = [w for w in sys.argv[4:] if "=" not in w], [w for w in sys.argv[4:] if "=" in w]
     print("The extended model:", extend(sys.argv[1], sys.argv[2], Path(sys.argv[3]), words, settings))

@@ -1,20 +1,28 @@
-"""The documents: examples run, and every figure has its entry."""
+"""The documents: examples and shell lines run, links lead somewhere, and every figure has its entry."""
 
 import doctest
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import get_args_parser
 
+from kldistill.pipeline import compose
+from kldistill.pipeline.checks import check
 from kldistill.training.scoring import FIGURES
+from tests.helpers import runs, shell_lines
 from tests.helpers.paths import ROOT
 
-DOCS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+DOCS = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 # Blocks marked ``pycon`` are examples that run; a document named here must have that many lines of them.
 LEAST = {"method.md": 40, "python.md": 5}
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_examples_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     found = doctest.testfile(str(path), module_relative=False, encoding="utf-8")
@@ -22,7 +30,7 @@ def test_examples_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert found.attempted >= LEAST.get(path.name, 0)
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_examples_are_marked(path: Path) -> None:
     """A prompt outside a ``pycon`` block would be run as well, and a block without one would not."""
     text = path.read_text(encoding="utf-8")
@@ -42,7 +50,88 @@ def test_every_figure_has_an_entry() -> None:
     assert names <= documented
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+def folder_of_a_user(root: Path) -> Path:
+    """Where the commands are given: with the files that they name, and a home with a project in it."""
+    runs.write_corpus(root / "home" / "src" / "project")
+    (root / "terms.txt").write_text("attention_mask\nself.config\n")
+    (root / "mbpp.jsonl").write_text("")
+    (root / "outputs" / "runs" / "quickstart" / "default" / "wandb" / "offline-run-1").mkdir(parents=True)
+    return root
+
+
+def overrides_of(arguments: list[str]) -> list[str]:
+    """The overrides among the arguments, as the command line takes them: ``-m`` and the like are Hydra's own."""
+    parsed = get_args_parser().parse_args([compose.with_home(argument) for argument in arguments])
+    return parsed.overrides
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_shell_line_means_something(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line goes through a real shell to stand-ins; what reaches kldistill is composed and checked."""
+    folder = folder_of_a_user(tmp_path)
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    monkeypatch.chdir(folder)
+    shells = [found for found in (shutil.which("bash"), shutil.which("zsh")) if found]
+    for block in shell_lines.blocks(path):
+        cut = [shell_lines.commands(block, shell, folder) for shell in shells]
+        assert all(words == cut[0] for words in cut), f"shells differ on: {block}"
+        assert len(cut[0]) == len(block.strip().splitlines()), block
+        for words in cut[0]:
+            if words[0] == "python" and words[1].endswith(".py"):
+                assert (ROOT / words[1]).is_file(), words
+            arguments = shell_lines.arguments(words)
+            if arguments is None or "--help" in arguments:
+                continue
+            # Of a sweep, the first of every list of values.
+            overrides = [re.sub(r"^([^=]*=[^\[\],{]*),.*$", r"\1", text) for text in overrides_of(arguments)]
+            cfg = compose.typed(runs.config(overrides))
+            if not cfg.eval.suites or shell_lines.has_sandbox():
+                check(cfg)
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_shell_lines_are_marked_and_safe_in_zsh(path: Path) -> None:
+    """zsh takes brackets for a pattern and, as people use it, has no comments: no line may need bash."""
+    text = path.read_text(encoding="utf-8")
+    started = re.compile(r"^    (?:" + "|".join(shell_lines.PROGRAMS) + r"|\.ci/run)\b", flags=re.MULTILINE)
+    assert not started.search(text), "mark shell lines by ```sh, so that they are tested"
+    for block in shell_lines.blocks(path):
+        for line in block.splitlines():
+            bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", line)
+            assert not re.search(r"[\[\]?#(){}!]", bare), line
+            assert "*" not in bare or line.startswith("wandb sync "), line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_kldistill_line_runs(path: Path, tmp_path: Path) -> None:
+    """The same lines as whole runs of a tiny model, each in a process of its own as a user starts it."""
+    folder = folder_of_a_user(tmp_path)
+    bash = shutil.which("bash")
+    assert bash
+    environment = os.environ | {"HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
+    ours = ("model", "corpus", "logger", "runtime.device", "hydra/launcher", "hydra.launcher", "export.push_to_hub")
+    for block in shell_lines.blocks(path):
+        for words in shell_lines.commands(block, bash, folder):
+            arguments = shell_lines.arguments(words)
+            if arguments is None or any(text.startswith("eval.suites") and "bpp" in text for text in arguments):
+                continue  # tests/evaluation has the suites
+            own = [text for text in arguments if not text.startswith(ours)]
+            own = [re.sub(r"^([^=]*=[^\[\],{]*),.*$", r"\1", text) for text in own if text not in ("-m", "--multirun")]
+            small = [text for text in runs.SMALL if text.split("=")[0] not in {word.split("=")[0] for word in own}]
+            project = [f"corpus.path={folder / 'home' / 'src' / 'project'}"] if "--help" not in own else []
+            steps = ["finetune.steps=1"] if any(text.startswith("finetune=") for text in own) else []
+            done = subprocess.run(
+                [sys.executable, "-m", "kldistill", *own, *small, *project, *steps, "eval.suites=[]"],
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
