@@ -103,7 +103,7 @@ def test_a_program_with_a_hydra_of_its_own_keeps_it() -> None:
 
 
 def test_the_example_runs(tiny_model: MakeModel, tmp_path: Path) -> None:
-    assert len(EXAMPLE.read_text().splitlines()) < 30
+    assert len(EXAMPLE.read_text().splitlines()) < 40
     texts = write_corpus(tmp_path / "my texts")
     kept = ("corpus.", "distill.", "runtime.")
     settings = [text for text in SMALL if text.startswith(kept)]
@@ -119,3 +119,10 @@ def test_the_example_runs(tiny_model: MakeModel, tmp_path: Path) -> None:
         assert len(AutoTokenizer.from_pretrained(model).encode(term)) > 2
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "export")
     assert loaded.config.vocab_size == len(tokenizer) > 512
+
+
+def test_the_example_without_arguments_says_how_it_is_used() -> None:
+    done = subprocess.run([sys.executable, str(EXAMPLE)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("usage: python extend_with_terms.py MODEL (folder or hub id) TEXTS (folder) OUT TERM")
+    assert "Traceback" not in done.stderr
