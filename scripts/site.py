@@ -22,7 +22,7 @@ def on_files(files: Any, config: Any) -> Any:
 
     for source, target in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
-        files.append(File.generated(config, target, content=re.sub(r"\]\(docs/", "](", on_site(text, ""))))
+        files.append(File.generated(config, target, content=re.sub(r"\]\(docs/", "](", site_links(text, ""))))
     present = {file.src_uri for file in files.documentation_pages()}
     nav, named = [], set()
     for title, names in ORDER:
@@ -36,10 +36,10 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Links to what stands outside docs/ lead to its page, or become plain text where it has none."""
-    return markdown if page.file.src_uri in PAGES.values() else on_site(markdown, "docs/" + page.file.src_uri)
+    return markdown if page.file.src_uri in PAGES.values() else site_links(markdown, "docs/" + page.file.src_uri)
 
 
-def on_site(markdown: str, source: str) -> str:
+def site_links(markdown: str, source: str) -> str:
     """``markdown`` of the file ``source`` (its path in the project) with its links as the site needs them."""
 
     def led(match: re.Match[str]) -> str:

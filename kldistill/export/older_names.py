@@ -40,9 +40,11 @@ def add(folder: Path, *, trust_remote_code: bool = False) -> None:
         )
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
+    if settings.get("tokenizer_class") == "TokenizersBackend":  # the generic one; version 4 does not know the new name
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(settings.get("extra_special_tokens"), list):  # version 4 expects a mapping under this name, and fails
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
-        _write(path, settings)
+    _write(path, settings)
 
 
 def older_names(settings: dict[str, Any]) -> dict[str, Any]:

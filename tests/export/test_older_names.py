@@ -93,6 +93,9 @@ def test_the_older_names_say_the_same(
     out = export(tiny_model, family, tmp_path, fake_tokens)
     settings = json.loads((out / "config.json").read_text())
     assert settings["torch_dtype"] == settings["dtype"] == "float32"
+    tokenizer = json.loads((out / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] != "TokenizersBackend"  # version 4 has no such class
+    assert "extra_special_tokens" not in tokenizer
     rope = ROPES[family]
     assert rope is not None
     everywhere = rope.get("full_attention", rope)

@@ -28,7 +28,7 @@ _SPEC.loader.exec_module(site_hooks)
     ],
 )
 def test_links_on_the_site(markdown: str, source: str, wanted: str) -> None:
-    assert site_hooks.on_site(markdown, source) == wanted
+    assert site_hooks.site_links(markdown, source) == wanted
 
 
 def test_every_document_that_the_order_names_first_is_there() -> None:
