@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kldistill.export import older_names
 from kldistill.export import stage as export_stage
+from kldistill.model import tiny
 from kldistill.runtime.errors import ModelError
 from tests.helpers.artifacts import MakeModel, MakeTokens, rows_for
 
@@ -39,7 +40,8 @@ ROPES = {
     "gpt2": None,
     "gpt_neox": {"rope_type": "default", "rope_theta": 44_000.0, "partial_rotary_factor": 0.5},
 }
-TEXT = "def check_size(self, value):\n    return self.value + 12  # naïve 中文\n" * 4
+# The fake tokens are the pairs most frequent in the text that the tiny tokenizers learnt from; they occur there.
+TEXT = tiny.training_text()[0][4_000:5_000] + "\n# naïve 中文 = 12\n"
 
 READ = """
 import json, sys
