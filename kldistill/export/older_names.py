@@ -6,19 +6,24 @@ Version 5 reads both.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from kldistill.runtime.errors import ModelError
 
 # What of ``rope_parameters`` version 4 keeps outside ``rope_scaling``.
 _APART = ("rope_theta", "partial_rotary_factor")
+# Tensors that version 5 renamed, by model type; it reads the older names too.
+_TENSORS = {"gpt_neox": {"lm_head.weight": "embed_out.weight"}}
 
 
 def add(folder: Path, *, trust_remote_code: bool = False) -> None:
-    """Write the older names into ``config.json`` and ``tokenizer_config.json`` of an exported folder.
+    """Write the older names into an exported folder: its configs, and the weights of types whose tensors were renamed.
 
     Args:
         trust_remote_code: run the model's own code to read its config again, as the base model's was.
@@ -38,6 +43,7 @@ def add(folder: Path, *, trust_remote_code: bool = False) -> None:
             f"{path}: with rope_theta and rope_scaling, which transformers 4 reads, transformers 5 no longer reads the "
             f"model's rotary positions ({before}): models of type {settings.get('model_type')!r} cannot be exported."
         )
+    rename(folder, _TENSORS.get(settings.get("model_type"), {}))
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     if settings.get("tokenizer_class") == "TokenizersBackend":  # the generic one; version 4 does not know the new name
@@ -45,6 +51,21 @@ def add(folder: Path, *, trust_remote_code: bool = False) -> None:
     if isinstance(settings.get("extra_special_tokens"), list):  # version 4 expects a mapping under this name, and fails
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
     _write(path, settings)
+
+
+def rename(folder: Path, names: Mapping[str, str]) -> None:
+    """Give tensors of ``model*.safetensors`` other names; only files that hold one of them are written again."""
+    for file in sorted(folder.glob("model*.safetensors")) if names else []:
+        with safe_open(file, "pt") as opened:
+            concerned = bool(names.keys() & set(opened.keys()))
+        if concerned:
+            tensors = {names.get(name, name): tensor for name, tensor in load_file(file).items()}
+            save_file(tensors, file, metadata={"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    if names and index.is_file():
+        listed = json.loads(index.read_text(encoding="utf-8"))
+        listed["weight_map"] = {names.get(name, name): file for name, file in listed["weight_map"].items()}
+        _write(index, listed)
 
 
 def older_names(settings: dict[str, Any]) -> dict[str, Any]:
