@@ -16,6 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 COLOURS = {"ce": "#d95f02", "kl": "#1b6ca8", "kl_ce": "#2e8b57"}
@@ -37,7 +38,7 @@ def draw_line(axes: Axes, tokens: list[dict[str, object]], name: str, y: float) 
         text = str(token["text"]).replace("\n", "⏎")
         width = 0.92 * max(1, len(text)) + 0.5
         colour = COLOURS["kl_ce"] if token["new"] else "white"
-        axes.add_patch(plt.Rectangle((x, y - 0.38), width, 0.76, facecolor=colour, edgecolor="#888888", lw=0.6))
+        axes.add_patch(Rectangle((x, y - 0.38), width, 0.76, facecolor=colour, edgecolor="#888888", lw=0.6))
         ink = "white" if token["new"] else "black"
         axes.text(
             x + width / 2,
