@@ -74,6 +74,15 @@ output:
 _target_: mypkg.Echo
 n: 3
 """,
+    "corpus/mine.yaml": """
+source:
+  _target_: mypkg.python_files
+  folder: text
+general:
+  _target_: kldistill.corpus.prose.package_docs
+  packages: [rich]
+  requirements: false
+""",
     "experiment/trusting.yaml": """
 # @package _global_
 runtime:
@@ -118,19 +127,8 @@ def install(folder: Path) -> None:
 
 
 def command_line(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    small = [word for word in SMALL if not word.startswith("corpus=")]
     return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "kldistill",
-            "--config-dir",
-            "my",
-            *small,
-            "corpus=local_files",
-            "corpus.path=text",
-            *more,
-        ],
+        [sys.executable, "-m", "kldistill", "--config-dir", "my", *SMALL, *more],
         env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
@@ -141,13 +139,8 @@ def command_line(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
 def test_components_of_an_installed_package_run_through_the_pipeline(package: Path, tmp_path: Path) -> None:
     install(package)
     write_corpus(tmp_path / "text")
-    own = ["loss=half_kl", "init=ones", "eval.suites=[echo]", "init.tie=null", "stages=[evaluate]"]
-    source = [
-        "corpus.source={_target_: mypkg.python_files, folder: text}",
-        "~corpus.source.path",
-        "~corpus.source.glob",
-    ]
-    done = command_line(package, *own, *source)
+    own = ["corpus=mine", "loss=half_kl", "init=ones", "eval.suites=[echo]"]
+    done = command_line(package, *own, "stages=[evaluate]")
     assert done.returncode == 0, done.stdout + done.stderr
     (record,) = (json.loads(path.read_text()) for path in (tmp_path / "outputs/runs").glob("*/*/run.json"))
     assert record["status"] == "finished"
@@ -159,7 +152,7 @@ def test_components_of_an_installed_package_run_through_the_pipeline(package: Pa
 def test_a_package_that_nobody_trusts_is_not_imported(package: Path, tmp_path: Path) -> None:
     (package / "mypkg.py").write_text("open('imported', 'w').close()\n" + PACKAGE)
     write_corpus(tmp_path / "text")
-    done = command_line(package, "loss=half_kl")
+    done = command_line(package, "corpus.path=text", "loss=half_kl")
     assert done.returncode == 1
     assert (
         "loss.terms.half_kl.function._target_='mypkg.half_kl': only functions of kldistill may be named" in done.stderr
