@@ -20,7 +20,7 @@ def kldistill(*arguments: str, folder: Path, env: dict[str, str] | None = None) 
         env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 
