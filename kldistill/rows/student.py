@@ -101,10 +101,15 @@ class Student(nn.Module):
     def logits(self, hidden: Float[Tensor, "P D"]) -> Float[Tensor, "P W"]:
         """The student's logits over old and new tokens. Gradients reach ``hidden`` and ``head_parameters``."""
         hidden = hidden.to(self.lm_head.weight.dtype)
-        new_PN = F.linear(hidden, self.rows.head.to(hidden.dtype))
+        return torch.cat([self._over_old(hidden, self.lm_head), self.logits_new(hidden, self.rows.head)], dim=-1)
+
+    def logits_new(self, hidden: Float[Tensor, "P D"], output: Float[Tensor, "N D"]) -> Float[Tensor, "P N"]:
+        """The logits that output rows of new tokens give, the family's scale and cap included."""
+        hidden = hidden.to(self.lm_head.weight.dtype)
+        new_PN = F.linear(hidden, output.to(hidden.dtype))
         if self.lm_head.bias is not None:
             new_PN = new_PN + new_bias(self.lm_head.bias, self.old_size)
-        return torch.cat([self._over_old(hidden, self.lm_head), self._finish(new_PN)], dim=-1)
+        return self._finish(new_PN)
 
     def _over_old(self, hidden: Tensor, head: nn.Linear) -> Tensor:
         weight_VD = head.weight[: self.old_size]

@@ -101,6 +101,30 @@ class LoraConfig:
 
 
 @dataclass
+class SolveConfig:
+    """Solving the output rows at the teacher's states before the training (see ``kldistill.training.solve``).
+
+    Attributes:
+        iterations: of L-BFGS for each ridge; one is a pass over the training text's positions, or two.
+        ridges: strengths of the pull towards the start, tried from the strongest on while the validation loss falls. 1
+            weighs a move of all rows by the old rows' median length like half a nat a position.
+    """
+
+    iterations: int = 10
+    ridges: list[float] = field(default_factory=lambda: [0.1, 0.01, 0.001, 1e-4, 1e-5])
+
+    def check(self, group: str) -> None:
+        """The ranges. Raises ``ConfigError`` naming the key below ``group``."""
+        require(self.iterations >= 1, f"{group}.iterations", self.iterations, "must be at least 1")
+        require(
+            len(self.ridges) > 0 and all(0 <= ridge < float("inf") for ridge in self.ridges),
+            f"{group}.ridges",
+            self.ridges,
+            "must be one number or more, each at least 0",
+        )
+
+
+@dataclass
 class DistillConfig:
     """Training of the new rows and, if asked, of a low-rank update of the body.
 
@@ -109,6 +133,9 @@ class DistillConfig:
             cut and, with the KL alone, nothing else. It is merged at export. Null: the body stays bit-identical.
         lora_lr: its learning rate.
         lazy_rows: update only the new rows that occur in the step (see ``LazyAdamW``).
+        solve: fit the output rows to the teacher's states first, which costs no pass through the body; a tied model
+            then has output rows of its own. Null: start from the rows of ``init``.
+        output_lr: learning rate of separate output rows. Null: ``lr``.
         teacher: ``self`` (the original model) or ``none`` (losses that need no teacher; validation then shows no
             KL).
         steps: of the optimiser.
@@ -145,6 +172,8 @@ class DistillConfig:
     lora: LoraConfig | None = None
     lora_lr: float = 1e-3
     lazy_rows: bool = True
+    solve: SolveConfig | None = None
+    output_lr: float | None = None
     warmup: float = 0.1
     schedule: str = choice("cosine", *SCHEDULES)
     weight_decay: float = 0.0
@@ -156,6 +185,17 @@ class DistillConfig:
     loss: LossConfig = II("loss")  # noqa: RUF009
 
     def __post_init__(self) -> None:
+        if self.solve is not None:
+            self.solve.check("distill.solve")
+            require(
+                self.teacher == "self", "distill.teacher", self.teacher, "has no states for distill.solve to fit to"
+            )
+        require(
+            self.output_lr is None or self.output_lr > 0,
+            "distill.output_lr",
+            self.output_lr,
+            "must be above 0, or null",
+        )
         require(self.lora_lr > 0, "distill.lora_lr", self.lora_lr, "must be above 0")
         require(self.validation_bytes >= 1, "distill.validation_bytes", self.validation_bytes, "must be at least 1")
         check_training(self, "distill")

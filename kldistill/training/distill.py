@@ -1,5 +1,6 @@
 """Stage ``distill``: train the new rows and, if asked, a low-rank update of the body, on the chosen loss."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from kldistill.model.load import load_original
 from kldistill.rows.rows import Rows
 from kldistill.runtime.devices import accelerator
-from kldistill.runtime.files import write_summary
+from kldistill.runtime.files import write_summary, write_text
 from kldistill.runtime.job import Job
 from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.encoding import encode
@@ -18,6 +19,7 @@ from kldistill.training.batches import Steps, schedule
 from kldistill.training.config import DistillConfig
 from kldistill.training.loop import train
 from kldistill.training.objective import Objective, terms_of, validation
+from kldistill.training.solve import Readout, solve
 
 
 def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
@@ -36,7 +38,10 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     torch.manual_seed(cfg.seed)
     model = load_original(inputs["model"], device)
     learns = adapters.Training("rows" if cfg.lora is None else "lora", cfg.lora)
-    student, adapter = adapters.unfreeze(model, Rows.load(inputs["init"]), pieces.old_size, learns)
+    rows = Rows.load(inputs["init"])
+    if cfg.solve is not None and rows.output is None:
+        rows = Rows(rows.input, rows.input, rows.made_by)  # a tied model: from here on two rows a token
+    student, adapter = adapters.unfreeze(model, rows, pieces.old_size, learns)
     student.to(device)
     sets = {name: states.read(inputs["teacher"], name) for name in ("train", "validation")}
     new_ids = {name: encode(tokenizer, [s.text for s in found.snippets]) for name, found in sets.items()}
@@ -63,6 +68,20 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     )
     checkpoint = out / "checkpoint.safetensors"
     objective = Objective(student, terms_of(cfg.loss))
+    solved: dict[str, float] = {}
+    told = out / "solve.json"
+    if cfg.solve is not None and checkpoint.is_file():  # it has the rows that came of it
+        solved = json.loads(told.read_text())
+    elif cfg.solve is not None:
+        train_on, held_out = (
+            Readout(student, sets[name], new_ids[name], pieces, job.runtime.chunk) for name in ("train", "validation")
+        )
+        output_ND, solved = solve(train_on, held_out, rows.head.detach(), objective.terms, cfg.solve, job.say)
+        assert rows.output is not None
+        rows.output.data.copy_(output_ND)
+        write_text(told, json.dumps(solved, indent=2) + "\n")
+    if cfg.solve is not None:
+        rows.made_by["output"] = f"{rows.made_by.get('output', '')}, solved".lstrip(", ")
     figures = train(
         objective,
         batches,
@@ -71,7 +90,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         job,
         description=f"Distilling ({cfg.loss.name})",
         validate=validate,
-        factor=lambda name: cfg.lora_lr / cfg.lr if ".lora_" in name else 1.0,
+        factor=lambda name: _rate(name, cfg) / cfg.lr,
         seen=objective.seen if cfg.lazy_rows else None,
     )
     if not accelerate.is_main_process:
@@ -80,6 +99,14 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         student.rows.save(out)
     else:
         adapters.save(student, adapter, learns, out, model.dtype)
-    summary = {f"distill/{name}": value for name, value in figures.items()}
-    write_summary(out, summary)
+    write_summary(out, {f"distill/{name}": value for name, value in {**solved, **figures}.items()})
     checkpoint.unlink(missing_ok=True)
+
+
+def _rate(name: str, cfg: DistillConfig) -> float:
+    """The learning rate of a parameter of the objective."""
+    if ".lora_" in name:
+        return cfg.lora_lr
+    if name.endswith(".rows.output") and cfg.output_lr is not None:
+        return cfg.output_lr
+    return cfg.lr

@@ -26,7 +26,7 @@ from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import distill, states, teacher
 from kldistill.training.batches import Batch, Steps
-from kldistill.training.config import DistillConfig, LoraConfig, LossConfig, LossTerm, TeacherConfig
+from kldistill.training.config import DistillConfig, LoraConfig, LossConfig, LossTerm, SolveConfig, TeacherConfig
 from kldistill.training.load import load_student
 from kldistill.training.objective import Objective
 from kldistill.training.scoring import score_student, summarise
@@ -131,6 +131,18 @@ def test_a_body_that_learns_with_the_rows(inputs: Inputs, tmp_path: Path) -> Non
         old = load_original(inputs.folders["model"]).get_input_embeddings().weight
         assert torch.equal(student.embedding.weight, old), "old rows stay as they are"
     assert ends["lora"] < ends["rows"]
+
+
+def test_solved_output_rows_are_where_training_starts(inputs: Inputs) -> None:
+    curves = {}
+    for name, solved in (("from_init", None), ("solved", SolveConfig(6, [0.01]))):
+        log: list[dict[str, float]] = []
+        out = inputs.distilled(name, lambda found, step, log=log: log.append(found), steps=2, solve=solved)
+        curves[name] = [found["kl"] for found in log if "kl" in found]
+    assert curves["solved"][0] < curves["from_init"][0]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["distill/solve/validation_after"] < summary["distill/solve/validation_before"]
+    assert Rows.load(out).made_by["output"].endswith("solved")
 
 
 def test_only_rows_that_occur_move(inputs: Inputs) -> None:

@@ -1,0 +1,190 @@
+"""The output rows solved on the teacher's own states: a convex problem that needs no pass through the body.
+
+At the teacher's hidden state h the old logits are the teacher's, and a new token's output row o enters the loss only
+through o . h. Old pieces that no new token is made of keep their ratios among each other, whatever the new rows are, so
+all of them together are one column: their common log-mass. With S pieces in new tokens and N new tokens a position
+needs S + 1 + N columns in place of W = V + N (429 + 1 + 512 for 49,664 on SmolLM2), and any loss over logits that
+treats those pieces alike (``kl``, ``kl_first``; ``ce`` up to a constant) has the same value and the same gradient there
+as over the whole vocabulary. docs/method.md, section 9, has the derivation.
+
+Shape suffixes: U teacher rows of a text, A student rows and B teacher rows of a chunk, D width, N new tokens, R = S + 1
+reduced old columns, the last of which is the rest.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kldistill.losses.alignment import Alignment, align
+from kldistill.losses.chunks import chunks
+from kldistill.losses.fused import can_fuse, fused
+from kldistill.losses.weighted import Term
+from kldistill.rows.student import Student
+from kldistill.tokens.pieces import PieceTable
+from kldistill.training.config import SolveConfig
+from kldistill.training.states import States
+
+# Lists of an alignment that hold ids of tokens or pieces, which the reduced vocabulary numbers anew.
+_IDS = (
+    *("mass_owner", "mass_member", "next_token", "zero_piece", "open_piece", "split_token"),
+    *("cell_token", "rest_token", "factor_piece", "frontier_piece"),
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A chunk of one text in the reduced vocabulary: the student's state at each position is the teacher's."""
+
+    hidden_AD: Float[Tensor, "A D"]
+    old_AR: Float[Tensor, "A R"]
+    teacher_BR: Float[Tensor, "B R"]
+    alignment: Alignment
+
+
+class Readout:
+    """Texts whose teacher states the output rows are fitted to.
+
+    Args:
+        student: for its heads; its body is not run.
+        texts: with the teacher's states.
+        new_ids: the student's ids of the same texts.
+        chunk: student positions of one chunk.
+    """
+
+    def __init__(
+        self, student: Student, texts: States, new_ids: Sequence[Sequence[int]], pieces: PieceTable, chunk: int
+    ) -> None:
+        self.student = student
+        used = sorted({piece for row in pieces.pieces for piece in row})
+        self.columns_S = torch.tensor(used)
+        self.number_W = torch.full((pieces.new_size,), len(used))  # of every id in the reduced vocabulary
+        self.number_W[self.columns_S] = torch.arange(len(used))
+        self.number_W[pieces.old_size :] = len(used) + 1 + torch.arange(len(pieces.pieces))
+        aligned = [align(texts.ids[index], new_ids[index], pieces) for index in range(len(new_ids))]
+        n = sum(alignment.n_common for alignment in aligned)
+        self.parts = [
+            part
+            for index, alignment in enumerate(aligned)
+            for part in self._parts(texts.hidden(index), len(new_ids[index]), alignment, n, chunk)
+        ]
+
+    @torch.no_grad()
+    def _parts(self, hidden_UD: Tensor, n_new: int, alignment: Alignment, n: int, chunk: int) -> list[Part]:
+        """One text's chunks. Positions that are no common boundary have no state of the teacher's and are left out."""
+        device = self.student.lm_head.weight.device
+        hidden_UD = hidden_UD.to(device)
+        reduced_UR = self._reduce(self.student.logits_old(hidden_UD).float())
+        teacher_row = teacher_rows(alignment, n_new)
+        known_M = teacher_row[alignment.next_row] >= 0
+        renumbered = {name: self.number_W[getattr(alignment, name)] for name in _IDS}
+        n_columns = len(self.columns_S) + 1
+        whole = replace(
+            alignment,
+            **{**renumbered, "next_token": renumbered["next_token"][known_M]},
+            next_row=alignment.next_row[known_M],
+            old_size=n_columns,
+            new_size=n_columns + len(self.student.rows.input),
+            n_common=n,
+            n_next=n,
+        )
+        found = []
+        for part in chunks(whole, chunk):
+            rows_A = teacher_row[part.student_rows].to(device)
+            teacher_BR = reduced_UR[part.teacher_rows.to(device)]
+            found.append(Part(hidden_UD[rows_A], reduced_UR[rows_A], teacher_BR, part.alignment.to(device)))
+        return found
+
+    def _reduce(self, logits_UV: Float[Tensor, "U V"]) -> Float[Tensor, "U R"]:
+        """The logits of the pieces of new tokens, and one that has the mass of all others together."""
+        log_norm_U = logits_UV.logsumexp(-1)
+        kept_US = logits_UV[:, self.columns_S.to(logits_UV.device)]
+        # In float64, as 1 - share keeps few digits where nearly all mass is on pieces of new tokens.
+        share_U = (kept_US - log_norm_U[:, None]).double().exp().sum(-1)
+        rest_U = log_norm_U + (1 - share_U).clamp_min(1e-12).log().float()
+        return torch.cat([kept_US, rest_U[:, None]], -1)
+
+    def loss(self, output_ND: Float[Tensor, "N D"], terms: Mapping[str, Term], *, backward: bool = False) -> float:
+        """The weighted sum of the terms over all texts, in nats per position.
+
+        With ``backward`` its gradient is added to ``output_ND.grad``, a chunk at a time.
+        """
+        total = 0.0
+        for part in self.parts:
+            with torch.set_grad_enabled(backward):
+                new_AN = self.student.logits_new(part.hidden_AD, output_ND).float()
+                value = _weighted(terms, torch.cat([part.old_AR, new_AN], -1), part.teacher_BR, part.alignment)
+            if backward:
+                value.backward()
+            total += value.item()
+        return total
+
+
+def _weighted(
+    terms: Mapping[str, Term], student_AW: Tensor, teacher_BR: Tensor, alignment: Alignment
+) -> Float[Tensor, ""]:
+    together = {name: (term.function, term.weight) for name, term in terms.items() if can_fuse(term.function)}
+    total = student_AW.new_zeros(())
+    if together:
+        total = total + fused(together, student_AW, teacher_BR, alignment)[0]
+    for name, term in terms.items():
+        if name not in together:
+            total = total + term.weight * term.function(student_AW, *([teacher_BR] if term.teacher else []), alignment)
+    return total
+
+
+def solve(
+    train: Readout,
+    held_out: Readout,
+    start_ND: Float[Tensor, "N D"],
+    terms: Mapping[str, Term],
+    cfg: SolveConfig,
+    say: Callable[[str], None],
+) -> tuple[Float[Tensor, "N D"], dict[str, float]]:
+    """The output rows that minimise the loss on ``train`` with a ridge towards the start, chosen on ``held_out``.
+
+    L-BFGS (Liu and Nocedal, 1989) along the path of ridges from the strongest to the weakest, each from where the one
+    before ended. It stops as soon as the held-out loss rises, and gives back the rows with the lowest.
+
+    Returns:
+        The rows, and figures: the loss before and after on both texts (nats per position) and the ridge chosen.
+    """
+    scale = train.student.lm_head.weight.float().square().sum(-1).median().item() * len(start_ND)
+    rows_ND = start_ND.detach().clone().requires_grad_()
+    best_ND, before = start_ND.detach().clone(), held_out.loss(start_ND, terms)
+    figures = {"solve/train_before": train.loss(start_ND, terms), "solve/validation_before": before}
+    best, chosen = before, float("inf")
+    for ridge in sorted(cfg.ridges, reverse=True):
+        optimizer = torch.optim.LBFGS(
+            [rows_ND], max_iter=cfg.iterations, history_size=10, line_search_fn="strong_wolfe", tolerance_change=1e-7
+        )
+
+        def closure(ridge: float = ridge, optimizer: torch.optim.LBFGS = optimizer) -> float:
+            optimizer.zero_grad()
+            loss = train.loss(rows_ND, terms, backward=True)
+            away_ND = rows_ND.detach() - start_ND
+            assert rows_ND.grad is not None
+            rows_ND.grad.add_(away_ND, alpha=ridge / scale)
+            return loss + ridge / 2 * away_ND.square().sum().item() / scale
+
+        optimizer.step(closure)  # type: ignore[arg-type]
+        found = held_out.loss(rows_ND.detach(), terms)
+        if not found < best:
+            break
+        best, best_ND, chosen = found, rows_ND.detach().clone(), ridge
+    figures |= {"solve/train_after": train.loss(best_ND, terms), "solve/validation_after": best, "solve/ridge": chosen}
+    say(
+        f"Output rows solved at the teacher's states: {before:.3f} to {best:.3f} nats a position on validation text, "
+        f"{figures['solve/train_before']:.3f} to {figures['solve/train_after']:.3f} on training text "
+        f"(ridge {chosen:g})."
+    )
+    return best_ND, {name: value for name, value in figures.items() if value != float("inf")}
+
+
+def teacher_rows(alignment: Alignment, n_new: int) -> Int[Tensor, " T"]:
+    """For each student row the teacher row with the same context; -1 where there is none."""
+    rows_T = torch.full((n_new,), -1)
+    rows_T[alignment.student_row] = alignment.teacher_row
+    return rows_T

@@ -1,0 +1,128 @@
+"""The reduced problem of the output rows is the whole one at the teacher's states, and its solution is better than its
+start.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kldistill.losses import ce, kl, kl_first
+from kldistill.losses.alignment import align
+from kldistill.losses.weighted import Term
+from kldistill.runtime.errors import ConfigError
+from kldistill.training.config import DistillConfig, SolveConfig
+from kldistill.training.solve import Readout, solve, teacher_rows
+from tests.helpers.artifacts import MakeModel, MakeTokens
+from tests.helpers.setting import Setting, make_setting
+
+TERMS = {"kl": kl, "kl_first": kl_first, "ce": ce}
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma2"])
+def setting(
+    request: pytest.FixtureRequest,
+    tiny_model: MakeModel,
+    fake_tokens: MakeTokens,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Setting:
+    """Of an untied model, and of one that caps its logits."""
+    model = tiny_model(request.param)
+    return make_setting(model, fake_tokens(model), tmp_path_factory.mktemp("setting_"))
+
+
+def whole_loss(setting: Setting, output_ND: torch.Tensor, name: str) -> torch.Tensor:
+    """The loss over all of V and W, the student's states being the teacher's; per position over all texts."""
+    student = setting.student
+    total, n = output_ND.new_zeros(()), 0
+    for index, new_ids in enumerate(setting.new_ids):
+        aligned = align(setting.states.ids[index], new_ids, setting.pieces)
+        hidden_UD = setting.states.hidden(index)
+        rows_T = teacher_rows(aligned, len(new_ids))
+        assert (rows_T[aligned.next_row] >= 0).all(), "every boundary of the student is the teacher's"
+        old_UV = student.logits_old(hidden_UD)
+        new_UN = student.logits_new(hidden_UD, output_ND)
+        student_TW = torch.cat([old_UV, new_UN], -1)[rows_T.clamp_min(0)]
+        arguments = [student_TW, aligned] if name == "ce" else [student_TW, old_UV, aligned]
+        whole = replace(aligned, n_common=1, n_next=1)
+        total = total + TERMS[name](*arguments[:-1], whole)
+        n += aligned.n_common
+    return total / n
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_the_reduced_loss_is_the_whole_one(name: str, setting: Setting) -> None:
+    """Value and gradient; for ce up to a constant, the share of each text's token among the pieces that are one
+    column.
+    """
+    readout = Readout(setting.student, setting.states, setting.new_ids, setting.pieces, chunk=16)
+    terms = {name: Term(TERMS[name], 1.0)}
+    values = []
+    for scale in (1.0, -0.7):
+        rows_ND = (scale * setting.student.rows.head.detach()).requires_grad_()
+        whole = whole_loss(setting, rows_ND, name)
+        (expected,) = torch.autograd.grad(whole, rows_ND)
+        reduced = readout.loss(rows_ND, terms, backward=True)
+        assert rows_ND.grad is not None
+        torch.testing.assert_close(rows_ND.grad, expected, rtol=1e-3, atol=1e-6)
+        values.append(reduced - whole.item())
+    assert values[0] == pytest.approx(values[1], abs=1e-4)
+    if name != "ce":
+        assert values[0] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_a_weighted_sum_takes_any_loss(setting: Setting) -> None:
+    def halved(student_logits: torch.Tensor, teacher_logits: torch.Tensor, alignment: object) -> torch.Tensor:
+        return kl(student_logits, teacher_logits, alignment) / 2  # type: ignore[arg-type]
+
+    readout = Readout(setting.student, setting.states, setting.new_ids, setting.pieces, chunk=64)
+    rows_ND = setting.student.rows.head.detach()
+    from kldistill.losses.facts import loss
+
+    own = loss(exact_pieces=True)(halved)
+    both = readout.loss(rows_ND, {"own": Term(own, 1.0), "kl": Term(kl, 0.5)})
+    assert both == pytest.approx(readout.loss(rows_ND, {"kl": Term(kl, 1.0)}), rel=1e-5)
+
+
+def test_solved_rows_are_better_on_both_texts_and_a_strong_ridge_stays_near(setting: Setting) -> None:
+    half = len(setting.new_ids) // 2
+    # The held-out text is the training text here: what is asked is the optimiser, not the generalisation.
+    readout = Readout(setting.student, setting.states, setting.new_ids, setting.pieces, chunk=64)
+    assert half
+    start_ND, terms = setting.student.rows.head.detach(), {"kl": Term(kl, 1.0)}
+    moved = {}
+    for ridge in (1000.0, 0.0):
+        said: list[str] = []
+        rows_ND, figures = solve(readout, readout, start_ND, terms, SolveConfig(8, [ridge]), said.append)
+        assert figures["solve/train_after"] < figures["solve/train_before"]
+        assert figures["solve/validation_after"] == pytest.approx(readout.loss(rows_ND, terms), rel=1e-6)
+        assert figures["solve/ridge"] == ridge and "nats a position" in said[0]
+        moved[ridge] = (rows_ND - start_ND).norm().item()
+    assert moved[1000.0] < 0.5 * moved[0.0]
+
+
+def test_rows_that_would_be_worse_on_held_out_text_are_not_taken(setting: Setting) -> None:
+    train = Readout(setting.student, setting.states, setting.new_ids, setting.pieces, chunk=64)
+
+    class Rising(Readout):
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def loss(self, output_ND: torch.Tensor, terms: object, *, backward: bool = False) -> float:  # type: ignore[override]
+            self.asked += 1
+            return float(self.asked)
+
+    start_ND = setting.student.rows.head.detach()
+    rows_ND, figures = solve(
+        train, Rising(), start_ND, {"kl": Term(kl, 1.0)}, SolveConfig(2, [1.0, 0.1]), lambda text: None
+    )
+    assert torch.equal(rows_ND, start_ND)
+    assert "solve/ridge" not in figures and figures["solve/validation_after"] == figures["solve/validation_before"]
+
+
+def test_values_out_of_range_name_their_key() -> None:
+    for key, cfg in {"iterations": SolveConfig(0), "ridges": SolveConfig(3, [])}.items():
+        with pytest.raises(ConfigError, match=rf"distill\.solve\.{key}="):
+            DistillConfig(solve=cfg)
+    with pytest.raises(ConfigError, match=r"distill\.teacher='none'"):
+        DistillConfig(solve=SolveConfig(), teacher="none")
