@@ -9,14 +9,10 @@ import json
 import sys
 from typing import Any
 
-# What panels show of a model, and how they call it. The names are documented in docs/metrics.md.
-FIGURES = {
-    "domain/bits_per_byte": "bits/byte, domain",
-    "general/bits_per_byte": "bits/byte, general",
-    "domain/kl_to_teacher": "KL to the teacher (nats/position)",
-    "domain/adoption": "adoption",
-}
-SAVED = "tokens/saved"
+from kldistill.evaluation.metrics import DOMAIN, GENERAL, SAVED, TEXT_METRICS, Name
+
+# What panels show of a model: text and metric.
+SHOWN = ((DOMAIN, "bits_per_byte"), (GENERAL, "bits_per_byte"), (DOMAIN, "kl_to_teacher"), (DOMAIN, "adoption"))
 LABELS = ("labels.init", "labels.loss")  # see kldistill.runtime.tracking.labels.labels
 
 
@@ -31,8 +27,9 @@ def workspace(entity: str, project: str, group: str | None = None, model: str = 
     from wandb_workspaces import workspaces as ws
     from wandb_workspaces.reports.v2 import interface as wr
 
-    bits, general, kl, adoption = (f"eval/{model}/{figure}" for figure in FIGURES)
-    short = {f"eval/{model}/{figure}": text for figure, text in FIGURES.items()}
+    rows = {str(Name(model, text, name)): TEXT_METRICS[name].of(text) for text, name in SHOWN}
+    bits, general, kl, adoption = rows
+    short = {key: f"{row.label} ({row.unit})" for key, row in rows.items()}
     grid: list[Any] = [
         wr.ParallelCoordinatesPlot(
             title="Init, loss, and what came of them",
@@ -74,7 +71,7 @@ def workspace(entity: str, project: str, group: str | None = None, model: str = 
         )
     ]
     costs: list[Any] = [
-        wr.BarPlot(title="Tokens saved", metrics=[wr.SummaryMetric(SAVED)], layout=wr.Layout(w=12, h=6)),
+        wr.BarPlot(title=SAVED.label, metrics=[wr.SummaryMetric(SAVED.name)], layout=wr.Layout(w=12, h=6)),
         wr.BarPlot(
             title="Seconds of training", metrics=[wr.SummaryMetric("distill/seconds")], layout=wr.Layout(w=12, h=6)
         ),

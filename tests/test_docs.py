@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from kldistill.evaluation.metrics import SAVED, SECONDS, TASK_METRICS, TEXT_METRICS
 from kldistill.pipeline import compose
 from kldistill.pipeline.checks import check
-from kldistill.training.scoring import FIGURES
 from tests.helpers import runs, shell_lines
 from tests.helpers.paths import ROOT
 
@@ -41,12 +41,21 @@ def test_examples_are_marked(path: Path) -> None:
 def test_every_figure_has_an_entry() -> None:
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"`([a-z0-9_/<>{},]+)`", text))
-    names = {f"eval/<model>/<text>/{name}" for name in FIGURES}
+    names = {f"eval/<model>/<text>/{name}" for name in TEXT_METRICS} | {SAVED.name, SECONDS.name}
+    names |= {f"eval/<model>/<suite>/{name}" for name in TASK_METRICS}
     for module in ("tokens/preflight", "model/stage", "rows/stage"):
         source = (ROOT / "kldistill" / f"{module}.py").read_text(encoding="utf-8")
         names |= set(re.findall(r'"((?:tokens|model|init)/[a-z0-9_/]+)":', source))
     assert len(names) > 30
     assert names <= documented
+
+
+def test_the_document_gives_every_metric_of_a_text_the_unit_that_tables_give_it() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `eval/<model>/<text>/(\w+)` \| ([^|]+) \|", text, flags=re.MULTILINE))
+    assert {name: rows[name].replace(" / ", "/") for name in TEXT_METRICS} == {
+        name: row.unit for name, row in TEXT_METRICS.items()
+    }
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))

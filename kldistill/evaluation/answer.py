@@ -19,7 +19,7 @@ from kldistill.evaluation.config import GenerateConfig
 from kldistill.evaluation.generation.batching import Completion, Request, generate
 from kldistill.evaluation.generation.ranking import rank
 from kldistill.evaluation.generation.spelling import Spelling, adoption
-from kldistill.evaluation.outcomes import compared, figures
+from kldistill.evaluation.outcomes import compared, summarise
 from kldistill.evaluation.sandbox import Outcome, Sandbox
 from kldistill.evaluation.suites.stage import TASKS
 from kldistill.evaluation.suites.task import Task, read
@@ -56,11 +56,10 @@ def build(cfg: GenerateConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     order = {task.id: at for at, task in enumerate(tasks)}
     records.sort(key=lambda record: (order[record["task"]], record["sample"]))
     replace(path, [dump(record) for record in records])
-    options = {"resamples": cfg.resamples, "seed": cfg.seed}
-    found = figures(kind, records, **options)
+    found = summarise(kind, records)
     if "original" in inputs:
         others = [json.loads(line) for line in read_lines(inputs["original"] / RECORDS)]
-        found |= compared(kind, records, others, **options)
+        found |= compared(kind, records, others)
     summary = {f"eval/{cfg.of}/{cfg.suite}/{name}": value for name, value in found.items()}
     write_summary(out, summary)
     job.log(summary)

@@ -16,18 +16,14 @@ class ScoringConfig:
         domain_bytes: text of the test split that is scored.
         general_bytes: general text that is scored.
         window_bytes: documents are cut at lines into windows of about this many bytes, scored on their own.
-        resamples: of the bootstrap over documents.
-        seed: of the bootstrap.
     """
 
     domain_bytes: int = 40_000
     general_bytes: int = 16_000
     window_bytes: int = 1_500
-    resamples: int = 2_000
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("domain_bytes", "general_bytes", "resamples"):
+        for key in ("domain_bytes", "general_bytes"):
             require(getattr(self, key) >= 1, f"eval.{key}", getattr(self, key), "must be at least 1")
         require(self.window_bytes >= 32, "eval.window_bytes", self.window_bytes, "must be at least 32")
 
@@ -43,6 +39,7 @@ class EvalConfig(ScoringConfig):
         n_samples: completions of each task.
         temperature: of the sampling; 0 is greedy.
         top_p: share of the probability that is sampled from, the likeliest tokens first.
+        seed: of the sampling.
         limits: of every program in the sandbox.
         allow_unsandboxed: run generated programs without a sandbox where there is none. Dangerous.
     """
@@ -52,6 +49,7 @@ class EvalConfig(ScoringConfig):
     n_samples: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
+    seed: int = 0
     limits: Limits = field(default_factory=Limits)
     allow_unsandboxed: bool = False
 
@@ -116,7 +114,6 @@ class GenerateConfig:
     top_p: float = 1.0
     limits: Limits = field(default_factory=Limits)
     allow_unsandboxed: bool = False
-    resamples: int = 2_000
     seed: int = 0
 
 

@@ -1,8 +1,8 @@
 """Stage ``evaluate``: how well a model of the run predicts held-out text, and how far it is from the original one.
 
-It runs once per model: ``original``, ``init`` (before distillation), ``distilled``. The original's hidden states of
-    the
-evaluation texts are stored with its artifact, so the others compare with them without running it again.
+It runs once per model: ``original``, ``init`` (before distillation), ``distilled``, ``finetuned``. The original's
+hidden states of the evaluation texts are stored with its artifact, so the others compare with them without running it
+again.
 """
 
 import json
@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 from kldistill.corpus.documents import read_documents
 from kldistill.corpus.snippets import cut, draw
 from kldistill.evaluation.config import EvaluateConfig
-from kldistill.evaluation.statistics import ratio_interval
+from kldistill.evaluation.metrics import Name
+from kldistill.evaluation.statistics import ratio_interval, with_ends
 from kldistill.model.load import load_original_tokenizer
 from kldistill.rows.student import bare
 from kldistill.runtime.devices import device_of
@@ -25,7 +26,8 @@ from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import states
 from kldistill.training.load import load_student
-from kldistill.training.scoring import FIGURES, Score, score_original, score_student, summarise
+from kldistill.training.scoring import score_original, score_student
+from kldistill.training.sums import SUMS, Score, summarise
 
 TEXTS = {"domain": "test", "general": "general"}  # split of the corpus that each kind of text comes from
 
@@ -85,29 +87,25 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
     plain = [score for found in scores.values() for score in found if not score.n_new]
     if plain:
         scores["plain"] = plain
-    report(cfg, scores, tuple(FIGURES), out, job)
+    report(cfg, scores, tuple(SUMS), out, job)
 
 
 def report(
     cfg: EvaluateConfig, scores: Mapping[str, Sequence[Score]], names: Sequence[str], out: Path, job: Job
 ) -> None:
-    """Write all figures with their intervals, and one record per text."""
-    figures: dict[str, float] = {}
+    """Write all metrics with their intervals, and one record per text."""
+    metrics: dict[str, float] = {}
     with (out / "records.jsonl").open("w", encoding="utf-8") as file:
-        for kind, found in scores.items():
-            for score in found:
-                file.write(json.dumps({"text": kind, **asdict(score)}) + "\n")
-            for name, value in summarise(found, names).items():
-                key = f"eval/{cfg.of}/{kind}/{name}"
-                above, below, factor = FIGURES[name]
-                low, high = ratio_interval(
-                    [score.document for score in found],
-                    [factor * getattr(score, above) for score in found],
-                    [getattr(score, below) for score in found],
-                    resamples=cfg.eval.resamples,
-                    seed=cfg.eval.seed,
-                )
-                figures |= {key: value, f"{key}/low": low, f"{key}/high": high}
-            figures[f"eval/{cfg.of}/{kind}/bytes"] = sum(score.n_bytes for score in found)
-    write_summary(out, figures)
-    job.log(figures)
+        for text, of_text in scores.items():
+            for score in of_text:
+                file.write(json.dumps({"text": text, **asdict(score)}) + "\n")
+            documents = [score.document for score in of_text]
+            for name, value in summarise(of_text, names).items():
+                sums = SUMS[name]
+                above = [sums.factor * getattr(score, sums.above) for score in of_text]
+                interval = ratio_interval(documents, above, [getattr(score, sums.below) for score in of_text])
+                metrics |= with_ends(str(Name(cfg.of, text, name)), value, interval)
+            metrics[str(Name(cfg.of, text, "bytes"))] = sum(score.n_bytes for score in of_text)
+            metrics[str(Name(cfg.of, text, "documents"))] = len(set(documents))
+    write_summary(out, metrics)
+    job.log(metrics)

@@ -1,10 +1,13 @@
 """The table at the end of a run: original model, extended model before and after distillation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from kldistill.evaluation.metrics import DOMAIN, GENERAL, MODELS, parse, rates
 
 TITLE = (
-    "Held-out text, 95 % intervals over documents. extended: before distillation; saved: share of tokens;\n"
-    "KL: to the original model, nats/position; new tokens: their share of the tokens of domain text"
+    "Held-out text, 95 % intervals over documents (none below eight; documents: of domain and general text).\n"
+    "extended: before distillation; saved: share of tokens; KL: to the original model, in nats a position and, to\n"
+    "compare vocabularies, a byte; new tokens: their share of the tokens of domain text"
 )
 
 COLUMNS = [
@@ -16,22 +19,17 @@ COLUMNS = [
     "bits/B general",
     "KL domain",
     "KL general",
+    "KL/B domain",
     "new tokens",
+    "documents",
 ]
-
-NAMES = {
-    "original": "original",
-    "init": "extended",
-    "distilled": "distilled",
-    "finetuned": "fine-tuned",
-}
 
 
 def final_rows(metrics: Mapping[str, float]) -> list[list[str]]:
     """Rows of the table for the models that this run has evaluated; empty if it has none."""
     rows = []
     base = metrics.get("eval/original/domain/tokens_per_1000_bytes")
-    for key, name in NAMES.items():
+    for key, name in MODELS.items():
         density = metrics.get(f"eval/{key}/domain/tokens_per_1000_bytes")
         if density is None or base is None:
             continue
@@ -47,7 +45,9 @@ def final_rows(metrics: Mapping[str, float]) -> list[list[str]]:
                 with_interval(metrics, f"eval/{key}/general/bits_per_byte"),
                 "–" if original else with_interval(metrics, f"eval/{key}/domain/kl_to_teacher"),
                 "–" if original else with_interval(metrics, f"eval/{key}/general/kl_to_teacher"),
+                "–" if original else with_interval(metrics, f"eval/{key}/domain/kl_per_byte"),
                 "–" if original else f"{metrics.get(f'eval/{key}/domain/new_token_share', 0.0):.1%}",
+                " / ".join(_number(metrics, f"eval/{key}/{text}/documents", ",.0f") for text in (DOMAIN, GENERAL)),
             ]
         )
     return rows
@@ -64,15 +64,17 @@ def with_interval(metrics: Mapping[str, float], key: str, sign: bool = False) ->
 
 
 SUITES_TITLE = (
-    "Suites of tasks, 95 % intervals over tasks (over documents for completion). difference: to the original model on\n"
-    "the same tasks; p: McNemar's exact test; adoption: new tokens written as such, of those that the text spells"
+    "Suites of tasks, 95 % intervals over documents (none below eight; where tasks come from no documents, each is\n"
+    "one). difference: to the original model on the same tasks; p: McNemar's exact test;\n"
+    "adoption: new tokens written as such, of those that the text spells"
 )
 
 SUITES_COLUMNS = [
     "suite",
     "tasks",
+    "documents",
     "model",
-    "figure",
+    "rate",
     "value",
     "difference",
     "p",
@@ -86,35 +88,23 @@ SUITES_COLUMNS = [
 COSTS = {"tokens_per_task": ".1f", "seconds_per_task": ".2f", "adoption": ".1%", "verdict/timed_out": ".0f"}
 
 
-def suite_rates(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """(suite, model, rate) of every rate with an interval in the flat map of figures, suite by suite."""
-    found = []
-    for key in metrics:
-        parts = key.split("/")
-        of_a_model = len(parts) == 5 and parts[0] == "eval" and parts[1] in NAMES  # not those of ``final_names``
-        if of_a_model and parts[4] == "low" and parts[2] not in ("domain", "general", "plain"):
-            found.append((parts[2], parts[1], parts[3]))
-    suites = list(dict.fromkeys(suite for suite, _, _ in found))
-    models = list(NAMES)
-    return sorted(found, key=lambda entry: (suites.index(entry[0]), models.index(entry[1])))
-
-
 def suite_rows(metrics: Mapping[str, float]) -> list[list[str]]:
     """Rows of the table of suites: one per suite, model and rate; empty where no suite was run."""
     rows = []
-    for suite, model, rate in suite_rates(metrics):
-        base = f"eval/{model}/{suite}"
-        p = metrics.get(f"{base}/{rate}/mcnemar_p")
+    for name in rates(metrics):
+        base = f"eval/{name.model}/{name.subject}"
+        p = metrics.get(f"{name}/mcnemar_p")
         rows.append(
             [
-                suite,
+                name.subject,
                 f"{int(metrics[f'{base}/tasks']):,}",
-                NAMES[model],
-                rate,
-                with_interval(metrics, f"{base}/{rate}"),
-                with_interval(metrics, f"{base}/{rate}/minus_original", sign=True),
+                _number(metrics, f"{base}/documents", ",.0f"),
+                MODELS[name.model],
+                name.metric,
+                with_interval(metrics, str(name)),
+                with_interval(metrics, f"{name}/minus_original", sign=True),
                 "–" if p is None else f"{p:.3f}",
-                *(_number(metrics, f"{base}/{name}", form) for name, form in COSTS.items()),
+                *(_number(metrics, f"{base}/{cost}", form) for cost, form in COSTS.items()),
             ]
         )
     return rows
@@ -126,16 +116,19 @@ def _number(metrics: Mapping[str, float], key: str, form: str) -> str:
 
 
 def final_names(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Figures on suites of the last model of the run under names without the model, such as ``eval/humaneval/pass@1``:
+    """Metrics on suites of the last model of the run under names without the model, such as ``eval/humaneval/pass@1``:
     whatever a run trained, dashboards find its result in one place.
     """
-    trained = [model for model in ("finetuned", "distilled") if any(f"eval/{model}/" in key for key in metrics)]
-    if not trained:
-        return {}
-    head = f"eval/{trained[0]}/"
-    texts = tuple(f"{head}{text}/" for text in ("domain", "general", "plain"))
-    return {
-        f"eval/{key.removeprefix(head)}": value
-        for key, value in metrics.items()
-        if key.startswith(head) and not key.startswith(texts)
-    }
+    names = [name for name in map(parse, metrics) if name is not None]
+    trained = [model for model in ("finetuned", "distilled") if any(name.model == model for name in names)]
+    own = [name for name in names if name.model in trained[:1] and not name.of_text]
+    return {str(name._replace(model="")): metrics[str(name)] for name in own}
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; what would end a cell or a line of it is escaped or replaced."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    return "\n".join([line(columns), line(["---"] * len(columns)), *map(line, rows)])

@@ -1,7 +1,7 @@
 """The model card of an exported model: what it is, what was measured, and how it was made."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -11,7 +11,8 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined, Template
 
 from kldistill import __version__
-from kldistill.evaluation.table import NAMES, suite_rates, with_interval
+from kldistill.evaluation.metrics import MODELS, rates
+from kldistill.evaluation.table import markdown_table, with_interval
 from kldistill.rows.rows import Rows
 from kldistill.runtime.artifacts import MANIFEST, manifest
 from kldistill.runtime.files import read_summary
@@ -137,7 +138,7 @@ def text_of(
         version=__version__,
         how=how(rows, inputs["tokens"]),
         settings=settings(inputs.values()),
-        table=table,
+        table=markdown_table,
     )
 
 
@@ -165,7 +166,7 @@ def text_rows(figures: Mapping[str, float]) -> list[list[str]]:
     """Rows of the table on held-out text: one for every model that was scored."""
     base = figures.get("eval/original/domain/tokens_per_1000_bytes")
     rows = []
-    for key, name in NAMES.items():
+    for key, name in MODELS.items():
         density = figures.get(f"eval/{key}/domain/tokens_per_1000_bytes")
         if density is None:
             continue
@@ -177,11 +178,12 @@ def text_rows(figures: Mapping[str, float]) -> list[list[str]]:
 
 def task_rows(figures: Mapping[str, float]) -> list[list[str]]:
     """The table of suites: the names of the models, then one row per suite and rate, a cell per model. Or nothing."""
-    found = suite_rates(figures)
-    models = [model for model in NAMES if any(entry[1] == model for entry in found)]
-    rows = [[NAMES[model] for model in models]] if found else []
-    for suite, rate in dict.fromkeys((suite, rate) for suite, _, rate in found):
-        rows.append([suite, rate, *(with_interval(figures, f"eval/{model}/{suite}/{rate}") for model in models)])
+    names = rates(figures)
+    models = [model for model in MODELS if any(name.model == model for name in names)]
+    rows = [[MODELS[model] for model in models]] if names else []
+    for name in dict.fromkeys(name._replace(model="") for name in names):
+        cells = [with_interval(figures, str(name._replace(model=model))) for model in models]
+        rows.append([name.subject, name.metric, *cells])
     return rows
 
 
@@ -204,12 +206,6 @@ def settings(folders: Iterable[Path]) -> list[list[str]]:
             if value is not None:
                 rows[f"{stage}.{key}"] = json.dumps(value) if isinstance(value, bool) else str(value)
     return [[f"`{key}`", f"`{value}`"] for key, value in rows.items()]
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 @cache

@@ -15,8 +15,8 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
 
     Args:
         inputs: ``model``, ``tokens``, ``corpus``, ``init``, and ``rows``, the artifact of ``distill`` or ``finetune``.
-        out: gets ``interpret.json``, ``new_tokens.jsonl``, figures as ``*.svg`` with ``figures.json``, and
-            ``summary.json``.
+        out: gets ``interpret.json``, ``new_tokens.jsonl``, figures as ``*.svg`` with ``figures.json``,
+            ``completions.jsonl`` (some held-out lines, completed by both models), and ``summary.json``.
 
     Raises:
         CorpusError: no new token is used in the test split.

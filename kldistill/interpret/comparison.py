@@ -7,12 +7,10 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from kldistill.interpret.style import INK, MUTED, panels, save, signed_bars, styled
+from kldistill.interpret.style import CYCLE, INK, MUTED, PALETTE, panels, save, signed_bars, styled
 from kldistill.runtime.errors import ArtifactError
 
-# Okabe and Ito (2008); with the styles of lines, twelve runs can be told apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_STYLES = ("-", "--")
+_STYLES = ("-", "--")  # with the colours, twelve runs can be told apart
 
 
 @styled
@@ -22,7 +20,7 @@ def compare(folders: Mapping[str, Path], out: Path) -> Path | None:
         return None
     reports = {name: _read(folder) for name, folder in folders.items()}
     look = {
-        name: {"color": _COLOURS[n % len(_COLOURS)], "linestyle": _STYLES[n // len(_COLOURS) % len(_STYLES)]}
+        name: {"color": CYCLE[n % len(CYCLE)], "linestyle": _STYLES[n // len(CYCLE) % len(_STYLES)]}
         for n, name in enumerate(reports)
     }
     drawn = [draw for draw in (_bars, _kl, _lens, _agreement) if draw(None, reports, look)]
@@ -101,10 +99,10 @@ def _kl(axis: Axes | None, reports: Mapping[str, Any], look: Mapping[str, Any]) 
     has = all("calibration" in report for report in reports.values())
     if axis is not None:
         parts = {
-            "first_after_new": ("first piece, after a new token", "#0072B2"),
-            "first_elsewhere": ("first piece, elsewhere", "#56B4E9"),
-            "split_after_new": ("split, after a new token", "#D55E00"),
-            "split_elsewhere": ("split, elsewhere", "#E69F00"),
+            "first_after_new": ("first piece, after a new token", PALETTE["blue"]),
+            "first_elsewhere": ("first piece, elsewhere", PALETTE["sky"]),
+            "split_after_new": ("split, after a new token", PALETTE["vermilion"]),
+            "split_elsewhere": ("split, elsewhere", PALETTE["orange"]),
         }
         base = [0.0] * len(reports)
         for key, (label, colour) in parts.items():

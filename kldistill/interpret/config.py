@@ -15,8 +15,8 @@ class InterpretConfig:
         n_uses: uses of new tokens whose states are compared layer by layer, drawn from all uses in the contexts.
         attention_contexts: of the contexts, how many are run once more for their attention; 0 leaves that out.
         neighbours: new tokens whose nearest rows are listed.
-        resamples: of the bootstrap over documents.
-        seed: of the choice of contexts, uses and listed tokens, and of the bootstrap.
+        completions: held-out lines that the original and the trained model complete, for the report; 0 for none.
+        seed: of the choice of contexts, uses and listed tokens.
     """
 
     n_contexts: int = 24
@@ -24,13 +24,12 @@ class InterpretConfig:
     n_uses: int = 96
     attention_contexts: int = 6
     neighbours: int = 12
-    resamples: int = 2_000
+    completions: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("n_contexts", "resamples"):
-            require(getattr(self, key) >= 1, f"interpret.{key}", getattr(self, key), "must be at least 1")
-        for key in ("attention_contexts", "neighbours"):
+        require(self.n_contexts >= 1, "interpret.n_contexts", self.n_contexts, "must be at least 1")
+        for key in ("attention_contexts", "neighbours", "completions"):
             require(getattr(self, key) >= 0, f"interpret.{key}", getattr(self, key), "must be 0 (none) or more")
         require(
             self.n_uses >= 2, "interpret.n_uses", self.n_uses, "must be at least 2: one use is compared with others"

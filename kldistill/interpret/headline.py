@@ -7,21 +7,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from kldistill.evaluation.statistics import ratio_interval
+from kldistill.evaluation.statistics import difference_interval, with_ends
 from kldistill.interpret.calibration import SMALLEST, Positions
 
 
 class Headline:
-    """Means with 95 % bootstrap intervals over documents, by name.
+    """Means with 95 % intervals over documents, by name.
 
     Args:
         documents: the document of each use.
-        resamples, seed: of the bootstrap.
     """
 
-    def __init__(self, documents: Sequence[str], resamples: int, seed: int) -> None:
+    def __init__(self, documents: Sequence[str]) -> None:
         self.documents = list(documents)
-        self.resamples, self.seed = resamples, seed
         self.figures: dict[str, float] = {}
 
     def add(self, name: str, values: Float[np.ndarray, " n"], documents: Sequence[str] | None = None) -> None:
@@ -29,10 +27,8 @@ class Headline:
         if not len(values):
             return
         names = self.documents if documents is None else documents
-        low, high = ratio_interval(
-            names, values.tolist(), [1.0] * len(values), resamples=self.resamples, seed=self.seed
-        )
-        self.figures |= {name: float(values.mean()), f"{name}/low": low, f"{name}/high": high}
+        interval = difference_interval(names, values.tolist(), [0.0] * len(values))  # they may have either sign
+        self.figures |= with_ends(name, float(values.mean()), interval)
 
     def add_calibration(self, of: str, p: Positions, documents: Sequence[str], old_size: int) -> None:
         """Signed differences in nats before new tokens, what is left to a first piece where the text has it alone, and
@@ -60,7 +56,11 @@ def _chosen(documents: Sequence[str], where: np.ndarray) -> list[str]:
 
 def headline(report: dict[str, Any], found: Headline) -> dict[str, float]:
     """All figures of ``summary.json``, under ``interpret/``. What could not be measured is absent."""
-    figures: dict[str, float | None] = {"uses": report["contexts"]["uses"], **found.figures}
+    figures: dict[str, float | None] = {
+        "uses": report["contexts"]["uses"],
+        "documents": report["contexts"]["documents"],
+        **found.figures,
+    }
     for name, of in report.get("agreement", {}).items():
         figures |= {f"{name}/agreement/{key}": of[key] for key in ("detokenised_layer", "detokenised_share")}
     for name, of in report.get("lens", {}).get("after", {}).items():

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kldistill.corpus.documents import read_documents
-from kldistill.interpret import agreement, attention, calibration, figures, geometry, lens, reliability
+from kldistill.interpret import agreement, attention, calibration, completions, figures, geometry, lens, reliability
 from kldistill.interpret.config import InterpretConfig
 from kldistill.interpret.contexts import Context, Rival, Use, draw_rivals, draw_uses, read
 from kldistill.interpret.headline import Headline, headline
@@ -36,8 +36,9 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
     """See ``kldistill.interpret.build``."""
     made = Models.load(inputs, device_of(job.runtime))
     old_tokenizer, new_tokenizer = (load_tokenizer(inputs["model"], of) for of in (None, inputs["tokens"]))
+    documents = read_documents(inputs["corpus"], "test")
     contexts = read(
-        read_documents(inputs["corpus"], "test"), old_tokenizer, new_tokenizer, made.pieces,
+        documents, old_tokenizer, new_tokenizer, made.pieces,
         n=cfg.n_contexts, size=cfg.context_bytes, seed=cfg.seed,
     )  # fmt: skip
     uses = draw_uses(contexts, cfg.n_uses, cfg.seed)
@@ -46,7 +47,7 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
             "interpret: the test split has fewer than two uses of new tokens. Give the corpus more text, or leave the "
             "stage out of stages=[...]."
         )
-    head = Headline([contexts[use.context].document for use in uses], cfg.resamples, cfg.seed)
+    head = Headline([contexts[use.context].document for use in uses])
     report: dict[str, Any] = {"contexts": _of_text(contexts, uses), "left_out": {}}
     records = [json.loads(line) for line in (inputs["tokens"] / "new_tokens.jsonl").read_text("utf-8").splitlines()]
 
@@ -78,13 +79,17 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
     attempt("attention", None if whole else none, lambda: _attention(made, whole))
     points: dict[str, Any] = {}
     attempt("geometry", inexact, lambda: _geometry(cfg, made, records, name, points))
+    lines = completions.draw(documents, new_tokenizer, made.pieces.old_size, cfg.completions, cfg.seed)
+    if lines:
+        tokenizers = {"original": old_tokenizer, "extended": new_tokenizer}
+        completions.write(out / "completions.jsonl", lines, inputs, tokenizers, made.pieces.old_size, job)
 
     _write_json(out / "interpret.json", report)
     with (out / "new_tokens.jsonl").open("w", encoding="utf-8") as file:
         for record in records:
             shown = {"id": record["id"], "string": record["string"], "pieces": [name(id) for id in record["pieces"]]}
-            found = tokens.get(record["id"], {"n": 0})
-            file.write(json.dumps({**shown, "count": record["count"], **found}, ensure_ascii=False) + "\n")
+            measured = tokens.get(record["id"], {"n": 0})
+            file.write(json.dumps({**shown, "count": record["count"], **measured}, ensure_ascii=False) + "\n")
     _write_json(out / "figures.json", figures.draw(report, points, out))
     summary = headline(report, head)
     write_summary(out, summary)
@@ -125,19 +130,19 @@ def _passes(
                 states["rivals"]["original"].append(original.states[:, rows])
             teacher_BV = made.teacher.logits_old(original.hidden) if made.pieces.exact else None
             for name, student in made.students.items():
-                found = made.run(name, context.new_ids)
-                _keep(states, name, found, here, "student_row")
+                states_of_text = made.run(name, context.new_ids)
+                _keep(states, name, states_of_text, here, "student_row")
                 if teacher_BV is not None:
-                    logits_AW = student.logits(found.hidden)
+                    logits_AW = student.logits(states_of_text.hidden)
                     parts[name].append(calibration.measure(logits_AW, teacher_BV, context, made.pieces))
             bar.advance()
     return states, parts
 
 
-def _keep(states: States, name: str, found: Pass, uses: Sequence[Use], row: str) -> None:
-    if found.states is not None and uses:
+def _keep(states: States, name: str, states_of_text: Pass, uses: Sequence[Use], row: str) -> None:
+    if states_of_text.states is not None and uses:
         for at in ("before", "after"):
-            states[at][name].append(found.states[:, [getattr(getattr(use, at), row) for use in uses]])
+            states[at][name].append(states_of_text.states[:, [getattr(getattr(use, at), row) for use in uses]])
 
 
 def _calibration(
@@ -145,46 +150,46 @@ def _calibration(
 ) -> dict[str, Any]:
     """Masses against their targets, and the KL, at every common boundary; fills ``tokens`` for the trained model."""
     documents = [context.document for context in contexts for _ in range(context.alignment.n_common)]
-    found = {}
+    by_model = {}
     for name in STUDENTS:
         positions, cells = reliability.join(parts[name])
-        found[name] = reliability.summarise(positions, cells, made.pieces.old_size)
+        by_model[name] = reliability.summarise(positions, cells, made.pieces.old_size)
         head.add_calibration(name, positions, documents, made.pieces.old_size)
         if name == "trained":
             tokens.update(reliability.by_token(positions, made.pieces.old_size))
-    return {"calibration": found}
+    return {"calibration": by_model}
 
 
 def _agreement(states: States, uses: Sequence[Use], rivals: Sequence[Rival], head: Headline) -> dict[str, Any]:
     """Hidden states after the uses."""
     joined = {name: torch.cat(of, dim=1) for name, of in states["after"].items()}
     at_rivals, of_rivals = torch.cat(states["rivals"]["original"], dim=1), [rival.use for rival in rivals]
-    found = {}
+    by_model = {}
     for name in STUDENTS:
         tokens = [use.token for use in uses]
         near = agreement.measure(joined["original"], joined[name], tokens, at_rivals, of_rivals)
-        found[name] = agreement.summarise(near)
+        by_model[name] = agreement.summarise(near)
         head.add(f"{name}/agreement/cosine", near["centred"][-1])
-    return {"agreement": found}
+    return {"agreement": by_model}
 
 
 def _lens(made: Models, states: States, uses: Sequence[Use], head: Headline) -> dict[str, Any]:
     """The logit lens before and after the uses."""
-    found = {}
+    by_place = {}
     for at in ("before", "after"):
         of = states[at]
         readings = {name: lens.Reading(made.layers[name], torch.cat(of[name], dim=1)) for name in of}
         teacher = readings.pop("original")
         curves = lens.measure(teacher, readings, [getattr(use, at) for use in uses], made.pieces)
-        found[at] = lens.summarise(curves)
+        by_place[at] = lens.summarise(curves)
         for name in STUDENTS:
             head.add(f"{name}/lens/js_{at}", curves[name]["js"][-1])
-    return {"lens": found}
+    return {"lens": by_place}
 
 
 def _attention(made: Models, contexts: Sequence[Context]) -> dict[str, Any]:
     """Attention to new tokens, on contexts that are cut at common boundaries throughout."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in STUDENTS}
+    by_model: dict[str, list[dict[str, Any]]] = {name: [] for name in STUDENTS}
     with Bar("Attention", total=len(contexts), unit="contexts") as bar:
         for context in contexts:
             with attention.eager(made.teacher):
@@ -192,9 +197,9 @@ def _attention(made: Models, contexts: Sequence[Context]) -> dict[str, Any]:
             for name, student in made.students.items():
                 with attention.eager(student):
                     maps = attention.maps(student, context.new_ids)
-                found[name].append(attention.measure(maps, teacher, context))
+                by_model[name].append(attention.measure(maps, teacher, context))
             bar.advance()
-    return {"attention": {name: attention.summarise(parts) for name, parts in found.items()}}
+    return {"attention": {name: attention.summarise(parts) for name, parts in by_model.items()}}
 
 
 def _geometry(
@@ -210,14 +215,14 @@ def _geometry(
     old = {"input": embedding_of(model).weight[:size].float(), "output": head_of(model).weight[:size].float()}
     rows = {side: {of: _rows(made.students[of].rows, side) for of in STUDENTS} for side in old}
     tied = made.students["trained"].rows.tied
-    found: dict[str, Any] = {"tied": tied}
+    report: dict[str, Any] = {"tied": tied}
     for side in ("input",) if tied else ("input", "output"):
-        found[side] = geometry.measure(old[side], rows[side], pieces, cfg.seed)
-        points[side], found[side]["principal_variance"] = geometry.principal(old[side], rows[side], cfg.seed)
+        report[side] = geometry.measure(old[side], rows[side], pieces, cfg.seed)
+        points[side], report[side]["principal_variance"] = geometry.principal(old[side], rows[side], cfg.seed)
     shuffled = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(cfg.seed))
     chosen = sorted(shuffled[: cfg.neighbours].tolist())
     near = {of: geometry.neighbours(old["input"], rows["input"][of], chosen, name) for of in STUDENTS}
-    found["neighbours"] = [
+    report["neighbours"] = [
         {
             "id": records[index]["id"],
             "string": records[index]["string"],
@@ -226,7 +231,7 @@ def _geometry(
         }
         for number, index in enumerate(chosen)
     ]
-    return {"geometry": found}
+    return {"geometry": report}
 
 
 def _rows(rows: Rows, side: str) -> Float[Tensor, "N D"]:

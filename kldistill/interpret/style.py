@@ -12,9 +12,27 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# One colour a thing in all pictures; distinguishable in greyscale and by colour-blind readers (Okabe and Ito, 2008).
-COLOURS = {"original": "#000000", "init": "#D55E00", "distilled": "#0072B2", "finetuned": "#009E73"}
+# Distinguishable by colour-blind readers (Okabe and Ito, 2008), in the order in which series take them; yellow is too
+# pale for a line.
+PALETTE = {
+    "blue": "#0072B2",
+    "vermilion": "#D55E00",
+    "green": "#009E73",
+    "purple": "#CC79A7",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "yellow": "#F0E442",
+}
+CYCLE = tuple(colour for name, colour in PALETTE.items() if name != "yellow")
 INK, MUTED, GRID = "#000000", "#595959", "#b0b0b0"
+# One colour and one marker a model in all pictures.
+COLOURS = {
+    "original": INK,
+    "init": PALETTE["vermilion"],
+    "distilled": PALETTE["blue"],
+    "finetuned": PALETTE["green"],
+}
+MODEL_MARKERS = {"original": "s", "init": "^", "distilled": "o", "finetuned": "D"}
 SERIES = {"original": COLOURS["original"], "init": COLOURS["init"], "trained": COLOURS["distilled"]}
 LABELS = {"original": "original", "init": "before training", "trained": "after training"}
 MARKERS = {"original": "s", "init": "^", "trained": "o"}

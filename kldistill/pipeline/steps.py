@@ -108,6 +108,7 @@ def _steps(suites: Sequence[str], finetuned: bool, covers: bool) -> dict[str, St
         _evaluate("original"),
         _same("model", "corpus"),
         group="evaluate",
+        version=2,
     )
     found |= _generation("original", suites, _same("model"))
     found |= _evaluation("init", "init", [])
@@ -133,7 +134,7 @@ def _steps(suites: Sequence[str], finetuned: bool, covers: bool) -> dict[str, St
         )
         found |= _evaluation("finetuned", last, suites)
     sources = {**_same("model", "tokens", "corpus", "init"), "rows": last}
-    found["interpret"] = Step(_later("interpret.build"), lambda cfg: cfg.interpret, sources)
+    found["interpret"] = Step(_later("interpret.build"), lambda cfg: cfg.interpret, sources, version=2)
     measured = [name for name, step in found.items() if step.group == "evaluate" and not name.startswith("tasks_")]
     sources = {**_same("model", "tokens"), "rows": last}
     # The model card tells how the rows came about, and what was measured.
@@ -217,7 +218,7 @@ def _evaluation(of: str, rows: str, suites: Sequence[str]) -> dict[str, Step]:
     """The steps that measure the extended model with the rows of one stage."""
     inputs = {**_same("model", "tokens"), "rows": rows}
     sources = {**inputs, **_same("evaluate_original")}
-    score = Step(_later("evaluation.score.evaluate_student"), _evaluate(of), sources, group="evaluate")
+    score = Step(_later("evaluation.score.evaluate_student"), _evaluate(of), sources, group="evaluate", version=2)
     return {f"evaluate_{of}": score, **_generation(of, suites, inputs)}
 
 

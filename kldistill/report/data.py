@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from kldistill.evaluation.table import NAMES
+from kldistill.evaluation.metrics import MODELS, parse
 from kldistill.runtime.errors import KldistillError
 from kldistill.runtime.files import read_lines, read_summary
 from kldistill.runtime.secrets import redact
@@ -69,19 +69,21 @@ class Run:
         path = self.folder / RUN
         return path.stat().st_mtime if path.is_file() else 0.0
 
-    @property
+    @cached_property
     def last(self) -> str | None:
         """The last model that the run has evaluated: ``finetuned``, ``distilled``, ``init``; None where it has none."""
-        made = [of for of in NAMES if of != "original" and any(key.startswith(f"eval/{of}/") for key in self.metrics)]
-        return made[-1] if made else None
+        scored = {name.model for name in map(parse, self.metrics) if name is not None}
+        extended = [model for model in MODELS if model in scored and model != "original"]
+        return extended[-1] if extended else None
 
     def final(self) -> dict[str, float]:
-        """Final figures with those of the last model under ``eval/...``, without the model's name, so that runs that
-        end with different stages can be compared; figures of its other models are left out.
+        """Final metrics with those of the last model under ``eval/...``, without the model's name, so that runs that
+        end with different stages can be compared; metrics of its other models are left out.
         """
-        own = {key: value for key, value in self.metrics.items() if not key.startswith("eval/")}
         start = f"eval/{self.last}/"
-        return own | {f"eval/{k.removeprefix(start)}": v for k, v in self.metrics.items() if k.startswith(start)}
+        own = {key: value for key, value in self.metrics.items() if parse(key) is None}
+        of_last = {key: value for key, value in self.metrics.items() if key.startswith(start)}
+        return own | {f"eval/{key.removeprefix(start)}": value for key, value in of_last.items()}
 
     def file(self, step: str, name: str) -> Path | None:
         """A file of the artifact of a step, if both are there."""
@@ -127,11 +129,11 @@ def find_runs(folder: Path) -> list[Run]:
     Raises:
         ReportError: there is none.
     """
-    found = {path.parent for path in folder.rglob(RUN)}
-    found |= {path.parents[1] for path in folder.rglob(".hydra/overrides.yaml")}
-    if not found:
+    folders = {path.parent for path in folder.rglob(RUN)}
+    folders |= {path.parents[1] for path in folder.rglob(".hydra/overrides.yaml")}
+    if not folders:
         raise ReportError(f"{folder}: no run.json below it. Name the folder of a run, or of a sweep's runs.")
-    return [read_run(path) for path in sorted(found)]
+    return [read_run(path) for path in sorted(folders)]
 
 
 def lines(path: Path | None) -> list[dict[str, Any]]:
@@ -141,14 +143,14 @@ def lines(path: Path | None) -> list[dict[str, Any]]:
 
 def curves(run: Run, stage: str) -> dict[str, list[tuple[float, float]]]:
     """``{figure: [(step, value), ...]}`` of everything that a stage logged by step, in order of steps."""
-    found: dict[str, dict[float, float]] = {}
+    by_name: dict[str, dict[float, float]] = {}
     for line in lines(run.folder / "metrics.jsonl"):
         if line["stage"] != stage or line["step"] is None:
             continue
         for name, value in line.items():
             if name.startswith(f"{stage}/") and isinstance(value, int | float):
-                found.setdefault(name.removeprefix(f"{stage}/"), {})[line["step"]] = value
-    return {name: sorted(points.items()) for name, points in found.items()}
+                by_name.setdefault(name.removeprefix(f"{stage}/"), {})[line["step"]] = value
+    return {name: sorted(points.items()) for name, points in by_name.items()}
 
 
 def _of_hydra(folder: Path) -> tuple[list[str] | None, dict[str, str]]:
@@ -159,8 +161,8 @@ def _of_hydra(folder: Path) -> tuple[list[str] | None, dict[str, str]]:
     if (path := folder / "hydra.yaml").is_file():
         node = OmegaConf.load(path)
         assert isinstance(node, DictConfig)
-        found = OmegaConf.select(node, "hydra.runtime.choices")
-        if isinstance(found, DictConfig):
-            raw = OmegaConf.to_container(found, resolve=False)
+        chosen = OmegaConf.select(node, "hydra.runtime.choices")
+        if isinstance(chosen, DictConfig):
+            raw = OmegaConf.to_container(chosen, resolve=False)
             choices = {str(key): redact(str(value)) for key, value in dict(raw).items() if value is not None}  # type: ignore[arg-type]
     return overrides, choices

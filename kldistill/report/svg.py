@@ -13,18 +13,12 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from kldistill.interpret import style
 from kldistill.interpret.style import GRID, INK, MUTED, STYLE
 from kldistill.runtime.errors import KldistillError
 
-# Okabe and Ito (2008), distinguishable for colour-blind readers; the page has a lighter shade of each for the dark.
-PALETTE = {
-    "#d55e00": "vermilion",
-    "#0072b2": "blue",
-    "#009e73": "green",
-    "#cc79a7": "purple",
-    "#e69f00": "orange",
-    "#56b4e9": "sky",
-    "#f0e442": "yellow",
+# The page has a lighter shade of each for the dark.
+PALETTE = {colour.lower(): name for name, colour in style.PALETTE.items()} | {
     # matplotlib's own cycle, in figures that leave colours to it
     "#1f77b4": "blue",
     "#ff7f0e": "vermilion",
@@ -109,8 +103,8 @@ def inline(text: str, name: str, alt: str) -> Markup:
 
 def is_wide(figure: str) -> bool:
     """Whether an inlined figure is too wide for a column, or for a phone without scrolling."""
-    found = re.search(r'style="width: (\d+)px', figure)
-    return found is not None and int(found.group(1)) > _COLUMN
+    width = re.search(r'style="width: (\d+)px', figure)
+    return width is not None and int(width.group(1)) > _COLUMN
 
 
 def _clean(element: ElementTree.Element, name: str) -> None:
@@ -141,8 +135,8 @@ def _harmless(reference: str) -> bool:
     return reference.startswith("#") or _IMAGE.fullmatch(reference) is not None
 
 
-def _themed(found: re.Match[str]) -> str:
-    return _VARIABLES.get(found.group().lower(), found.group())
+def _themed(match: re.Match[str]) -> str:
+    return _VARIABLES.get(match.group().lower(), match.group())
 
 
 def _own_size(root: ElementTree.Element) -> None:

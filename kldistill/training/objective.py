@@ -12,8 +12,9 @@ from kldistill.runtime.components import find
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training.batches import Batch
 from kldistill.training.config import LossConfig
-from kldistill.training.scoring import score_student, summarise
+from kldistill.training.scoring import score_student
 from kldistill.training.states import States
+from kldistill.training.sums import summarise
 
 
 class Objective(nn.Module):
@@ -61,7 +62,7 @@ def validation(
 ) -> Callable[[], dict[str, float]]:
     """A function that scores the texts with the student as it is when it is called, for ``training.train``.
 
-    Its figures are those of ``scoring.FIGURES``, each named ``validation_NAME``. Dropout is off meanwhile.
+    Its metrics are those of ``sums.SUMS``, each named ``validation_NAME``. Dropout is off meanwhile.
     """
 
     def validate() -> dict[str, float]:

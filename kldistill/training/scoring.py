@@ -1,12 +1,10 @@
 """Scores texts without generating: nats of a text, KL to the teacher, and what the student does with its new tokens.
 
-Shape suffixes: B texts of a batch, T padded tokens, P common boundaries, M positions with a next token, W new
-    vocabulary.
+Shape suffixes: B texts of a batch, T padded tokens, P common boundaries, M positions with a next token,
+W new vocabulary.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,34 +18,7 @@ from kldistill.tokens.pieces import PieceTable
 from kldistill.training.batches import collate
 from kldistill.training.padding import by_length
 from kldistill.training.states import States
-
-
-@dataclass
-class Score:
-    """Sums over one text. Nats are of all its tokens, each given those before it.
-
-    Attributes:
-        n_bytes, n_tokens: size of the text; the first special token counts as neither.
-        nats: minus log-probability of the text, as the model cuts it.
-        kl, n_common: summed KL to the teacher and the boundaries that it is summed over; 0 for the original model.
-        n_new, adopted, new_nats: new tokens in the text, the probability that the student gave them, summed, and
-            minus the log of it, summed.
-        unresolved: teacher mass that the KL could not resolve, summed (an upper bound).
-        left_out, contradictions: positions that are no common boundary; observed cuts that contradict the forest.
-    """
-
-    document: str
-    n_bytes: int
-    n_tokens: int
-    nats: float = 0.0
-    kl: float = 0.0
-    n_common: int = 0
-    n_new: int = 0
-    adopted: float = 0.0
-    new_nats: float = 0.0
-    unresolved: float = 0.0
-    left_out: int = 0
-    contradictions: int = 0
+from kldistill.training.sums import Score
 
 
 @torch.no_grad()
@@ -149,36 +120,3 @@ def _score_batch(
         for name, values in counts.items():
             setattr(score, name, int(values[row].item()))
         score.left_out, score.contradictions = aligned[row].n_left_out, aligned[row].n_contradictions
-
-
-Figure = Callable[[Sequence[Score]], float]
-
-
-def ratio(above: str, below: str, factor: float = 1.0) -> Figure:
-    """The figure sum(above) / sum(below) * factor; not a number where there is nothing below."""
-
-    def figure(scores: Sequence[Score]) -> float:
-        total = sum(getattr(score, below) for score in scores)
-        return factor * sum(getattr(score, above) for score in scores) / total if total else math.nan
-
-    return figure
-
-
-# What is reported of a set of texts; see docs/metrics.md.
-FIGURES: dict[str, tuple[str, str, float]] = {
-    "bits_per_byte": ("nats", "n_bytes", 1 / math.log(2)),
-    "tokens_per_1000_bytes": ("n_tokens", "n_bytes", 1000.0),
-    "kl_to_teacher": ("kl", "n_common", 1.0),
-    "new_token_share": ("n_new", "n_tokens", 1.0),
-    "adoption": ("adopted", "n_new", 1.0),
-    "new_token_nats": ("new_nats", "n_new", 1.0),
-    "unresolved_mass": ("unresolved", "n_common", 1.0),
-    "left_out": ("left_out", "n_tokens", 1.0),
-    "contradictions": ("contradictions", "n_tokens", 1.0),
-}
-
-
-def summarise(scores: Sequence[Score], names: Sequence[str] = tuple(FIGURES)) -> dict[str, float]:
-    """Figures of a set of texts, each a ratio of sums; those that are undefined here are left out."""
-    found = {name: ratio(*FIGURES[name])(scores) for name in names}
-    return {name: value for name, value in found.items() if not math.isnan(value)}

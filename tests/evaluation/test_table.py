@@ -10,7 +10,10 @@ METRICS = {
     "eval/original/domain/bits_per_byte/low": 0.9,
     "eval/original/domain/bits_per_byte/high": 1.051,
     "eval/original/general/bits_per_byte": 1.2,
+    "eval/original/domain/documents": 14,
+    "eval/original/general/documents": 9,
     "eval/distilled/domain/tokens_per_1000_bytes": 240.0,
+    "eval/distilled/domain/kl_per_byte": 0.075,
     "eval/distilled/domain/bits_per_byte": 1.0111,
     "eval/distilled/general/bits_per_byte": 1.25,
     "eval/distilled/domain/kl_to_teacher": 0.3,
@@ -22,9 +25,9 @@ METRICS = {
 def test_rows_of_the_models_that_were_evaluated() -> None:
     original, distilled = final_rows(METRICS)
     assert len(COLUMNS) == len(original) == len(distilled)
-    assert original == ["original", "49,152", "300.0", "–", "0.985 [0.90,1.05]", "1.200", "–", "–", "–"]
+    assert original == ["original", "49,152", "300.0", "–", "0.985 [0.90,1.05]", "1.200", "–", "–", "–", "–", "14 / 9"]
     assert distilled == [
-        "distilled", "49,664", "240.0", "20.0%", "1.011", "1.250", "0.300", "0.050", "15.5%",
+        "distilled", "49,664", "240.0", "20.0%", "1.011", "1.250", "0.300", "0.050", "0.075", "15.5%", "– / –",
     ]  # fmt: skip
 
 
@@ -41,13 +44,14 @@ def test_no_rows_without_an_evaluation_of_the_original() -> None:
 
 def test_a_figure_that_is_missing_is_a_dash() -> None:
     assert with_interval({}, "eval/init/domain/kl_to_teacher") == "–"
-    added_tokens = {name: value for name, value in METRICS.items() if "kl_to_teacher" not in name}
-    assert final_rows(added_tokens)[1][6:8] == ["–", "–"]
+    added_tokens = {name: value for name, value in METRICS.items() if "/kl_" not in name}
+    assert final_rows(added_tokens)[1][6:9] == ["–", "–", "–"]
 
 
 def test_a_row_for_every_suite_model_and_rate() -> None:
     metrics = {
         "eval/original/humaneval/tasks": 164.0,
+        "eval/original/humaneval/documents": 164,
         "eval/original/humaneval/pass@1": 0.05,
         "eval/original/humaneval/pass@1/low": 0.02,
         "eval/original/humaneval/pass@1/high": 0.09,
@@ -67,10 +71,10 @@ def test_a_row_for_every_suite_model_and_rate() -> None:
     }
     first, second = suite_rows(metrics | final_names(metrics))
     assert first == [
-        "humaneval", "164", "original", "pass@1", "0.050 [0.02,0.09]", "–", "–", "60.2", "–", "–", "2",
+        "humaneval", "164", "164", "original", "pass@1", "0.050 [0.02,0.09]", "–", "–", "60.2", "–", "–", "2",
     ]  # fmt: skip
-    assert second[2:7] == ["distilled", "pass@1", "0.040 [0.01,0.08]", "-0.010 [-0.03,0.01]", "0.500"]
-    assert second[9] == "75.0%"
+    assert second[2:8] == ["–", "distilled", "pass@1", "0.040 [0.01,0.08]", "-0.010 [-0.03,0.01]", "0.500"]
+    assert second[10] == "75.0%"
     assert len(first) == len(second) == len(SUITES_COLUMNS)
 
 

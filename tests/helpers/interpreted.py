@@ -17,7 +17,7 @@ from kldistill.runtime.job import Job
 from tests.helpers.setting import documents
 
 SMALL: dict[str, Any] = {
-    "n_contexts": 4, "context_bytes": 200, "n_uses": 8, "attention_contexts": 2, "neighbours": 3, "resamples": 50,
+    "n_contexts": 4, "context_bytes": 200, "n_uses": 8, "attention_contexts": 2, "neighbours": 3, "completions": 0,
 }  # fmt: skip
 
 

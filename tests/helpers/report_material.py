@@ -42,6 +42,7 @@ def figures_of(records: list[dict[str, Any]], of: str, text: str) -> dict[str, f
     if of != "original":
         found |= {
             "kl_to_teacher": ratio("kl", "n_common"),
+            "kl_per_byte": ratio("kl", "n_bytes"),
             "new_token_share": ratio("n_new", "n_tokens"),
             "adoption": ratio("adopted", "n_new"),
             "new_token_nats": ratio("new_nats", "n_new"),
@@ -50,7 +51,7 @@ def figures_of(records: list[dict[str, Any]], of: str, text: str) -> dict[str, f
     for name, value in found.items():
         key = f"eval/{of}/{text}/{name}"
         figures |= {key: float(value), f"{key}/low": float(0.95 * value), f"{key}/high": float(1.05 * value)}
-    return figures
+    return figures | {f"eval/{of}/{text}/documents": len({record["document"] for record in own})}
 
 
 def write_evaluation(folder: Path, of: str, bits: float, kl: float, saved: float = 0.16) -> dict[str, float]:
@@ -65,7 +66,7 @@ def write_evaluation(folder: Path, of: str, bits: float, kl: float, saved: float
             records.append(
                 {
                     "text": text,
-                    "document": f"{text}/{at // 2}.py",
+                    "document": f"{text}/{at}.py",
                     "n_bytes": size,
                     "n_tokens": tokens,
                     "nats": float(hard * bits * np.log(2) * size),
@@ -129,7 +130,7 @@ def write_sweep(folder: Path, losses: Mapping[str, float], *, seeds: int = 3, in
     for loss, extra in losses.items():
         for init, gap in list(INITS.items())[:inits]:
             for seed in range(seeds):
-                noise = 0.004 * np.cos(7 * seed + len(init) + 3 * len(loss))
+                noise = 0.0004 * np.cos(7 * seed + len(init) + 3 * len(loss))
                 write_run(
                     folder / f"init={init},loss={loss},seed={seed}",
                     *(loss, init, seed),
@@ -231,6 +232,15 @@ def write_interpretation(folder: Path, tokens: list[dict[str, Any]]) -> None:
         for at, token in enumerate(tokens)
     ]
     write_jsonl(folder / "new_tokens.jsonl", rows)
+    answers = [
+        {"model": "original", "tokens": [{"text": HOSTILE, "new": False}], "exact": False},
+        {
+            **{"model": "extended", "exact": True},
+            "tokens": [{"text": "self.", "new": False}, {"text": "config", "new": True}],
+        },
+    ]
+    line = {"document": f"{HOSTILE}.py", "prompt": "x = ", "reference": "self.config", "answers": answers}
+    write_jsonl(folder / "completions.jsonl", [line])
     drawing = (
         '<svg xmlns="http://www.w3.org/2000/svg" width="560pt" height="100pt" viewBox="0 0 560 100">'
         '<script>alert(2)</script><rect id="a" width="20" height="20" style="fill: #0072b2" onclick="alert(3)"/>'

@@ -36,12 +36,10 @@ SMALL = [
     "eval.domain_bytes=1500",
     "eval.general_bytes=800",
     "eval.window_bytes=300",
-    "eval.resamples=20",
     "interpret.n_contexts=3",
     "interpret.context_bytes=300",
     "interpret.n_uses=6",
     "interpret.attention_contexts=1",
-    "interpret.resamples=20",
 ]
 
 

@@ -15,7 +15,7 @@ from kldistill.rows.student import Student
 from tests.helpers.artifacts import FAMILIES
 from tests.helpers.runs import run, write_corpus
 
-OVERRIDES = ["distill.steps=2", "distill.validate_every=2", "distill.snippet_bytes=150", "eval.resamples=5"]
+OVERRIDES = ["distill.steps=2", "distill.validate_every=2", "distill.snippet_bytes=150"]
 # Half of the families tied, half not; one tied model with separate new rows; one tokenizer of another family.
 CHOICES: dict[str, tuple[bool, list[str]]] = {
     "llama": (True, ["model.tokenizer=llama2"]),

@@ -72,7 +72,7 @@ def test_a_preset_is_the_whole_grid_in_folders_of_their_own(experiment: str, ini
         check(compose.typed(config(list(member.overrides))))
 
 
-def test_kl_vs_ce_trains_every_run_on_the_same_text_and_measures_on_the_same_resamples(initialised: None) -> None:
+def test_kl_vs_ce_trains_every_run_on_the_same_text_and_measures_on_the_same_tasks(initialised: None) -> None:
     runs = sweeps.members(multirun("experiment=kl_vs_ce"))
     assert len(runs) == 36
     made = [compose.typed(config(list(member.overrides))) for member in (runs[0], runs[-1])]

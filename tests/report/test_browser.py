@@ -161,6 +161,23 @@ def test_a_phone_scrolls_tables_not_the_page(browser: webdriver.Chrome, pages: P
     assert run_js(browser, scrolling)
 
 
+def test_what_scrolls_says_so(browser: webdriver.Chrome, pages: Pages) -> None:
+    """And what does not, does not. On a phone models stand below each other, each value beside its column's name."""
+    wrong = (
+        "Array.from(document.querySelectorAll('.scrolls'), e => [e.hidden, e.nextElementSibling])"
+        ".filter(([hidden, box]) => hidden !== (box.scrollWidth <= box.clientWidth + 1)).length"
+    )
+    for width in (1280, 390):
+        show(browser, pages["sweep"], width=width)
+        assert run_js(browser, "Array.from(document.querySelectorAll('.scrolls')).some(e => !e.hidden)")
+        assert run_js(browser, wrong) == 0
+    show(browser, pages["run"], width=390)
+    table = "document.querySelector('#models-table')"
+    assert run_js(browser, f"{table}.scrollWidth <= {table}.parentElement.clientWidth + 1")
+    label = f"getComputedStyle({table}.tBodies[0].rows[0].cells[4], '::before').content"
+    assert run_js(browser, label) == '"bits/B domain"'
+
+
 @pytest.mark.parametrize("name", ["run", "sweep"])
 def test_light_and_dark_follow_the_system(browser: webdriver.Chrome, pages: Pages, name: str) -> None:
     seen = {}

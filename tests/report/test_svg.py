@@ -86,7 +86,13 @@ def test_long_curves_are_thinned_without_losing_their_course() -> None:
     assert len(x) <= 400
     assert y == pytest.approx([2 * at for at in x])
     assert thinned([(1, 5.0), (2, 7.0)]) == ([1.0, 2.0], [5.0, 7.0])
-    assert running_mean([0.0, 3.0, 9.0, 6.0], 2) == [0.0, 4.0, 6.0, 6.0]
+    x = [1.0, 2.0, 3.0, 4.0]
+    assert running_mean(x, [0.0, 3.0, 9.0, 6.0], 1) == ([1.5, 2.0, 3.0, 3.5], [1.5, 4.0, 6.0, 7.5])
+    steps = [float(step) for step in range(100)]
+    mean_x, mean_y = running_mean(steps, [5 - 0.03 * step for step in steps], 8)
+    assert mean_y == pytest.approx([5 - 0.03 * step for step in mean_x]), "a straight line stays one"
+    noisy = [*[1.0] * 99, 9.0]
+    assert max(running_mean(steps, noisy, 8)[1]) < 2, "an odd last point does not turn the curve"
 
 
 def test_bands_are_weighted_means() -> None:

@@ -29,7 +29,8 @@ from kldistill.training.batches import Batch, Steps
 from kldistill.training.config import DistillConfig, LoraConfig, LossConfig, LossTerm, SolveConfig, TeacherConfig
 from kldistill.training.load import load_student
 from kldistill.training.objective import Objective
-from kldistill.training.scoring import score_student, summarise
+from kldistill.training.scoring import score_student
+from kldistill.training.sums import summarise
 from tests.helpers.artifacts import MakeModel, MakeTokens
 from tests.helpers.setting import CPU, make_inputs
 
@@ -252,7 +253,7 @@ def test_without_a_teacher(inputs: Inputs) -> None:
 
 def test_evaluation_of_original_and_extended_model(inputs: Inputs) -> None:
     job = Job(RuntimeConfig(device="cpu"))
-    settings = ScoringConfig(domain_bytes=1500, general_bytes=1500, window_bytes=300, resamples=50)
+    settings = ScoringConfig(domain_bytes=1500, general_bytes=1500, window_bytes=300)
     folders = {**inputs.folders, "rows": inputs.folders["init"], "evaluate_original": inputs.root / "evaluate_original"}
     figures: dict[str, float] = {}
     for of, stage in (("original", evaluate_original), ("init", evaluate_student)):
@@ -265,7 +266,12 @@ def test_evaluation_of_original_and_extended_model(inputs: Inputs) -> None:
     for kind in ("domain", "general"):
         assert figures[f"eval/init/{kind}/bytes"] == figures[f"eval/original/{kind}/bytes"]
         name = f"eval/init/{kind}/kl_to_teacher"
-        assert 0 < figures[f"{name}/low"] <= figures[name] <= figures[f"{name}/high"]
+        few = figures[f"eval/init/{kind}/documents"] < 8
+        assert figures[name] > 0
+        assert (f"{name}/low" not in figures) if few else figures[f"{name}/low"] <= figures[name]
+        assert figures[f"eval/init/{kind}/kl_per_byte"] * figures[f"eval/init/{kind}/bytes"] == pytest.approx(
+            sum(r["kl"] for r in records if r["text"] == kind)
+        )
         density = f"{kind}/tokens_per_1000_bytes"
         assert figures[f"eval/init/{density}"] < figures[f"eval/original/{density}"]
         assert f"eval/original/{kind}/kl_to_teacher" not in figures

@@ -26,7 +26,8 @@ from kldistill.training.batches import Steps
 from kldistill.training.config import DistillConfig, FinetuneConfig, LoraConfig, LossConfig, LossTerm, TeacherConfig
 from kldistill.training.load import load_model, load_student
 from kldistill.training.objective import Objective, terms_of
-from kldistill.training.scoring import score_student, summarise
+from kldistill.training.scoring import score_student
+from kldistill.training.sums import summarise
 from tests.helpers.artifacts import MakeModel, MakeTokens
 from tests.helpers.setting import CPU, make_inputs
 

@@ -9,7 +9,8 @@ import torch
 from kldistill.losses import kl
 from kldistill.losses.alignment import align
 from kldistill.tokens.pieces import PieceTable
-from kldistill.training.scoring import FIGURES, Score, score_original, score_student, summarise
+from kldistill.training.scoring import score_original, score_student
+from kldistill.training.sums import SUMS, Score, summarise
 from tests.helpers.artifacts import MakeModel, MakeTokens
 from tests.helpers.setting import CPU, Setting, make_setting
 
@@ -87,7 +88,7 @@ def test_batches_and_chunks_change_nothing(setting: Setting) -> None:
 
 def test_without_a_teacher_there_is_no_kl(setting: Setting) -> None:
     scores = scores_of(replace(setting, states=setting.states._replace(values=None)), teacher=False)
-    assert "kl_to_teacher" not in summarise(scores)
+    assert not {"kl_to_teacher", "kl_per_byte"} & summarise(scores).keys()
     assert [score.nats for score in scores] == pytest.approx([score.nats for score in scores_of(setting)])
 
 
@@ -99,6 +100,7 @@ def test_figures_by_hand() -> None:
             "bits_per_byte": 200 / 400,
             "tokens_per_1000_bytes": 200.0,
             "kl_to_teacher": 12 / 80,
+            "kl_per_byte": 12 / 400,
             "new_token_share": 4 / 80,
             "adoption": 1 / 4,
             "new_token_nats": 2.0,
@@ -107,4 +109,4 @@ def test_figures_by_hand() -> None:
             "contradictions": 0.0,
         }
     )
-    assert list(summarise([one, two])) == list(FIGURES)
+    assert list(summarise([one, two])) == list(SUMS)

@@ -1,71 +1,80 @@
-"""The figures of a run's page. Each says how to read it; each is small, so that a phone shows it whole."""
+"""The charts of a run's page. Each says how to read it; each is small, so that a phone shows it whole."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from kldistill.evaluation.table import NAMES, suite_rates
+from kldistill.evaluation.metrics import MODELS, TEXT_METRICS, Name, rates
+from kldistill.interpret.style import COLOURS, CYCLE, GRID, MODEL_MARKERS, MUTED
 from kldistill.report.chart import Chart, legend, new_axes
 from kldistill.report.data import Run, curves
-from kldistill.report.svg import GRID, INK, MUTED, of_figure
+from kldistill.report.svg import of_figure
 
-COLOURS = {"original": INK, "init": "#D55E00", "distilled": "#0072B2", "finetuned": "#009E73"}
-MARKERS = {"original": "s", "init": "^", "distilled": "o", "finetuned": "D"}
-_SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MOST_POINTS = 400  # of a curve: more than a screen shows
 _MOST_TOKENS = 1_000  # in the calibration's scatter
 _LOWEST = 1e-6  # probability there
 
 
-def learning(run: Run) -> Iterator[Chart]:
+class Panel(NamedTuple):
+    """One panel of learning curves: ``series`` has the points (step, value) of every line by its label."""
+
+    stage: str
+    title: str
+    unit: str
+    series: dict[str, list[tuple[float, float]]]
+    reading: str
+    smooth: bool = False
+
+
+def panels(run: Run) -> Iterator[Panel]:
     """What was trained on, and how validation went, for every stage that trained something."""
     for stage in ("distill", "finetune"):
-        found = curves(run, stage)
-        terms = [name for name in ("loss", "kl", "kl_first", "kl_old", "ce", "hidden") if name in found]
+        logged = curves(run, stage)
+        terms = [name for name in ("loss", "kl", "kl_first", "kl_old", "ce", "hidden") if name in logged]
         if terms == ["loss", "ce"] or terms == ["loss", "kl"]:
-            terms = terms[1:] if found["loss"] == found[terms[1]] else terms
+            terms = terms[1:] if logged["loss"] == logged[terms[1]] else terms
         if terms:
-            yield Chart(
-                f"{stage}: training loss",
-                _curves(
-                    f"{stage}-training", f"Training loss of {stage}", {name: found[name] for name in terms}, smooth=True
-                ),
-                "Pale: every step. Strong: a running mean. The sum of all terms (loss) has their weights in it.",
+            unit = "nats/position" if "hidden" not in terms else "nats/position; hidden: squared"
+            reading = (
+                "Pale: every step. Strong: a running mean, each point at the mean step of what it averages. The sum of "
+                "all terms (loss) has their weights in it."
             )
-        for name, label in _VALIDATION.items():
-            if f"validation_{name}" in found:
-                yield Chart(
-                    f"{stage}: {label}",
-                    _curves(f"{stage}-{name}", f"{label} during {stage}", {label: found[f"validation_{name}"]}),
-                    "On text that is not trained on. Lower is better; a curve that still falls asks for more steps.",
+            yield Panel(stage, "training loss", unit, {name: logged[name] for name in terms}, reading, smooth=True)
+        for name in ("bits_per_byte", "kl_to_teacher", "new_token_nats"):
+            if points := logged.get(f"validation_{name}"):
+                row = TEXT_METRICS[name]
+                reading = (
+                    "On text that is not trained on. Lower is better; a curve that still falls asks for more steps."
                 )
+                yield Panel(stage, f"validation, {row.label}", row.unit, {row.label: points}, reading)
 
 
-_VALIDATION = {
-    "bits_per_byte": "validation, bits/byte",
-    "kl_to_teacher": "validation, KL to teacher",
-    "new_token_nats": "validation, nats of a new token",
-}
+def learning(run: Run) -> Iterator[Chart]:
+    """The learning curves, a chart a panel."""
+    for number, panel in enumerate(panels(run)):
+        figure, axes = new_axes()
+        draw_curves(axes, panel)
+        if len(panel.series) > 1:
+            legend(axes)
+        ends = (f"{name} from {line[0][1]:.3g} to {line[-1][1]:.3g}" for name, line in panel.series.items())
+        alt = f"{panel.stage}, {panel.title} ({panel.unit}) over steps: {'; '.join(ends)}."
+        title = f"{panel.stage}: {panel.title}"
+        yield Chart(title, of_figure(figure, f"learning-{number}", alt), panel.reading)
 
 
-def _curves(name: str, alt: str, series: Mapping[str, Sequence[tuple[float, float]]], smooth: bool = False) -> Markup:
-    figure, axes = new_axes()
-    for colour, (label, points) in zip(_SERIES, series.items(), strict=False):
+def draw_curves(axes: Axes, panel: Panel) -> None:
+    """Draw one panel: every line over the steps, with a running mean where it is noisy."""
+    for colour, (label, points) in zip(CYCLE, panel.series.items(), strict=False):
         x, y = thinned(points)
-        if smooth and len(x) >= 20:
+        if panel.smooth and len(x) >= 20:
             axes.plot(x, y, color=colour, alpha=0.3, linewidth=0.8)
-            axes.plot(x, running_mean(y, len(y) // 12), color=colour, linewidth=2, label=label)
+            axes.plot(*running_mean(x, y, len(y) // 12), color=colour, linewidth=2, label=label)
         else:
             axes.plot(x, y, color=colour, linewidth=2, marker="o" if len(x) < 30 else None, markersize=4, label=label)
-    axes.set_xlabel("step")
-    if len(series) > 1:
-        legend(axes)
-    ends = "; ".join(f"{label} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for label, points in series.items())
-    return of_figure(figure, name, f"{alt} over steps: {ends}.")
+    axes.set(xlabel="step", ylabel=panel.unit)
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -75,23 +84,24 @@ def thinned(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[fl
     return [float(mean[0]) for mean in means], [float(mean[1]) for mean in means]
 
 
-def running_mean(values: Sequence[float], half: int) -> list[float]:
-    """Mean of each value and its ``half`` neighbours on both sides; towards the ends of fewer, as many on each side."""
-    reach = [min(half, at, len(values) - 1 - at) for at in range(len(values))]
-    return [float(np.mean(values[at - n : at + n + 1])) for at, n in enumerate(reach)]
+def running_mean(x: Sequence[float], y: Sequence[float], half: int) -> tuple[list[float], list[float]]:
+    """Mean of each point and its neighbours, ``half`` on both sides as far as there are any, in both coordinates. So a
+    window at an end holds more than ``half`` points and stands at their middle: a straight line stays what it is, and
+    the last point alone turns nothing.
+    """
+    windows = [slice(max(at - half, 0), at + half + 1) for at in range(len(y))]
+    return [float(np.mean(x[window])) for window in windows], [float(np.mean(y[window])) for window in windows]
 
 
 def standing(metrics: Mapping[str, float]) -> Iterator[Chart]:
     """Bits per byte against the KL to the teacher, and against the tokens saved, of all models of the run."""
-    shown = [of for of in NAMES if f"eval/{of}/domain/bits_per_byte" in metrics]
+    shown = models_with_bits(metrics)
     if len(shown) < 2:
         return
-    names = ", ".join(NAMES[of] for of in shown)
+    names = ", ".join(MODELS[of] for of in shown)
     if any(f"eval/{of}/domain/kl_to_teacher" in metrics for of in shown):
         figure, axes = new_axes()
-        for of in shown:
-            _point(axes, metrics, of, f"eval/{of}/domain/kl_to_teacher")
-        axes.set(xlabel="KL to the teacher (nats/position)", ylabel="bits/byte")
+        draw_distance(axes, metrics)
         legend(axes)
         yield Chart(
             "Domain text: fit against distance",
@@ -117,43 +127,47 @@ def standing(metrics: Mapping[str, float]) -> Iterator[Chart]:
         )
 
 
+def models_with_bits(metrics: Mapping[str, float]) -> list[str]:
+    """The models that were scored on domain text."""
+    return [model for model in MODELS if f"eval/{model}/domain/bits_per_byte" in metrics]
+
+
+def draw_distance(axes: Axes, metrics: Mapping[str, float]) -> None:
+    """Draw where the models stand between fit (bits/byte) and distance (KL), with 95 % intervals."""
+    for model in models_with_bits(metrics):
+        _point(axes, metrics, model, f"eval/{model}/domain/kl_to_teacher")
+    axes.set(xlabel="KL to the teacher (nats/position)", ylabel="bits/byte")
+
+
 def _point(axes: Axes, metrics: Mapping[str, float], of: str, x_key: str | None, x: float = 0.0) -> None:
     """A model with its intervals. The original one has no KL to itself: 0."""
     value, x_error = (x, None) if x_key is None else _with_error(metrics, x_key)
     y, y_error = _with_error(metrics, f"eval/{of}/domain/bits_per_byte")
-    axes.errorbar(
-        value,
-        y,
-        xerr=x_error,
-        yerr=y_error,
-        fmt=MARKERS[of],
-        color=COLOURS[of],
-        capsize=3,
-        markersize=7,
-        label=NAMES[of],
-    )
+    style: dict[str, Any] = {"fmt": MODEL_MARKERS[of], "color": COLOURS[of], "label": MODELS[of]}
+    axes.errorbar(value, y, xerr=x_error, yerr=y_error, capsize=3, markersize=7, **style)
 
 
 def _with_error(metrics: Mapping[str, float], key: str) -> tuple[float, list[list[float]]]:
+    """A metric and its interval as distances; 0 where it is absent."""
     value = metrics.get(key, 0.0)
     low, high = metrics.get(f"{key}/low", value), metrics.get(f"{key}/high", value)
     return value, [[max(value - low, 0.0)], [max(high - value, 0.0)]]
 
 
 def _figures(metrics: Mapping[str, float], shown: Sequence[str]) -> str:
-    found = [f"{NAMES[of]}: {metrics[f'eval/{of}/domain/bits_per_byte']:.3f} bits per byte" for of in shown]
-    return "; ".join(found) + "."
+    parts = [f"{MODELS[of]}: {metrics[f'eval/{of}/domain/bits_per_byte']:.3f} bits per byte" for of in shown]
+    return "; ".join(parts) + "."
 
 
 def suites(metrics: Mapping[str, float]) -> Iterator[Chart]:
     """Every rate of every suite of tasks: a line a model, with its interval."""
-    rates: dict[str, list[tuple[str, str]]] = {}
-    for suite, of, rate in suite_rates(metrics):
-        rates.setdefault(suite, []).append((rate, of))
-    for suite, found in rates.items():
-        names = list(dict.fromkeys(rate for rate, _ in found))
-        models = [of for of in NAMES if any(of == other for _, other in found)]
-        figure, axes = new_axes((4.2, 0.8 + 0.28 * len(found)))
+    by_suite: dict[str, list[Name]] = {}
+    for name in rates(metrics):
+        by_suite.setdefault(name.subject, []).append(name)
+    for suite, names_of_suite in by_suite.items():
+        names = list(dict.fromkeys(name.metric for name in names_of_suite))
+        models = [of for of in MODELS if any(of == name.model for name in names_of_suite)]
+        figure, axes = new_axes((4.2, 0.8 + 0.28 * len(names_of_suite)))
         heights, said = {}, []
         for at, rate in enumerate(names):
             for place, of in enumerate(models):
@@ -167,16 +181,16 @@ def suites(metrics: Mapping[str, float]) -> Iterator[Chart]:
                     100 * value,
                     height,
                     xerr=100 * np.array(error),
-                    fmt=MARKERS[of],
+                    fmt=MODEL_MARKERS[of],
                     color=COLOURS[of],
                     capsize=3,
-                    label=NAMES[of] if at == 0 else None,
+                    label=MODELS[of] if at == 0 else None,
                 )
-                said.append(f"{rate} of {NAMES[of]}: {100 * value:.1f} %")
+                said.append(f"{rate} of {MODELS[of]}: {100 * value:.1f} %")
         axes.set_yticks(list(heights.values()), list(heights))
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(0, 100)
-        axes.set_xlabel("% of tasks" if names != ["edit_similarity"] else "%")
+        axes.set_xlabel("% of tasks" if names != ["edit_similarity"] else "similarity (%)")
         legend(axes)
         yield Chart(
             suite,
@@ -212,7 +226,7 @@ def calibration(tokens: Sequence[Mapping[str, Any]]) -> Chart | None:
     centres, means = binned(target, student, uses, lowest)
     axes.plot(centres, means, color=COLOURS["init"], linewidth=2, marker="o", markersize=5, label="mean of a band")
     axes.set(xscale="log", yscale="log", xlim=(lowest, 1.1), ylim=(lowest, 1.1))
-    axes.set(xlabel="target: pushed-forward teacher", ylabel="student")
+    axes.set(xlabel="target: pushed-forward teacher (probability)", ylabel="student (probability)")
     axes.grid(color=GRID)
     legend(axes)
     given, asked = (sum(row["n"] * row[key] for row in known) for key in keys)

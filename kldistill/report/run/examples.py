@@ -4,13 +4,12 @@ Drawn by a fixed seed among those that qualify, never picked for their looks.
 """
 
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
-from kldistill.evaluation.table import NAMES
+from kldistill.evaluation.metrics import MODELS, parse
 from kldistill.model.load import old_size
 from kldistill.report.data import Run, lines
 from kldistill.tokens.definition import token_bytes
@@ -64,18 +63,18 @@ def cut_lines(run: Run, seed: int = 0) -> list[Line]:
     new = load_tokenizer(run.artifacts["model"], run.artifacts["tokens"])
     table, size = token_bytes(new), old_size(old)
     rng = random.Random(seed)
-    found = []
+    drawn = []
     for document in rng.sample(documents, len(documents)):
         texts = [line.strip() for line in document["text"].splitlines()]
         texts = [text for text in texts if len(text) in _LINE_LENGTHS]
         for text in rng.sample(texts, min(len(texts), 40)):
             line = Line(document["id"], *(parts_of(_ids(cutter, text), table, size) for cutter in (old, new)))
             if any(token.new for token in line.new):
-                found.append(line)
+                drawn.append(line)
                 break
-        if len(found) == N_LINES:
+        if len(drawn) == N_LINES:
             break
-    return found
+    return drawn
 
 
 def _ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -89,15 +88,15 @@ def parts_of(ids: Sequence[int], table: Sequence[bytes], size: int) -> list[Toke
         table: bytes of every id.
         size: V; ids from here on are new.
     """
-    found, pending = [], b""
+    tokens, pending = [], b""
     for index in ids:
         pending += table[index]
         try:
             text, pending = pending.decode(), b""
         except UnicodeDecodeError:
             text = "·"
-        found.append(Token(text, index >= size))
-    return found
+        tokens.append(Token(text, index >= size))
+    return tokens
 
 
 def generations(run: Run, seed: int = 0) -> list[Example]:
@@ -108,19 +107,19 @@ def generations(run: Run, seed: int = 0) -> list[Example]:
         return []
     records = _records(run)
     prompts = _tasks(run)
-    found = []
+    examples = []
     for suite in dict.fromkeys(suite for _, suite in records):
         ours, theirs = records.get((run.last, suite), {}), records.get(("original", suite), {})
         common = [task for task in ours if task in theirs and "completion" in ours[task]]
         for task in _some(common, ours, theirs, random.Random(seed)):
             asked = prompts.get(suite, {}).get(task, {})
             answers = [
-                Answer(NAMES[of], record["completion"], judgement(record))
+                Answer(MODELS[of], record["completion"], judgement(record))
                 for of, record in (("original", theirs[task]), (run.last, ours[task]))
             ]
             prompt = "\n".join(asked.get("prompt", "").splitlines()[-_PROMPT_LINES:])
-            found.append(Example(suite, task, prompt, asked.get("reference", ""), answers))
-    return found
+            examples.append(Example(suite, task, prompt, asked.get("reference", ""), answers))
+    return examples
 
 
 def _some(
@@ -147,38 +146,32 @@ def judgement(record: Mapping[str, Any]) -> str:
 
 def verdicts(run: Run) -> list[tuple[str, str, dict[str, int]]]:
     """(suite, model, {verdict: answers}) of every suite whose answers are programs."""
-    found = []
-    for suite in dict.fromkeys(key.split("/")[2] for key in run.metrics if _is_verdict(key)):
-        for of in NAMES:
-            start = f"eval/{of}/{suite}/verdict/"
-            counts = Counter({k.removeprefix(start): int(v) for k, v in run.metrics.items() if k.startswith(start)})
-            if counts:
-                found.append((suite, NAMES[of], dict(counts)))
-    return found
-
-
-def _is_verdict(key: str) -> bool:
-    parts = key.split("/")
-    return len(parts) == 5 and parts[0] == "eval" and parts[3] == "verdict"
+    names = [name for name in map(parse, run.metrics) if name and name.model and name.metric == "verdict"]
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    for suite in dict.fromkeys(name.subject for name in names):
+        for model in MODELS:
+            for name in names:
+                if (name.subject, name.model) == (suite, model):
+                    counts.setdefault((suite, MODELS[model]), {})[name.rest] = int(run.metrics[str(name)])
+    return [(suite, model, by_verdict) for (suite, model), by_verdict in counts.items()]
 
 
 def _records(run: Run) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
-    """First sample of every task's records, by (model, suite). An artifact's own figures say whose it is."""
-    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-    for _, folder, figures in run.summaries():
-        owners = {tuple(key.split("/")[1:3]) for key in figures if key.startswith("eval/") and key.endswith("/tasks")}
+    """First sample of every task's records, by (model, suite). An artifact's own metrics say whose it is."""
+    records_of: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for _, folder, metrics in run.summaries():
+        owners = {name[:2] for name in map(parse, metrics) if name and name.metric == "tasks"}
         if len(owners) == 1:
-            of, suite = owners.pop()
             records = lines(folder / "records.jsonl")
-            found[of, suite] = {record["task"]: record for record in reversed(records)}
-    return found
+            records_of[owners.pop()] = {record["task"]: record for record in reversed(records)}
+    return records_of
 
 
 def _tasks(run: Run) -> dict[str, dict[str, dict[str, Any]]]:
     """The tasks of every suite by id."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    tasks_of: dict[str, dict[str, dict[str, Any]]] = {}
     for _, folder, figures in run.summaries():
         suites = [key.removeprefix("tasks/") for key in figures if key.startswith("tasks/")]
         if len(suites) == 1:
-            found[suites[0]] = {task["id"]: task for task in lines(folder / "tasks.jsonl")}
-    return found
+            tasks_of[suites[0]] = {task["id"]: task for task in lines(folder / "tasks.jsonl")}
+    return tasks_of

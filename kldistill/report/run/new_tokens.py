@@ -38,10 +38,10 @@ def rows(run: Run) -> list[Row]:
     uses = {token["id"]: token.get("held_out") for token in preflight(run).get("tokens", [])}
     measured = {row["id"]: row for row in interpreted(run)}
     texts = _texts(run)
-    found = []
+    table = []
     for token in tokens:
         own = measured.get(token["id"], {})
-        found.append(
+        table.append(
             Row(
                 token["id"],
                 token["string"],
@@ -51,7 +51,7 @@ def rows(run: Run) -> list[Row]:
                 *(own.get(key) for key in ("n", "nll", "adoption", "target")),
             )
         )
-    return sorted(found, key=lambda row: (-row.count, row.id))
+    return sorted(table, key=lambda row: (-row.count, row.id))
 
 
 def preflight(run: Run) -> dict[str, Any]:

@@ -5,9 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kldistill.evaluation.table import COLUMNS, NAMES, SUITES_COLUMNS, final_rows, suite_rows, with_interval
+from kldistill.evaluation.metrics import MODELS
+from kldistill.evaluation.table import (
+    COLUMNS,
+    SUITES_COLUMNS,
+    SUITES_TITLE,
+    TITLE,
+    final_rows,
+    suite_rows,
+    with_interval,
+)
 from kldistill.report import chart
-from kldistill.report.data import ABSENT, ReportError, Run, read_run
+from kldistill.report.data import ABSENT, ReportError, Run, lines, read_run
 from kldistill.report.html import as_json, render, write
 from kldistill.report.run import about, charts, examples, new_tokens
 from kldistill.report.svg import inline, is_wide
@@ -42,7 +51,7 @@ def render_run(folder: Path) -> Path:
 
 def gather(run: Run) -> dict[str, Any]:
     """Everything that the page says, as plain JSON types, with nothing secret in it."""
-    found = new_tokens.preflight(run)
+    preflight_report = new_tokens.preflight(run)
     content = {
         "name": f"{run.folder.resolve().parent.name}/{run.folder.resolve().name}",
         "status": run.status,
@@ -56,12 +65,15 @@ def gather(run: Run) -> dict[str, Any]:
         "about": [list(fact) for fact in about.facts(run)],
         "seconds": dict(run.about.get("seconds", {})),
         "preflight": {
-            "figures": found.get("figures", {}),
-            "refusals": found.get("refusals", []),
-            "warnings": found.get("warnings", []),
+            "figures": preflight_report.get("figures", {}),
+            "refusals": preflight_report.get("refusals", []),
+            "warnings": preflight_report.get("warnings", []),
         },
         "suites": {"columns": SUITES_COLUMNS, "rows": suite_rows(run.metrics)},
         "verdicts": [{"suite": s, "model": m, "counts": counts} for s, m, counts in examples.verdicts(run)],
+        "two_savings": bool(tiles(run)) and "tokens/saved" in run.metrics,
+        "captions": {"models": TITLE.replace("\n", " "), "suites": SUITES_TITLE.replace("\n", " ")},
+        "completions": lines(run.file("interpret", "completions.jsonl")),
         "lines": [_plain(line) for line in examples.cut_lines(run)],
         "generations": [_plain(example) for example in examples.generations(run)],
         "new_tokens": [row._asdict() for row in new_tokens.rows(run)],
@@ -83,7 +95,7 @@ def answer(run: Run) -> str:
     added = int(metrics.get("tokens/added", 0))
     text = f"{added:,} new tokens make held-out domain text {saved:.1%} shorter in tokens. "
     text += f"It costs {original:.3f} bits per byte under the original model"
-    text += f" and {final:.3f} under the {NAMES[last or '']} one"
+    text += f" and {final:.3f} under the {MODELS[last or '']} one"
     if last == "init" or init is None:
         return f"{text}."
     gap, left = init - original, final - original
@@ -104,19 +116,25 @@ def tiles(run: Run) -> list[dict[str, str]]:
     """The figures that answer first: a label, the value, and what it is compared with or how sure it is."""
     metrics, last = run.metrics, run.last
     saved = saved_share(metrics, last)
-    found = []
+    shown_tiles = []
     if saved is not None:
-        note = f"{metrics['tokens/saved']:.1%} on all test documents" if "tokens/saved" in metrics else ""
-        found.append({"label": "Tokens saved", "value": f"{saved:.1%}", "note": note})
+        note = "on the text that is scored"
+        if "tokens/saved" in metrics:
+            note += f"; {metrics['tokens/saved']:.1%} on all test documents"
+        shown_tiles.append({"label": "Tokens saved", "value": f"{saved:.1%}", "note": note})
     for text in ("domain", "general"):
         before, after = (metrics.get(f"eval/{of}/{text}/bits_per_byte") for of in ("original", last))
         if before is not None and after is not None:
-            note = f"{NAMES[last or '']}: {with_interval(metrics, f'eval/{last}/{text}/bits_per_byte')}"
-            found.append({"label": f"Bits per byte, {text} text", "value": f"{before:.3f} → {after:.3f}", "note": note})
+            note = f"{MODELS[last or '']}: {with_interval(metrics, f'eval/{last}/{text}/bits_per_byte')}"
+            if documents := metrics.get(f"eval/{last}/{text}/documents"):
+                note += f", {documents:,.0f} documents"
+            shown_tiles.append(
+                {"label": f"Bits per byte, {text} text", "value": f"{before:.3f} → {after:.3f}", "note": note}
+            )
     key = f"eval/{last}/domain/kl_to_teacher"
     if key in metrics:
         value, _, interval = with_interval(metrics, key).partition(" ")
-        found.append(
+        shown_tiles.append(
             {"label": "KL to the original, domain text", "value": value, "note": f"{interval} nats per position"}
         )
     for suite, rate in (
@@ -129,8 +147,10 @@ def tiles(run: Run) -> list[dict[str, str]]:
         if before is not None and after is not None:
             shown = with_interval(metrics, f"eval/{last}/{suite}/{rate}/minus_original", sign=True)
             value = f"{100 * before:.1f} → {100 * after:.1f} %"
-            found.append({"label": f"{suite}, {rate.replace('_', ' ')}", "value": value, "note": f"paired: {shown}"})
-    return found
+            shown_tiles.append(
+                {"label": f"{suite}, {rate.replace('_', ' ')}", "value": value, "note": f"paired: {shown}"}
+            )
+    return shown_tiles
 
 
 def draw(run: Run) -> dict[str, Any]:
@@ -150,12 +170,12 @@ def interpret_figures(run: Run) -> list[chart.Chart]:
     if path is None:
         return []
     described = json.loads(path.read_text(encoding="utf-8"))
-    found = []
+    charts_of_stage = []
     for at, (name, told) in enumerate(described.items()):
         text = (path.parent / Path(name).name).read_text(encoding="utf-8")
         svg = inline(text, f"interpret-{at}", told["alt"])
-        found.append(chart.Chart(told["title"], svg, told["caption"], is_wide(svg)))
-    return found
+        charts_of_stage.append(chart.Chart(told["title"], svg, told["caption"], is_wide(svg)))
+    return charts_of_stage
 
 
 def _plain(item: Any) -> Any:

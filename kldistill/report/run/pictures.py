@@ -1,56 +1,34 @@
 """Pictures of a run, for its folder: how the losses fell, and where the models stand between domain and teacher."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import matplotlib
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
-from kldistill.interpret.style import COLOURS
-
-matplotlib.use("Agg")  # files only: no screen is needed, nor asked for
-
-from matplotlib import pyplot as plt
-
-from kldistill.evaluation.table import NAMES
-from kldistill.runtime.files import read_lines
+from kldistill.interpret.style import STYLE
+from kldistill.report.data import read_run
+from kldistill.report.run.charts import draw_curves, draw_distance, models_with_bits, panels
 
 
 def learning(folder: Path) -> Path | None:
-    """``learning.png`` from the run's ``metrics.jsonl``: each loss term and the validation figures by step.
+    """``learning.png`` from the run's ``metrics.jsonl``: each loss term and the validation metrics by step.
 
     Returns:
         The file, or None where nothing was trained.
     """
-    lines: list[dict[str, Any]] = [json.loads(line) for line in read_lines(folder / "metrics.jsonl")]
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for line in lines:
-        if line["stage"] != "distill" or line["step"] is None:
-            continue
-        for name, value in line.items():
-            if name.startswith("distill/") and value is not None:
-                curves.setdefault(name.removeprefix("distill/"), []).append((line["step"], value))
-    panels = {
-        "training, per student position": [
-            n for n in ("loss", "kl", "kl_first", "kl_old", "ce", "hidden") if n in curves
-        ],
-        "validation, bits/byte": [n for n in ("validation_bits_per_byte",) if n in curves],
-        "validation, KL to teacher (nats/position)": [n for n in ("validation_kl_to_teacher",) if n in curves],
-    }
-    panels = {title: names for title, names in panels.items() if names}
-    if not panels:
+    shown = list(panels(read_run(folder)))
+    if not shown:
         return None
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.4), layout="constrained", squeeze=False)
-    for axis, (title, names) in zip(axes[0], panels.items(), strict=True):
-        for name in names:
-            steps, values = zip(*curves[name], strict=True)
-            axis.plot(steps, values, marker="o" if len(steps) < 20 else None, markersize=3, label=name)
-        axis.set(title=title, xlabel="step")
-        axis.grid(alpha=0.3)
-        if len(names) > 1:
-            axis.legend(frameon=False)
-    return _save(figure, folder / "learning.png")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.5 * len(shown), 3.4), layout="constrained", dpi=150)
+        for axes, panel in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+            draw_curves(axes, panel)
+            axes.set_title(f"{panel.stage}: {panel.title}")
+            if len(panel.series) > 1:
+                axes.legend()
+        figure.savefig(folder / "learning.png")
+    return folder / "learning.png"
 
 
 def standing(metrics: Mapping[str, float], folder: Path) -> Path | None:
@@ -60,28 +38,13 @@ def standing(metrics: Mapping[str, float], folder: Path) -> Path | None:
     Returns:
         The file, or None where no extended model was evaluated.
     """
-    shown = [key for key in NAMES if f"eval/{key}/domain/bits_per_byte" in metrics]
-    if len(shown) < 2:
+    if len(models_with_bits(metrics)) < 2:
         return None
-    figure, axis = plt.subplots(figsize=(5, 3.6), layout="constrained")
-    for key in shown:
-        x, x_error = _with_error(metrics, f"eval/{key}/domain/kl_to_teacher")
-        y, y_error = _with_error(metrics, f"eval/{key}/domain/bits_per_byte")
-        axis.errorbar(x, y, xerr=x_error, yerr=y_error, fmt="o", capsize=3, color=COLOURS[key], label=NAMES[key])
-    axis.set(xlabel="KL to the teacher on domain text (nats/position)", ylabel="bits/byte on domain text")
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
-    return _save(figure, folder / "standing.png")
-
-
-def _with_error(metrics: Mapping[str, float], key: str) -> tuple[float, list[list[float]]]:
-    """A figure and its interval as distances; the original model is its own teacher: 0."""
-    value = metrics.get(key, 0.0)
-    low, high = metrics.get(f"{key}/low", value), metrics.get(f"{key}/high", value)
-    return value, [[max(value - low, 0.0)], [max(high - value, 0.0)]]
-
-
-def _save(figure: Any, path: Path) -> Path:
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5, 3.6), layout="constrained", dpi=150)
+        axes = figure.subplots()
+        draw_distance(axes, metrics)
+        axes.set_title("Held-out domain text")
+        axes.legend()
+        figure.savefig(folder / "standing.png")
+    return folder / "standing.png"

@@ -13,10 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 
+from kldistill.evaluation.metrics import LOWER, TEXT_METRICS, Metric
 from kldistill.interpret import compare
-from kldistill.report.catalog import LOWER, Metric
+from kldistill.interpret.style import CYCLE
 from kldistill.report.chart import Chart, legend, new_axes
-from kldistill.report.data import Run
+from kldistill.report.data import FINISHED, Run, curves
 from kldistill.report.svg import inline, is_wide, of_figure
 from kldistill.report.sweep.factors import SEED
 
@@ -28,7 +29,7 @@ _MAPPED = (
 )
 _MOST_MAPS = 12
 _MOST_INSIDE = 12  # runs that lines of one figure can tell apart
-_SERIES = (("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "D"), ("#CC79A7", "s"), ("#E69F00", "v"), ("#56B4E9", "P"))
+_SERIES = tuple(zip(CYCLE, "o^DsvP", strict=True))
 # Both ends of the scale are told apart in greyscale; figures in the cells are black or white, as the cell is light or
 # dark, not as the page is.
 _COLOURS = "cividis"
@@ -68,10 +69,10 @@ def heat_maps(table: Mapping[str, Any]) -> Iterator[Chart]:
     """One heat map a metric, and for every combination of the remaining factors: means over seeds, the compared factor
     (usually the loss) over the columns, the init or what varies most of the others down the rows.
     """
-    found = sides(table)
-    if found is None:
+    axes_of_map = sides(table)
+    if axes_of_map is None:
         return
-    down, column, rest = found
+    down, column, rest = axes_of_map
     combinations = list(dict.fromkeys(tuple(entry["cell"][name] for name in rest) for entry in table["means"]))
     metrics = {entry["name"]: Metric(**entry) for entry in table["metrics"]}
     suites = [name for name in metrics if name.endswith(("/exact_match", "/pass@1", "/accuracy"))]
@@ -183,6 +184,38 @@ def standing(table: Mapping[str, Any]) -> Iterator[Chart]:
         )
 
 
+def learning(table: Mapping[str, Any], runs: Mapping[str, Run]) -> Iterator[Chart]:
+    """Validation of every finished run while it trained, a line a run, a colour a value of the compared factor.
+
+    Args:
+        runs: by their names in ``table["runs"]``.
+    """
+    for name in ("bits_per_byte", "kl_to_teacher"):
+        metric = TEXT_METRICS[name]
+        lines = []
+        for row in table["runs"]:
+            points = curves(runs[row["run"]], "distill").get(f"validation_{name}") if row["run"] in runs else None
+            if row["status"] == FINISHED and points:
+                lines.append({**row, "points": points})
+        if not lines:
+            continue
+        figure, axes = new_axes((5.0, 3.4))
+        said = []
+        for (label, members), (colour, _) in zip(_by_value(lines, across(table)), cycle(_SERIES), strict=False):
+            for number, line in enumerate(members):
+                shown = label if number == 0 else None
+                axes.plot(*zip(*line["points"], strict=True), color=colour, alpha=0.7, linewidth=1.3, label=shown)
+            ends = [line["points"][-1][1] for line in members]
+            said.append(f"{label} ends at {min(ends):.3g} to {max(ends):.3g}")
+        axes.set(xlabel="step", ylabel=metric.unit)
+        legend(axes)
+        yield Chart(
+            f"Validation: {metric.label}",
+            of_figure(figure, f"learning-{name}", f"{metric.label} on validation text by step. {'; '.join(said)}."),
+            "A line is a run. Lower is better; where a line still falls, more steps would help.",
+        )
+
+
 def inside(table: Mapping[str, Any], runs: Mapping[str, Run]) -> Iterator[Chart]:
     """The interpretations of the runs side by side, of every cell its first seed that has one; nothing where fewer than
     two cells have one.
@@ -190,25 +223,25 @@ def inside(table: Mapping[str, Any], runs: Mapping[str, Run]) -> Iterator[Chart]
     Args:
         runs: by their names in ``table["runs"]``.
     """
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for row in table["runs"]:
         path = runs[row["run"]].file("interpret", "interpret.json") if row["run"] in runs else None
         if path is not None:
             own = [value for name, value in row["factors"].items() if name != SEED]
-            found.setdefault(", ".join(own) or row["run"], path.parent)
-    shown = dict(islice(found.items(), _MOST_INSIDE))
+            folders.setdefault(", ".join(own) or row["run"], path.parent)
+    shown = dict(islice(folders.items(), _MOST_INSIDE))
     with TemporaryDirectory() as scratch:
         path = compare(shown, Path(scratch))
         if path is None:
             return
         (about,) = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["figure"].values()
         svg = inline(path.read_text(encoding="utf-8"), "inside", about["alt"])
-    note = f" The first {len(shown)} of {len(found)} cells." if len(shown) < len(found) else ""
+    note = f" The first {len(shown)} of {len(folders)} cells." if len(shown) < len(folders) else ""
     yield Chart(about["title"], svg, f"{about['caption']} One seed a cell.{note}", is_wide(svg))
 
 
 def _by_value(rows: Sequence[Mapping[str, Any]], factor: str | None) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    by_value: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        found.setdefault("runs" if factor is None else row["factors"][factor], []).append(row)
-    return list(found.items())
+        by_value.setdefault("runs" if factor is None else row["factors"][factor], []).append(row)
+    return list(by_value.items())

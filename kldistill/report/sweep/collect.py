@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kldistill.report.catalog import Metric, present
+from kldistill.evaluation.metrics import Metric, present
 from kldistill.report.data import ABSENT, FINISHED, Run, find_runs
 from kldistill.report.html import as_json, write
 from kldistill.report.sweep import compare, heat_map, page
@@ -16,6 +16,7 @@ MISSING = "missing"  # a cell of the grid without a run
 NO_RESULT = "no result"  # a run without a run.json
 DUPLICATE = "duplicate"  # a finished run that another one with the same configuration stands for
 RESULTS = "results"
+BEST = "eval/domain/bits_per_byte"
 
 
 def collect(folder: Path, *, factor: str = "loss", baseline: str = "ce") -> dict[str, Any]:
@@ -51,8 +52,9 @@ def gather(runs: Sequence[Run], folder: Path, factor: str, baseline: str) -> dic
 
     Returns:
         ``factor`` and ``baseline`` (None where no run has it); ``factors``: every factor's values; ``is_grid``: whether
-        missing cells are listed; ``metrics``; ``runs``: a row a run or missing cell, with its ``status``, ``factors``
-        and ``figures``; ``means`` and ``differences``: see ``kldistill.report.sweep.compare``.
+        missing cells are listed; ``best``: the run with the fewest bits/byte on domain text; ``metrics``; ``runs``: a
+        row a run or missing cell, with its ``status``, ``factors`` and ``figures``; ``means`` and ``differences``: see
+        ``kldistill.report.sweep.compare``.
     """
     values, labels = factors(runs, factor)
     aside = twins(runs, labels)
@@ -60,7 +62,9 @@ def gather(runs: Sequence[Run], folder: Path, factor: str, baseline: str) -> dic
     kept = [runs[at] for at in counted]
     values, own = told_apart(kept, values, [labels[at] for at in counted], folder)
     metrics = present([run.final() for run in kept if run.status == FINISHED])
-    grid = expected(values, len(kept))
+    # Runs of several experiments were never asked to fill each other's cells.
+    one_sweep = len({run.folder.parent for run in kept}) <= 1
+    grid = expected(values, len(kept)) if one_sweep else []
     rows = [_row(run, found, folder, metrics) for run, found in zip(kept, own, strict=True)]
     rows += [_absent(cell) for cell in grid if cell not in own]
     for at in sorted(set(range(len(runs))).difference(counted)):
@@ -75,12 +79,24 @@ def gather(runs: Sequence[Run], folder: Path, factor: str, baseline: str) -> dic
             "baseline": baseline if comparable else None,
             "factors": values,
             "is_grid": bool(grid) or not values,
+            "best": best(rows),
             "metrics": [metric._asdict() for metric in metrics],
             "runs": rows,
             "means": compare.means(kept, own, metrics),
             "differences": compare.differences(kept, own, metrics, factor, baseline) if comparable else [],
         }
     )
+
+
+def best(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The finished run with the fewest bits per byte on domain text: its ``run``, ``factors`` and ``value``, and out of
+    how many (``of``); None where none has the metric.
+    """
+    scored = [row for row in rows if row["status"] == FINISHED and BEST in row["figures"]]
+    if not scored:
+        return None
+    winner = min(scored, key=lambda row: row["figures"][BEST])
+    return {"run": winner["run"], "factors": winner["factors"], "value": winner["figures"][BEST], "of": len(scored)}
 
 
 def _row(run: Run, labels: Mapping[str, str], folder: Path, metrics: Sequence[Metric]) -> dict[str, Any]:

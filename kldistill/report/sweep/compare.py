@@ -1,6 +1,5 @@
 """The runs of a sweep as numbers: means over seeds, and paired differences to the baseline."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -8,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from kldistill.evaluation.statistics import Sums, over_documents, over_seeds
-from kldistill.report.catalog import SUMS, TEXTS, Metric
+from kldistill.evaluation.metrics import Metric, parse
+from kldistill.evaluation.statistics import Sums, difference_over_documents, mean_over_runs
 from kldistill.report.data import FINISHED, Run, lines
 from kldistill.report.sweep.factors import SEED
-from kldistill.report.sweep.verdict import verdict
+from kldistill.report.sweep.verdict import difference, judge, trains_on_kl
 from kldistill.runtime.files import read_summary
+from kldistill.training.sums import SUMS
 
 Labels = Mapping[str, str]
 ALL = "all"
@@ -23,16 +23,17 @@ def means(runs: Sequence[Run], labels: Sequence[Labels], metrics: Sequence[Metri
     """One entry a cell (everything but the seed) and metric: ``cell``, ``metric``, ``n``, ``mean`` and the 95 %
     interval over seeds (``low``, ``high``; None with one seed, whose interval over documents is in the run's row).
     """
-    found = []
+    entries = []
     for cell, members in _grouped(runs, labels, (SEED,)).items():
         finals = [run.final() for run, _ in members]
         for metric in metrics:
             values = [final[metric.name] for final in finals if metric.name in final]
             if values:
-                low, high = over_seeds(values) or (None, None)
+                estimate = mean_over_runs(values)
+                low, high = estimate.interval() if estimate else (None, None)
                 entry = {"cell": dict(cell), "metric": metric.name, "n": len(values), "mean": float(np.mean(values))}
-                found.append({**entry, "low": low, "high": high})
-    return found
+                entries.append({**entry, "low": low, "high": high})
+    return entries
 
 
 def differences(
@@ -41,15 +42,16 @@ def differences(
     """Every value of ``factor`` minus the baseline, within everything else, seed included.
 
     Returns:
-        One entry per cell, value and metric: ``cell``, ``value``, ``metric``, ``n`` pairs (seeds), the mean
-        ``difference``, its 95 % intervals over seeds (``low``, ``high``) and over documents (``documents_low``,
-        ``documents_high``), and the ``verdict``. Where there are several cells, those of value and metric are also
-        taken together, as ``cell`` None: one mean a seed over the cells that have pairs (``cells``, of ``of``).
+        One entry per cell, value and metric: ``cell``, ``value``, ``metric``, ``n`` pairs (seeds), the number of
+        ``documents``, the mean ``difference``, its 95 % interval over both (``low``, ``high``), its p-value ``p``, that
+        adjusted for all the differences asked (``p_holm``), and the ``verdict``. Where there are several cells, those
+        of value and metric are also taken together, as ``cell`` None: one mean a seed over the cells that have pairs
+        (``cells``, of ``of``).
     """
     by_value: dict[str, dict[tuple, list[tuple[Run, Labels]]]] = {}
-    for run, found in zip(runs, labels, strict=True):
-        cell = tuple((key, value) for key, value in found.items() if key not in (factor, SEED))
-        by_value.setdefault(found[factor], {}).setdefault(cell, []).append((run, found))
+    for run, label in zip(runs, labels, strict=True):
+        cell = tuple((key, value) for key, value in label.items() if key not in (factor, SEED))
+        by_value.setdefault(label[factor], {}).setdefault(cell, []).append((run, label))
     against = by_value.pop(baseline, {})
     entries = []
     for value, cells in by_value.items():
@@ -57,9 +59,10 @@ def differences(
         for metric in metrics:
             common = {"value": value, "metric": metric.name}
             for cell, pairs in paired.items():
-                entries.append({"cell": dict(cell), **common, **_difference(metric, pairs)})
+                entries.append({"cell": dict(cell), **common, **_cell(metric, pairs)})
             if len(paired) > 1:
                 entries.append({"cell": None, **common, **_together(metric, list(paired.values()))})
+    judge(entries, {metric.name: metric for metric in metrics})
     return entries
 
 
@@ -67,18 +70,18 @@ def _grouped(
     runs: Sequence[Run], labels: Sequence[Labels], without: Sequence[str]
 ) -> dict[tuple, list[tuple[Run, Labels]]]:
     """Finished runs by their labels except those of some factors."""
-    found: dict[tuple, list[tuple[Run, Labels]]] = {}
+    by_cell: dict[tuple, list[tuple[Run, Labels]]] = {}
     for run, own in zip(runs, labels, strict=True):
         if run.status == FINISHED:
             key = tuple((name, value) for name, value in own.items() if name not in without)
-            found.setdefault(key, []).append((run, own))
-    return found
+            by_cell.setdefault(key, []).append((run, own))
+    return by_cell
 
 
 def _pairs(ones: Sequence[tuple[Run, Labels]], others: Sequence[tuple[Run, Labels]]) -> dict[str, tuple[Run, Run]]:
     """Finished runs of both sides by seed."""
-    theirs = {found.get(SEED, ""): run for run, found in others if run.status == FINISHED}
-    ours = {found.get(SEED, ""): run for run, found in ones if run.status == FINISHED}
+    theirs = {label.get(SEED, ""): run for run, label in others if run.status == FINISHED}
+    ours = {label.get(SEED, ""): run for run, label in ones if run.status == FINISHED}
     return {seed: (run, theirs[seed]) for seed, run in ours.items() if seed in theirs}
 
 
@@ -89,85 +92,87 @@ def _values(metric: Metric, pairs: Mapping[str, tuple[Run, Run]]) -> dict[str, f
     return {seed: one[name] - other[name] for seed, (one, other) in finals.items() if name in one and name in other}
 
 
-def _difference(metric: Metric, pairs: Mapping[str, tuple[Run, Run]]) -> dict[str, Any]:
+def _cell(metric: Metric, pairs: Mapping[str, tuple[Run, Run]]) -> dict[str, Any]:
     values = _values(metric, pairs)
-    return _entry(metric, list(values.values()), _documents(metric, [pairs[seed] for seed in values]))
+    return _entry(metric, list(values.values()), [pairs[seed] for seed in values])
 
 
 def _together(metric: Metric, cells: Sequence[Mapping[str, tuple[Run, Run]]]) -> dict[str, Any]:
     """All cells with pairs at once, each counting the same: a mean a seed, over the seeds for which all have one."""
-    whole = [(pairs, found) for pairs in cells if (found := _values(metric, pairs))]
-    seeds = sorted(set.intersection(*(set(found) for _, found in whole))) if whole else []
-    documents = _documents(metric, [pairs[seed] for pairs, _ in whole for seed in seeds])
-    means = [float(np.mean([found[seed] for _, found in whole])) for seed in seeds]
-    return {**_entry(metric, means, documents), "cells": len(whole), "of": len(cells)}
+    whole = [(pairs, values) for pairs in cells if (values := _values(metric, pairs))]
+    seeds = sorted(set.intersection(*(set(values) for _, values in whole))) if whole else []
+    means = [float(np.mean([values[seed] for _, values in whole])) for seed in seeds]
+    entry = _entry(metric, means, [pairs[seed] for pairs, _ in whole for seed in seeds])
+    return {**entry, "cells": len(whole), "of": len(cells)}
 
 
-def _documents(metric: Metric, pairs: Sequence[tuple[Run, Run]]) -> tuple[float, float] | None:
-    """Interval over documents of the mean difference; None unless all the runs kept records of the same texts."""
+def _entry(metric: Metric, values: Sequence[float], pairs: Sequence[tuple[Run, Run]]) -> dict[str, Any]:
+    """One difference as plain numbers, from one value a seed and from the runs whose records tell of the documents."""
     sums = [(sums_of(one, metric), sums_of(other, metric)) for one, other in pairs]
     whole = [(one, other) for one, other in sums if one is not None and other is not None]
-    return over_documents(whole) if len(whole) == len(pairs) else None
-
-
-def _entry(metric: Metric, values: Sequence[float], documents: tuple[float, float] | None) -> dict[str, Any]:
-    low, high = over_seeds(values) or (None, None)
-    documents_low, documents_high = documents or (None, None)
+    documents = difference_over_documents(whole) if whole and len(whole) == len(pairs) else None
+    trained = metric.trained and any(trains_on_kl(run) for pair in pairs for run in pair)
+    by_document = parse(metric.name) is not None
+    estimate, verdict = difference(values, documents, by_document=by_document, trained=trained)
+    low, high = estimate.interval() if estimate else (None, None)
     return {
         "n": len(values),
+        "documents": documents.n if documents else None,
         "difference": float(np.mean(values)) if values else None,
         "low": low,
         "high": high,
-        "documents_low": documents_low,
-        "documents_high": documents_high,
-        "verdict": verdict(metric.better, values, documents),
+        "p": estimate.p_value() if estimate and len(values) > 1 else None,
+        "p_holm": None,
+        "verdict": verdict,
     }
 
 
 def sums_of(run: Run, metric: Metric) -> Sums | None:
     """What the run's records keep of a figure of its last model, a text or a task each; None where they do not."""
-    parts = metric.name.split("/")
-    if len(parts) != 3 or parts[0] != "eval" or run.last is None:
+    name = parse(metric.name)
+    if name is None or run.last is None:
         return None
-    _, subject, figure = parts
-    start = f"eval/{run.last}/{subject}/"
     for folder in run.artifacts.values():
-        if (folder / "records.jsonl").is_file() and any(key.startswith(start) for key in read_summary(folder)):
-            if subject in TEXTS:
-                return _of_texts(folder / "records.jsonl", subject, figure) if figure in SUMS else None
-            return _of_tasks(folder / "records.jsonl", figure) if figure in _VALUES else None
+        if (folder / "records.jsonl").is_file() and (run.last, name.subject) in _subjects(folder):
+            if name.of_text:
+                return _of_texts(folder / "records.jsonl", name.subject, name.metric) if name.metric in SUMS else None
+            return _of_tasks(folder / "records.jsonl", name.metric) if name.metric in _TASK_SUMS else None
     return None
 
 
-# What a record of a suite of tasks counts for, by the figure that is its mean.
-_VALUES: dict[str, Callable[[Mapping[str, Any]], float]] = {
-    "pass@1": lambda record: float(record["verdict"] == "passed"),
-    "accuracy": lambda record: float(record["correct"]),
-    "exact_match": lambda record: float(record["exact_match"]),
-    "edit_similarity": lambda record: float(record["edit_similarity"]),
+# What a record of a suite of tasks counts for, above and below the line: a metric is the ratio of their sums.
+_TASK_SUMS: dict[str, Callable[[Mapping[str, Any]], tuple[float, float]]] = {
+    "pass@1": lambda record: (float(record["verdict"] == "passed"), 1.0),
+    "accuracy": lambda record: (float(record["correct"]), 1.0),
+    "exact_match": lambda record: (float(record["exact_match"]), 1.0),
+    "edit_similarity": lambda record: (float(record["edit_similarity"]), 1.0),
+    "adoption": lambda record: (float(record.get("new_used", 0)), float(record.get("new_spelt", 0))),
 }
+
+
+def _subjects(folder: Path) -> set[tuple[str, str]]:
+    """The models and the texts or suites that an artifact has metrics of."""
+    return {name[:2] for name in map(parse, read_summary(folder)) if name is not None}
 
 
 # The same baseline is compared with again and again. An artifact's folder is its content's name, so nothing goes stale.
 @lru_cache(maxsize=4096)
-def _of_texts(path: Path, subject: str, figure: str) -> Sums:
-    above, below = SUMS[figure]
-    factor = 1 / math.log(2) if figure == "bits_per_byte" else 1.0
+def _of_texts(path: Path, subject: str, metric: str) -> Sums:
+    sums = SUMS[metric]
     records = [record for record in lines(path) if record["text"] == subject]
     return Sums(
         tuple(f"{record['document']} {record['n_bytes']}" for record in records),
         tuple(record["document"] for record in records),
-        factor * np.array([record[above] for record in records], dtype=np.float64),
-        np.array([record[below] for record in records], dtype=np.float64),
+        sums.factor * np.array([record[sums.above] for record in records], dtype=np.float64),
+        np.array([record[sums.below] for record in records], dtype=np.float64),
     )
 
 
 @lru_cache(maxsize=4096)
-def _of_tasks(path: Path, figure: str) -> Sums:
+def _of_tasks(path: Path, metric: str) -> Sums:
     records = sorted(lines(path), key=lambda record: (record["task"], record["sample"]))
     return Sums(
         tuple(f"{record['task']} {record['sample']}" for record in records),
         tuple(record["group"] or record["task"] for record in records),
-        np.array([_VALUES[figure](record) for record in records], dtype=np.float64),
-        np.ones(len(records)),
+        *np.array([_TASK_SUMS[metric](record) for record in records], dtype=np.float64).T,
     )

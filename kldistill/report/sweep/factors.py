@@ -36,39 +36,39 @@ def factors(runs: Sequence[Run], compared: str = "loss") -> tuple[dict[str, list
     """
     given = [overrides_of(run) for run in runs]
     keys, own = _keys(runs, given, compared)
-    labels = [{key: label(run, key, found) for key in keys} for run, found in zip(runs, given, strict=True)]
+    labels = [{key: label(run, key, asked) for key in keys} for run, asked in zip(runs, given, strict=True)]
     if own:
-        for run, found, labelled in zip(runs, given, labels, strict=True):
-            extra = [f"{key.removeprefix(compared)[1:]}={label(run, key, found)}" for key in own if key in found]
+        for run, asked, labelled in zip(runs, given, labels, strict=True):
+            extra = [f"{key.removeprefix(compared)[1:]}={label(run, key, asked)}" for key in own if key in asked]
             labelled[compared] = ", ".join([labelled[compared], *extra])
     # A run without a configuration may leave a label empty that has a value.
-    whole = [found for run, found in zip(runs, labels, strict=True) if run.config]
+    whole = [labelled for run, labelled in zip(runs, labels, strict=True) if run.config]
     values = {}
     for key in keys:
-        seen = {found[key] for found in whole} | {found[key] for found in labels if found[key]}
+        seen = {labelled[key] for labelled in whole} | {labelled[key] for labelled in labels if labelled[key]}
         if len(seen) > 1:
             values[key] = sorted(seen, key=natural)
     # Seeds last, what is compared before them, so that tables read from the coarse to the fine.
     names = sorted(values, key=lambda key: (key == SEED, key == "loss", key == "init"))
-    return {key: values[key] for key in names}, [{key: found[key] for key in names} for found in labels]
+    return {key: values[key] for key in names}, [{key: labelled[key] for key in names} for labelled in labels]
 
 
 def _keys(runs: Sequence[Run], given: Sequence[Mapping[str, str]], compared: str) -> tuple[list[str], list[str]]:
     """The keys that may be factors, and those that belong to the values of the compared one."""
     telling = [at for at, run in enumerate(runs) if run.status in (FINISHED, RUNNING)] or range(len(runs))
-    found = [key for at in telling for key in given[at]]
+    keys = [key for at in telling for key in given[at]]
     if any(run.overrides is None and run.config for run in runs):
-        found += _USUAL
+        keys += _USUAL
     kinds = [(label(runs[at], compared, given[at]), given[at]) for at in telling]
-    own = [key for key in dict.fromkeys(found) if key.startswith(f"{compared}.") and not _of_all_kinds(key, kinds)]
-    return list(dict.fromkeys(key for key in [*found, *([compared] if own else [])] if key not in own)), own
+    own = [key for key in dict.fromkeys(keys) if key.startswith(f"{compared}.") and not _of_all_kinds(key, kinds)]
+    return list(dict.fromkeys(key for key in [*keys, *([compared] if own else [])] if key not in own)), own
 
 
 def _of_all_kinds(key: str, given: Sequence[tuple[str, Mapping[str, str]]]) -> bool:
     """Whether of every value of the compared factor most runs gave ``key``: then it is a factor of its own."""
     by_kind: dict[str, list[bool]] = {}
-    for kind, found in given:
-        by_kind.setdefault(kind, []).append(key in found)
+    for kind, keys in given:
+        by_kind.setdefault(kind, []).append(key in keys)
     return all(2 * sum(said) > len(said) for said in by_kind.values())
 
 
@@ -80,8 +80,8 @@ def twins(runs: Sequence[Run], labels: Sequence[Mapping[str, str]]) -> dict[int,
         Their positions, each with that of the run that stands for it: a finished one if there is, and the latest.
     """
     alike: dict[tuple[str, ...], list[int]] = {}
-    for at, found in enumerate(labels):
-        alike.setdefault(tuple(found.values()), []).append(at)
+    for at, label in enumerate(labels):
+        alike.setdefault(tuple(label.values()), []).append(at)
     aside = {}
     for group in alike.values():
         best = max(group, key=lambda at: (runs[at].status == FINISHED, runs[at].time, str(runs[at].folder)))
@@ -94,7 +94,7 @@ def twins(runs: Sequence[Run], labels: Sequence[Mapping[str, str]]) -> dict[int,
 
 def is_cell(labels: Mapping[str, str], values: Mapping[str, Sequence[str]]) -> bool:
     """Whether all labels of a run are values of the factors: not those of one that left too little to tell them."""
-    return all(found in values[name] for name, found in labels.items())
+    return all(value in values[name] for name, value in labels.items())
 
 
 def told_apart(
@@ -103,10 +103,10 @@ def told_apart(
     """Values and labels with the folder (from ``below`` on) as one more factor, where runs would have the same labels
     without it.
     """
-    if len({tuple(found.values()) for found in labels}) == len(runs):
-        return dict(values), [dict(found) for found in labels]
+    if len({tuple(label.values()) for label in labels}) == len(runs):
+        return dict(values), [dict(label) for label in labels]
     folders = [run.below(below) for run in runs]
-    return {FOLDER: folders, **values}, [{FOLDER: own, **found} for own, found in zip(folders, labels, strict=True)]
+    return {FOLDER: folders, **values}, [{FOLDER: own, **label} for own, label in zip(folders, labels, strict=True)]
 
 
 def _substance(run: Run) -> dict[str, Any]:
@@ -116,14 +116,14 @@ def _substance(run: Run) -> dict[str, Any]:
 
 def overrides_of(run: Run) -> dict[str, str]:
     """What the command line gave, by key, without what only says how to run."""
-    found: dict[str, str] = {}
+    by_key: dict[str, str] = {}
     for text in run.overrides or []:
         match = _OVERRIDE.fullmatch(text)
         assert match is not None
         key, value = match.group(1).split("@")[0], match.group(2) or ""
         if not key.startswith(_NO_FACTOR):
-            found[key] = value
-    return found
+            by_key[key] = value
+    return by_key
 
 
 def label(run: Run, key: str, given: Mapping[str, str]) -> str:
@@ -175,7 +175,7 @@ def expected(values: Mapping[str, Sequence[str]], n_runs: int) -> list[dict[str,
     Empty where the runs are plainly no grid: where that product has more than two cells a run. (A grid that is filled
     in the order of its cells, as Hydra does, never has.)
     """
-    size = math.prod(len(found) for found in values.values())
+    size = math.prod(map(len, values.values()))
     if not values or size > 2 * n_runs:
         return []
     return [dict(zip(values, cell, strict=True)) for cell in product(*values.values())]

@@ -5,11 +5,15 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kldistill.report.catalog import Metric
+from kldistill.evaluation.metrics import Metric
+from kldistill.evaluation.table import markdown_table
 from kldistill.report.data import FINISHED
 from kldistill.report.sweep.compare import ALL
 from kldistill.report.sweep.factors import SEED
 from kldistill.report.sweep.verdict import MISSING, SAME
+
+# The columns of a difference: p is adjusted for all the differences of the sweep (Holm).
+DIFFERENCE = ("difference", "95 % interval", "seeds", "documents", "p (Holm)", "verdict")
 
 
 def as_csv(table: Mapping[str, Any]) -> str:
@@ -34,10 +38,10 @@ def as_markdown(table: Mapping[str, Any]) -> str:
         n = max(entry["n"] for entry in entries.values())
         shown = [with_interval(metric, entries.get(metric.name)) for metric in metrics]
         rows.append([*cell, str(n), *shown])
-    parts += [_table([*names, "n", *(f"{metric.label} ({metric.unit})" for metric in metrics)], rows), ""]
+    parts += [markdown_table([*names, "n", *(f"{metric.label} ({metric.unit})" for metric in metrics)], rows), ""]
     if table["differences"]:
         what = f"{table['factor']}: difference to {table['baseline']}"
-        parts += [f"{what}, paired within everything else and the seed; 95 % intervals over seeds, then documents.", ""]
+        parts += [f"{what}, paired within everything else and the seed; 95 % intervals over seeds and documents.", ""]
         rows = [
             [*cell_names(entry, table), entry["value"], metric.label, *difference(metric, entry)]
             for metric in metrics
@@ -45,29 +49,28 @@ def as_markdown(table: Mapping[str, Any]) -> str:
             if entry["metric"] == metric.name
         ]
         others = [name for name in names if name != table["factor"]]
-        header = [*others, table["factor"], "figure", "difference", "over seeds", "over documents", "n", "verdict"]
-        parts += [_table(header, rows), ""]
+        parts += [markdown_table([*others, table["factor"], "metric", *DIFFERENCE], rows), ""]
     open_rows = [row for row in table["runs"] if row["status"] != FINISHED]
     if open_rows:
         parts += ["Not in the means:", ""]
         rows = [[*row["factors"].values(), row["status"], row["error"]] for row in open_rows]
-        parts += [_table([*table["factors"], "status", "reason"], rows), ""]
+        parts += [markdown_table([*table["factors"], "status", "reason"], rows), ""]
     return "\n".join(parts)
 
 
 def telling(table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The differences without those of metrics that have no better side, or that no cell differs in."""
-    better = {metric["name"] for metric in table["metrics"] if metric["better"]}
+    """The differences without those of metrics that are no evidence, have no better side, or differ in no cell."""
+    better = {metric["name"] for metric in table["metrics"] if metric["better"] and metric["evidence"]}
     varying = {entry["metric"] for entry in table["differences"] if entry["verdict"] not in (SAME, MISSING)}
     return [entry for entry in table["differences"] if entry["metric"] in better & varying]
 
 
 def by_cell(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], dict[str, Mapping[str, Any]]]:
     """Entries of ``means`` by cell and metric."""
-    found: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
+    cells: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
     for entry in entries:
-        found.setdefault(tuple(entry["cell"].values()), {})[entry["metric"]] = entry
-    return found
+        cells.setdefault(tuple(entry["cell"].values()), {})[entry["metric"]] = entry
+    return cells
 
 
 def cell_names(entry: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
@@ -89,12 +92,13 @@ def with_interval(metric: Metric, entry: Mapping[str, Any] | None) -> str:
 
 
 def difference(metric: Metric, entry: Mapping[str, Any]) -> list[str]:
-    """Difference, both intervals, number of pairs and verdict, as text."""
+    """A difference as text, in the columns of ``DIFFERENCE``."""
     return [
         metric.show(entry["difference"], sign=True),
         interval(metric, entry["low"], entry["high"]).strip() or "–",
-        interval(metric, entry["documents_low"], entry["documents_high"]).strip() or "–",
         str(entry["n"]),
+        "–" if entry["documents"] is None else str(entry["documents"]),
+        "–" if entry["p_holm"] is None else f"{entry['p_holm']:.3f}" if entry["p_holm"] >= 0.001 else "< 0.001",
         entry["verdict"],
     ]
 
@@ -104,10 +108,3 @@ def interval(metric: Metric, low: float | None, high: float | None, sign: bool =
     if low is None or high is None or low == high:
         return ""
     return f" [{metric.show(low, sign)}, {metric.show(high, sign)}]"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-    return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])

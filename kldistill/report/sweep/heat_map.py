@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from kldistill.report.catalog import Metric
+from kldistill.evaluation.metrics import Metric
 from kldistill.report.sweep.charts import cells, sides
 
 NAME = "heat_map.png"
@@ -35,11 +35,11 @@ def heat_map(table: Mapping[str, Any], folder: Path) -> Path | None:
     Returns:
         The file, or None where too little varies for a heat map, or nothing was measured.
     """
-    found = sides(table)
+    axes_of_map = sides(table)
     metrics = [Metric(**entry) for entry in table["metrics"] if entry["name"] in SHOWN]
-    if found is None or not metrics:
+    if axes_of_map is None or not metrics:
         return None
-    down, over, rest = found
+    down, over, rest = axes_of_map
     names = [*rest, down]
     measured = {tuple(entry["cell"][name] for name in names) for entry in table["means"]}
     rows = [row for row in product(*(table["factors"][name] for name in names)) if row in measured]

@@ -5,16 +5,35 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kldistill.report.catalog import Metric
+from kldistill.evaluation.metrics import Metric
 from kldistill.report.data import Run
 from kldistill.report.html import render
 from kldistill.report.sweep import charts
 from kldistill.report.sweep.compare import ALL
 from kldistill.report.sweep.factors import FOLDER, SEED
-from kldistill.report.sweep.formats import by_cell, cell_names, difference, interval, telling, together, with_interval
-from kldistill.report.sweep.verdict import BETTER, MISSING, ONE_SEED, SAME, UNCERTAIN, WORSE
+from kldistill.report.sweep.formats import (
+    DIFFERENCE,
+    by_cell,
+    cell_names,
+    difference,
+    interval,
+    telling,
+    together,
+    with_interval,
+)
+from kldistill.report.sweep.verdict import (
+    BETTER,
+    FEW,
+    MISSING,
+    NO_RECORDS,
+    ONE_SEED,
+    SAME,
+    TRAINED,
+    UNCERTAIN,
+    WORSE,
+)
 
-_VERDICTS = (BETTER, WORSE, UNCERTAIN, ONE_SEED, SAME, MISSING)
+_VERDICTS = (BETTER, WORSE, UNCERTAIN, ONE_SEED, FEW, NO_RECORDS, TRAINED, SAME, MISSING)
 
 
 def html(folder: Path, table: Mapping[str, Any], runs: Sequence[Run]) -> str:
@@ -26,6 +45,7 @@ def html(folder: Path, table: Mapping[str, Any], runs: Sequence[Run]) -> str:
         runs: the sweep's runs, for what they were asked in common.
     """
     metrics = {entry["name"]: Metric(**entry) for entry in table["metrics"]}
+    rows = summary(table, metrics)
     return render(
         "sweep.html.j2",
         **table,
@@ -34,11 +54,12 @@ def html(folder: Path, table: Mapping[str, Any], runs: Sequence[Run]) -> str:
         command=command(table, runs),
         changes=common_changes(runs),
         answers=answers(table, metrics),
-        summary=summary(table, metrics),
-        verdicts=_VERDICTS,
+        summary=rows,
+        verdicts=[kind for kind in _VERDICTS if any(row["counts"].get(kind) for row in rows)],
+        columns=DIFFERENCE,
         cells=[
-            {"names": cell, "n": max(entry["n"] for entry in found.values()), "means": found}
-            for cell, found in by_cell(table["means"]).items()
+            {"names": cell, "n": max(entry["n"] for entry in means_of_cell.values()), "means": means_of_cell}
+            for cell, means_of_cell in by_cell(table["means"]).items()
         ],
         named=metrics,
         compared=[
@@ -51,6 +72,7 @@ def html(folder: Path, table: Mapping[str, Any], runs: Sequence[Run]) -> str:
         interval=interval,
         pages={row["run"] for row in table["runs"] if row["run"] and (folder / row["run"] / "report.html").is_file()},
         charts={
+            "learning": list(charts.learning(table, {run.below(folder): run for run in runs})),
             "heat": list(charts.heat_maps(table)),
             "standing": list(charts.standing(table)),
             "inside": list(charts.inside(table, {run.below(folder): run for run in runs})),
@@ -60,8 +82,8 @@ def html(folder: Path, table: Mapping[str, Any], runs: Sequence[Run]) -> str:
 
 def common_changes(runs: Sequence[Run]) -> list[Mapping[str, str | None]]:
     """What all runs that have a configuration were asked alike, other than the defaults."""
-    found = [run.changes for run in runs if run.config]
-    return [change for change in found[0] if all(change in other for other in found)] if found else []
+    changes = [run.changes for run in runs if run.config]
+    return [change for change in changes[0] if all(change in other for other in changes)] if changes else []
 
 
 def command(table: Mapping[str, Any], runs: Sequence[Run]) -> list[str]:
@@ -81,21 +103,21 @@ def summary(table: Mapping[str, Any], metrics: Mapping[str, Metric]) -> list[dic
     entries: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for entry in telling(table):
         entries.setdefault((entry["value"], entry["metric"]), []).append(entry)
-    found = []
+    lines = []
     for (value, name), own in entries.items():
         cells = [entry for entry in own if entry["cell"] is not None]
         whole = next((entry for entry in own if entry["cell"] is None), cells[0])  # a single cell is all there is
         counts = Counter(entry["verdict"] for entry in cells)
         shown = difference(metrics[name], whole)
-        found.append({"value": value, "metric": metrics[name], "counts": counts, "shown": shown, "whole": whole})
-    return found
+        lines.append({"value": value, "metric": metrics[name], "counts": counts, "shown": shown, "whole": whole})
+    return lines
 
 
 def answers(table: Mapping[str, Any], metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
     """For every value that is compared: the metrics by verdict over all cells, with their mean differences."""
-    found: dict[str, dict[str, list[str]]] = {}
+    by_value: dict[str, dict[str, list[str]]] = {}
     for row in summary(table, metrics):
-        by_verdict = found.setdefault(row["value"], {verdict: [] for verdict in _VERDICTS})
+        by_verdict = by_value.setdefault(row["value"], {verdict: [] for verdict in _VERDICTS})
         verdict, counts = row["whole"]["verdict"], row["counts"]
         note = row["shown"][0]
         if row["whole"]["cell"] is None and (cells := together(row["whole"])) != ALL:
@@ -105,5 +127,5 @@ def answers(table: Mapping[str, Any], metrics: Mapping[str, Metric]) -> list[dic
         by_verdict[verdict].append(f"{row['metric'].label} ({note})")
     return [
         {"value": value, "said": {verdict: names for verdict, names in by_verdict.items() if names}}
-        for value, by_verdict in found.items()
+        for value, by_verdict in by_value.items()
     ]

@@ -1,50 +1,83 @@
-"""Intervals over seeds and over documents, and what they allow to be said of a difference.
+"""What may be said of the differences in a sweep.
 
 A difference is always paired: two runs that share everything but one choice, seed included, scored on the same texts.
-Two things can make it chance. Another *seed* could have come out otherwise: Student's t over the seeds' differences.
-Other *documents* could have come out otherwise: a bootstrap over documents of the mean difference, the same documents
-drawn for both sides and all seeds. A verdict needs both to agree.
+Two things can make it chance: another *seed* could have come out otherwise, and so could other *documents*. Both are
+taken as random and crossed (``kldistill.evaluation.statistics.crossed``), which gives one interval and one p-value. A
+sweep asks many such questions at once: the p-values are adjusted for their number after Holm, so that a sweep of arms
+that are all alike gets any verdict at most once in twenty.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from kldistill.evaluation.statistics import Interval, over_seeds
-from kldistill.report.catalog import HIGHER, NEITHER
+from kldistill.evaluation.metrics import HIGHER, Metric
+from kldistill.evaluation.statistics import LEAST_UNITS, LEVEL, Estimate, crossed, holm, mean_over_runs
+from kldistill.report.data import Run
 
 BETTER, WORSE, UNCERTAIN, SAME = "better", "worse", "cannot tell", "same"
-ONE_SEED, MISSING = "one seed", "missing"
+ONE_SEED, FEW, NO_RECORDS, TRAINED, MISSING = (
+    *("one seed", "too few documents", "no records", "trained on it", "missing"),
+)
+OPEN = ""  # to be judged together with all the others
 
 
-def verdict(better: str, differences: Sequence[float], documents: Interval | None) -> str:
-    """What may be said of the paired differences of one cell.
-
-    ``better`` and ``worse``: the 95 % interval over seeds, and that over documents where there is one, lie on one side
-    of zero. ``cannot tell``: at least one of them does not. ``one seed``: there is nothing to tell chance by.
-    ``same``: no difference at all.
+def difference(
+    values: Sequence[float], documents: Estimate | None, *, by_document: bool, trained: bool = False
+) -> tuple[Estimate | None, str]:
+    """A paired difference, and what already stands in the way of a verdict.
 
     Args:
-        better: which way is better, ``lower`` or ``higher``; where neither is, the verdict is empty.
-        differences: one a seed.
-        documents: the interval over documents, if there is one.
+        values: one difference a seed.
+        documents: the mean difference with its variance over documents, if the runs kept records of the same texts.
+        by_document: whether the metric is scored document by document at all.
+        trained: whether one of the arms trains on this metric.
+
+    Returns:
+        The difference with the variance of seeds and documents together (of documents alone where there is one seed;
+        None where there is neither), and ``OPEN``, or the reason why there is no verdict.
     """
-    if not differences:
-        return MISSING
-    if all(value == 0 for value in differences):
-        return SAME
-    if better == NEITHER:
-        return ""
-    seeds = over_seeds(differences)
-    if seeds is None:
-        return ONE_SEED
-    sides = {_side(interval) for interval in (seeds, documents) if interval is not None}
-    if sides == {1}:
-        return BETTER if better == HIGHER else WORSE
-    if sides == {-1}:
-        return WORSE if better == HIGHER else BETTER
-    return UNCERTAIN
+    runs = mean_over_runs(values)
+    enough = documents is not None and documents.n >= LEAST_UNITS
+    both = crossed(runs, documents) if runs and documents and enough else None
+    alone = documents if enough and not runs else None
+    if not values:
+        return None, MISSING
+    if all(value == 0 for value in values):
+        return None, SAME
+    if trained:
+        return both or alone, TRAINED
+    if by_document and documents is None:
+        return None, NO_RECORDS
+    if by_document and not enough:
+        return None, FEW
+    if runs is None:
+        return alone, ONE_SEED
+    return both or runs, OPEN
 
 
-def _side(interval: Interval) -> int:
-    """1 for an interval above zero, -1 for one below, 0 for one that holds it."""
-    low, high = interval
-    return 1 if low > 0 else -1 if high < 0 else 0
+def judge(entries: Sequence[dict[str, Any]], metrics: Mapping[str, Metric]) -> None:
+    """Give every open entry its adjusted p-value and its verdict.
+
+    Args:
+        entries: with ``metric``, ``difference``, ``p`` and ``verdict``; those whose verdict is ``OPEN`` are judged,
+            and counted as asked, where their metric is evidence.
+        metrics: by name.
+    """
+    asked = [
+        entry
+        for entry in entries
+        if entry["verdict"] == OPEN and metrics[entry["metric"]].better and metrics[entry["metric"]].evidence
+    ]
+    for entry, adjusted in zip(asked, holm([entry["p"] for entry in asked]), strict=True):
+        entry["p_holm"] = adjusted
+        better = (entry["difference"] > 0) == (metrics[entry["metric"]].better == HIGHER)
+        entry["verdict"] = UNCERTAIN if adjusted >= 1 - LEVEL else BETTER if better else WORSE
+
+
+def trains_on_kl(run: Run) -> bool:
+    """Whether a run's loss, or the anchor of its fine-tuning, has a KL to the teacher in it."""
+    loss, finetune = (run.config.get(group) or {} for group in ("loss", "finetune"))
+    targets = [str(term.get("_target_", "")) for term in (loss.get("terms") or {}).values()]
+    names = [target.rpartition(".")[2] for target in targets] or [str(loss.get("name", run.choices.get("loss", "")))]
+    anchored = finetune.get("method", "none") != "none" and finetune.get("anchor") == "kl"
+    return anchored or any("kl" in name.split("_") for name in names)

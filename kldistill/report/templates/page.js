@@ -30,3 +30,13 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   }
 }
+// A box that is narrower than its table says that it scrolls.
+const tell = () => {
+  for (const hint of document.querySelectorAll(".scrolls")) {
+    const box = hint.nextElementSibling;
+    hint.hidden = box.scrollWidth <= box.clientWidth + 1;
+  }
+};
+tell();
+addEventListener("resize", tell);
+for (const details of document.querySelectorAll("details")) details.addEventListener("toggle", tell);

@@ -77,7 +77,7 @@ def test_every_section_has_its_content(full_run: Path) -> None:
     assert changed["loss.name"] == ("kl", "kl_ce")
     assert "init.input._target_" not in changed, "asked for, but the default"
     for title in (
-        *("Domain text: fit against distance", "distill: training loss", "distill: validation, bits/byte"),
+        *("Domain text: fit against distance", "distill: training loss", "distill: validation, Bits per byte"),
         *("Probability of new tokens: student against target", "Layers", "programs"),
     ):
         assert f"<h3>{title}</h3>" in text, title
@@ -86,10 +86,19 @@ def test_every_section_has_its_content(full_run: Path) -> None:
         {"suite": "programs", "model": "original", "counts": {"passed": 2, "failed": 4}},
         {"suite": "programs", "model": "distilled", "counts": {"passed": 3, "failed": 3}},
     ]
-    assert [row[5] for row in content["suites"]["rows"]] == ["–", "+0.167 [-0.30,0.60]"]
+    assert [row[6] for row in content["suites"]["rows"]] == ["–", "+0.167 [-0.30,0.60]"]
     assert len(content["generations"]) == 4
     assert len(content["new_tokens"]) == 24
     assert 1 <= len(content["lines"]) <= 6
+    assert "Two savings are given" in text, "16 % of what is scored, 17 % of all test documents"
+    assert "distilled: 0.850 [0.81,0.89], 10 documents" in text
+
+
+def test_completed_lines_show_the_tokens_that_were_written(full_run: Path) -> None:
+    text = (full_run / "report.html").read_text()
+    part = text[text.index("Held-out code, completed by both models") : text.index("Held-out lines, cut by both")]
+    assert '<span class="token">self.</span>' in part and '<mark class="token">config</mark>' in part
+    assert "extended, 2 tokens, as in the text" in part and "original, 1 tokens<" in part
 
 
 def test_nothing_from_outside_becomes_markup(full_run: Path) -> None:

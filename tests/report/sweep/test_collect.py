@@ -71,8 +71,11 @@ def test_differences_are_paired_and_judged(tmp_path: Path) -> None:
         assert (entry["n"], entry["verdict"]) == (3, "worse")
         assert entry["difference"] == pytest.approx(0.02, abs=0.006)
         assert entry["low"] < entry["difference"] < entry["high"]
-        assert 0 < entry["documents_low"] <= entry["documents_high"]
-    assert {entry["verdict"] for entry in kl.values()} == {"better"}
+        assert entry["low"] > 0 and entry["documents"] == 10
+        assert entry["p"] < entry["p_holm"] < 0.05
+    assert {entry["verdict"] for entry in kl.values()} == {"trained on it"}
+    between = [entry for entry in table["differences"] if entry["metric"] == "eval/domain/new_token_nats"]
+    assert {(entry["verdict"], entry["p_holm"]) for entry in between} == {("", None)}, "bits/byte has them in it"
     same = [entry for entry in table["differences"] if entry["metric"] == "tokens/saved"]
     assert {entry["verdict"] for entry in same} == {"same"}
     text = (tmp_path / "results.md").read_text()
@@ -129,8 +132,8 @@ def test_noise_is_not_called_a_difference(tmp_path: Path) -> None:
 def test_one_seed_is_called_so(tmp_path: Path) -> None:
     table = collect(write_sweep(tmp_path, {"ce": 0.0, "kl": 0.02}, seeds=1, inits=2))
     assert {entry["verdict"] for entry in entries(table, BITS, "kl").values()} == {"one seed"}
-    assert entries(table, BITS, "kl")["mean"]["documents_low"] > 0
-    assert entries(table, BITS, "kl")["mean"]["low"] is None
+    assert entries(table, BITS, "kl")["mean"]["low"] > 0, "over documents alone"
+    assert entries(table, BITS, "kl")["mean"]["p"] is None
     assert "One seed" in (tmp_path / "report.html").read_text()
 
 
@@ -282,6 +285,34 @@ def test_runs_that_are_no_grid_have_no_missing_cells() -> None:
     assert expected({}, 1) == []
 
 
+def test_runs_of_several_experiments_are_no_grid(tmp_path: Path) -> None:
+    """Two of each had a product of four cells a run at most, and the other two were called missing."""
+    write_run(tmp_path / "quickstart" / "a", "kl", "mean", 0, bits=0.9, kl=0.4)
+    write_run(tmp_path / "smoke" / "b", "ce", "random", 0, bits=1.0, kl=0.4)
+    table = gather(tmp_path)
+    assert [row["status"] for row in table["runs"]] == ["finished", "finished"]
+    assert not table["is_grid"]
+
+
+def test_the_best_run_is_named(tmp_path: Path) -> None:
+    table = collect(write_sweep(tmp_path, LOSSES, seeds=1, inits=2))
+    assert table["best"]["run"] == "init=mean,loss=kl_ce,seed=0" and table["best"]["of"] == 6
+    assert "Fewest bits per byte on domain text of 6 runs" in (tmp_path / "report.html").read_text()
+
+
+def test_learning_curves_stand_together(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path, LOSSES, seeds=1, inits=1)
+    for loss, end in (("ce", 0.9), ("kl", 0.8)):
+        curve = [
+            {"stage": "distill", "step": s, "distill/validation_bits_per_byte": v} for s, v in ((0, 1.2), (9, end))
+        ]
+        write_jsonl(folder / f"init=random,loss={loss},seed=0" / "metrics.jsonl", curve)
+    collect(folder)
+    page = (folder / "report.html").read_text()
+    assert "Validation: Bits per byte" in page
+    assert "ce ends at 0.9 to 0.9; kl ends at 0.8 to 0.8." in page
+
+
 def test_another_factor_can_be_compared(tmp_path: Path) -> None:
     write_sweep(tmp_path, {"ce": 0.0, "kl": 0.02}, inits=2)
     table = gather(tmp_path, factor="init", baseline="random")
@@ -317,7 +348,8 @@ def test_tasks_are_compared_by_their_records(tmp_path: Path) -> None:
     table = gather(tmp_path)
     (entry,) = [entry for entry in table["differences"] if entry["metric"] == "eval/programs/pass@1"]
     assert entry["difference"] == pytest.approx(0.7)
-    assert 0.2 < entry["documents_low"] < 0.7 < entry["documents_high"] <= 1.0
+    assert 0.2 < entry["low"] < 0.7 < entry["high"] < 1.2
+    assert (entry["n"], entry["documents"]) == (2, 10)
     assert entry["verdict"] == "better"
 
 

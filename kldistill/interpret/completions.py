@@ -1,0 +1,121 @@
+"""A few held-out lines completed by the original and by the trained model: what one looks at first."""
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerFast
+
+from kldistill.corpus.documents import Document
+from kldistill.evaluation.generation.batching import Completion, Request, generate
+from kldistill.evaluation.generation.spelling import Spelling
+from kldistill.runtime.devices import device_of
+from kldistill.runtime.job import Job
+from kldistill.training.load import load_model
+
+PROMPT_BYTES = 400  # lines before the one that is completed, about
+SHOWN_LINES = 4  # of the prompt
+BUDGET = 120  # bytes that a completion may have
+_LENGTHS = range(24, 100)  # of a line without its indentation, in characters
+
+
+class Line(NamedTuple):
+    """A line of a held-out document, up to its middle in ``prompt``, and the rest of it in ``reference``."""
+
+    document: str
+    prompt: str
+    reference: str
+
+
+def draw(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast, old_size: int, n: int, seed: int
+) -> list[Line]:
+    """Lines of different documents, each with a new token that begins in its second half.
+
+    Args:
+        tokenizer: the extended one.
+        old_size: V; ids from here on are new.
+        n: lines at most.
+    """
+    rng = random.Random(seed)
+    found: list[Line] = []
+    for document in rng.sample(list(documents), len(documents)):
+        if len(found) == n:
+            break
+        lines = document.text.splitlines()
+        numbers = [number for number, line in enumerate(lines) if number and len(line.strip()) in _LENGTHS]
+        for number in rng.sample(numbers, min(len(numbers), 40)):
+            line = lines[number]
+            indent = len(line) - len(line.lstrip())
+            middle = indent + (len(line) - indent) // 2
+            encoding = tokenizer.backend_tokenizer.encode(line, add_special_tokens=False)
+            if any(
+                index >= old_size and start >= middle
+                for index, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
+            ):
+                before = "\n".join(lines[:number]).encode()[-PROMPT_BYTES:].decode(errors="ignore")
+                found.append(Line(document.id, f"{before.partition(chr(10))[2]}\n{line[:middle]}", line[middle:]))
+                break
+    return found
+
+
+def write(
+    path: Path,
+    lines: Sequence[Line],
+    inputs: Mapping[str, Path],
+    tokenizers: Mapping[str, PreTrainedTokenizerFast],
+    old_size: int,
+    job: Job,
+) -> None:
+    """Complete every line greedily with both models, one after the other, and write one JSON object a line.
+
+    Args:
+        path: gets ``document``, ``prompt`` (its last lines), ``reference``, and ``answers``: of every model its name,
+            the ``tokens`` that it wrote (text, and whether it is new), and whether that is ``exact``ly the rest.
+        inputs: ``model`` and ``rows``.
+        tokenizers: of the models ``original`` and ``extended``.
+    """
+    answers: list[list[dict[str, Any]]] = [[] for _ in lines]
+    requests = [Request(line.prompt, BUDGET, ("\n",)) for line in lines]
+    for name, tokenizer in tokenizers.items():
+        rows = None if name == "original" else inputs["rows"]
+        model, spelling = load_model(inputs["model"], rows, device_of(job.runtime)), Spelling(tokenizer)
+        size = job.runtime.generation_batch
+        for index, (made,) in generate(model, spelling, requests, batch_size=size, description=f"{name} model"):
+            exact = made.text.rstrip() == lines[index].reference.rstrip()
+            tokens = [token._asdict() for token in written(made, spelling, old_size)]
+            answers[index].append({"model": name, "tokens": tokens, "exact": exact})
+    with path.open("w", encoding="utf-8") as file:
+        for line, own in zip(lines, answers, strict=True):
+            shown = "\n".join(line.prompt.splitlines()[-SHOWN_LINES:])
+            record = {"document": line.document, "prompt": shown, "reference": line.reference, "answers": own}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+class Token(NamedTuple):
+    """A token as it was written: its text, and whether it is one of the extension."""
+
+    text: str
+    new: bool
+
+
+def written(completion: Completion, spelling: Spelling, old_size: int) -> Iterator[Token]:
+    """The tokens of a completion, without what spells the prompt's end again and what lies beyond its cut.
+
+    Where a character is spread over several tokens, the last of them shows it.
+    """
+    skip, left, pending = completion.healed, completion.n_bytes, b""
+    for index in completion.token_ids:
+        spelt = spelling.table[index]
+        own, skip = spelt[skip:], max(skip - len(spelt), 0)
+        own, left = own[:left], left - len(own[:left])
+        pending += own
+        if not own:
+            continue
+        try:
+            text, pending = pending.decode(), b""
+        except UnicodeDecodeError:
+            text = "·"
+        yield Token(text, index >= old_size)
