@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from kldistill.pipeline.changes import changes
 from kldistill.pipeline.compose import defaults
 from tests.helpers.setting import lines
 
+_defaults = cache(defaults)  # composing them takes a second
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 TEXTS = ("domain", "general")
 # Bits per byte and KL of every init and loss, to which a run adds its seed's noise.
@@ -109,7 +111,7 @@ def write_run(
             metrics |= write_evaluation(folder / artifacts[f"evaluate_{of}"], of, *values)
     asked = config(loss, init, seed)
     content = {"status": status, "config": asked, "artifacts": artifacts, "metrics": metrics}
-    content["changes"] = [change._asdict() for change in changes(asked, defaults())]
+    content["changes"] = [change._asdict() for change in changes(asked, _defaults())]
     if status == "failed":
         content["error"] = "TrainingError: the loss is not finite"
     write_json(folder / "run.json", content)
