@@ -14,23 +14,31 @@ class CorpusConfig:
         source: the function that reads the domain's text, by ``_target_``, and its settings. The keys of the chosen
             preset fill it in.
         general: the same for general text, which only measures what is forgotten.
-        seed: of the split by document, and of the order in which ``max_bytes`` takes documents.
-        validation: share of the documents that validation during training draws on.
-        test: share of the documents that the evaluation draws on.
+        general_code: the same for general text of another kind; empty for none.
+        seed: of the split, and of the order in which ``max_bytes`` takes documents.
+        validation: share of the groups of documents (see ``split_by``) that validation during training draws on.
+        test: share of the groups of documents that the evaluation draws on.
+        split_by: ``folder`` (documents of one folder share a split; a folder with more text than the smaller of the
+            held-out splits is divided into its documents) or ``document``.
+        max_copied: held-out documents of whose 13-token shingles more than this share stands in train are left out.
         max_bytes: domain text that is kept, at most; null for all.
-        general_max_bytes: general text that is kept, at most.
+        general_max_bytes: text that is kept of each of the general texts, at most.
         min_document_bytes: shorter documents are left out.
-        max_document_bytes: longer documents are left out.
-        max_line_length: characters; documents with a longer line are left out, as minified code.
+        max_document_bytes: longer documents are cut, at lines, into several; so are those that hold more than half of
+            what the smaller held-out split is to hold.
+        max_line_length: characters; code with a longer line is left out, as minified.
         near_duplicate: Jaccard similarity at which a document counts as a copy of another, and is left out; 1 leaves
             out exact copies alone.
     """
 
     source: dict[str, Any] = field(default_factory=dict)
     general: dict[str, Any] = field(default_factory=dict)
+    general_code: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     validation: float = 0.05
     test: float = 0.1
+    split_by: str = "folder"
+    max_copied: float = 0.1
     max_bytes: int | None = None
     general_max_bytes: int = 1_000_000
     min_document_bytes: int = 64
@@ -44,6 +52,10 @@ class CorpusConfig:
         for key in ("validation", "test"):
             value = getattr(self, key)
             require(0 < value < 0.5, f"corpus.{key}", value, "is a share of the documents, above 0 and below 0.5")
+        rule = "must be folder or document"
+        require(self.split_by in ("folder", "document"), "corpus.split_by", self.split_by, rule)
+        rule = "is a share of a document's shingles, from 0 to 1 (1 leaves nothing out)"
+        require(0 <= self.max_copied <= 1, "corpus.max_copied", self.max_copied, rule)
         require(
             0 < self.near_duplicate <= 1,
             "corpus.near_duplicate",

@@ -1,5 +1,6 @@
 """Documents: what a source gives, and how the splits of a corpus artifact are read."""
 
+import codecs
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +11,8 @@ from typing import Any, NamedTuple
 from kldistill.runtime.errors import CorpusError
 
 DOMAIN_SPLITS = ("train", "validation", "test")
-SPLITS = (*DOMAIN_SPLITS, "general")
+GENERAL_SPLITS = ("general", "general_code")
+SPLITS = (*DOMAIN_SPLITS, *GENERAL_SPLITS)
 
 
 class Document(NamedTuple):
@@ -42,14 +44,47 @@ class Source:
 
 
 def decode(name: str, data: bytes) -> Document | Skipped:
-    """Bytes of a file as a document: UTF-8 with or without a mark, line ends as line feeds."""
-    if b"\0" in data:
+    """Bytes of a file as a document: UTF-8, or UTF-16 and UTF-32 that say so by their mark; line ends as line feeds.
+
+    Of a notebook (``.ipynb``), the text of its code and Markdown cells.
+    """
+    encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), "utf-8-sig")
+    if encoding == "utf-8-sig" and b"\0" in data:
         return Skipped(name, "binary")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode(encoding)
     except UnicodeDecodeError:
         return Skipped(name, "not_utf8")
+    if "\0" in text:
+        return Skipped(name, "binary")
+    if name.endswith(".ipynb"):
+        cells = cells_of(text)
+        return Skipped(name, "no_notebook") if cells is None else Document(name, line_feeds(cells))
     return Document(name, line_feeds(text))
+
+
+# The longer marks first: that of UTF-16 begins that of UTF-32.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def cells_of(notebook: str) -> str | None:
+    """The code and Markdown cells of a Jupyter notebook, a blank line between two; None if it is none.
+
+    Source: https://nbformat.readthedocs.io/en/latest/format_description.html (version 4).
+    """
+    try:
+        cells = json.loads(notebook)["cells"]
+        found = [cell["source"] for cell in cells if cell["cell_type"] in ("code", "markdown")]
+        # The text of a cell is a string, or a list of lines with their ends.
+        texts = [source if isinstance(source, str) else "".join(source) for source in found]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return "".join(f"{text.rstrip()}\n\n" for text in texts if text.strip())
 
 
 def line_feeds(text: str) -> str:
@@ -74,7 +109,7 @@ def digest(contents: Iterable[tuple[str, Callable[[], bytes]]]) -> str:
 
 
 def read_documents(folder: Path, split: str) -> list[Document]:
-    """The documents of one split (``train``, ``validation``, ``test``, ``general``) of a corpus artifact."""
+    """The documents of one split (``train``, ``validation``, ``test``, ``general``, ``general_code``)."""
     assert split in SPLITS, f"no split {split!r}"
     with (folder / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as file:
         return [Document(**json.loads(line)) for line in file]

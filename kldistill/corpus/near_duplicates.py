@@ -1,19 +1,20 @@
 """Near-duplicate documents: MinHash with banding finds the candidates, exact Jaccard similarity decides.
 
-A document is the set of its shingles: runs of five successive words, without punctuation and layout, hashed to 64 bits.
-Whole-array operations do all work on a document, so 50 MB of code take seconds on one core; what is kept of it, beside
-its text, is its signature (512 bytes).
+A document is the set of its shingles: runs of five successive words, without punctuation and layout. What is kept of
+it, beside its text, is its signature (512 bytes).
 
 MinHash: Broder, "On the resemblance and containment of documents", 1997. Banding: Leskovec, Rajaraman and Ullman,
 "Mining of Massive Datasets", chapter 3.
 
-Shapes: N bytes of a document, M words, S shingles, P permutations.
+Shapes: S shingles, P permutations.
 """
 
 from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kldistill.corpus.shingles import hashed_shingles, shared
 
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128
@@ -24,80 +25,17 @@ ESTIMATE_DEVIATIONS = 5.0
 # Shingles are permuted in blocks whose products stay in the processor's cache.
 BLOCK = 2_048
 
-_BASE = 0x9E3779B97F4A7C15
-_BASE_INVERSE = pow(_BASE, -1, 1 << 64)
-
-
-def _word_bytes() -> NDArray[np.bool_]:
-    """Which bytes belong to words: ASCII letters, digits, underscores, and every byte beyond ASCII."""
-    table = np.zeros(256, dtype=bool)
-    table[128:] = True
-    table[[ord(c) for c in "_0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]] = True
-    return table
-
-
-_WORD_BYTES = _word_bytes()
-
-
-@cache
-def _powers(base: int, exponent_bits: int) -> NDArray[np.uint64]:
-    """base^0, base^1, ... modulo 2^64, two to the ``exponent_bits`` of them."""
-    factors = np.full(1 << exponent_bits, base, dtype=np.uint64)
-    factors[0] = 1
-    return np.multiply.accumulate(factors)
-
-
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64: spreads every input bit over all 64."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
-def _word_hashes(data: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """One 64-bit hash for each word of a document's N bytes, in order: shape (M,).
-
-    A word's hash is its polynomial in ``_BASE`` modulo 2^64, read off running sums and shifted back to exponent zero
-    (the base is odd, so it has an inverse).
-    """
-    inside = np.zeros(len(data) + 2, dtype=np.int8)
-    inside[1:-1] = _WORD_BYTES[data]
-    edges = np.diff(inside)
-    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
-    bits = max(10, len(data).bit_length())
-    sums = np.zeros(len(data) + 1, dtype=np.uint64)
-    np.cumsum(data * _powers(_BASE, bits)[: len(data)], out=sums[1:])
-    return _mix((sums[ends] - sums[starts]) * _powers(_BASE_INVERSE, bits)[starts])
-
 
 @lru_cache(maxsize=512)
 def shingles(text: str) -> NDArray[np.uint64]:
-    """The set of a document's shingles as sorted 64-bit hashes, shape (S,) with S >= 1.
-
-    A document of fewer than five words is one shingle, and where there is no word at all bytes stand for words.
-    """
-    data = np.frombuffer(text.encode(), dtype=np.uint8)
-    words = _word_hashes(data)
-    if len(words) == 0:
-        words = _mix(data.astype(np.uint64) + np.uint64(1))
-    if len(words) == 0:
-        return np.zeros(1, dtype=np.uint64)
-    width = min(SHINGLE_WORDS, len(words))
-    count = len(words) - width + 1
-    runs = np.zeros(count, dtype=np.uint64)
-    for offset in range(width):
-        runs = runs * np.uint64(_BASE) + words[offset : offset + count]
-    hashes = np.unique(_mix(runs))
-    hashes.flags.writeable = False
-    return hashes
+    """Runs of five successive words, see ``kldistill.corpus.shingles``."""
+    return hashed_shingles(text, SHINGLE_WORDS)
 
 
 def jaccard(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> float:
     """Jaccard similarity of two sets of shingles (sorted, without repetition): shared / all, from 0 to 1."""
-    small, large = sorted((first, second), key=len)
-    places = np.minimum(np.searchsorted(large, small), len(large) - 1)
-    shared = int(np.count_nonzero(large[places] == small))
-    return shared / (len(first) + len(second) - shared)
+    both = shared(first, second)
+    return both / (len(first) + len(second) - both)
 
 
 @cache

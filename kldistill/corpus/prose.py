@@ -142,7 +142,11 @@ def package_docs(
                 document = Document(name, text) if text else Skipped(name, "no_prose")
             yield document
 
-    return Source(read=read, identity=lambda: {"sha256": digest(texts())})
+    def identity() -> dict[str, Any]:
+        found = _distributions(packages, requirements)
+        return {"packages": {name: found[name].version for name in sorted(found)}, "sha256": digest(texts())}
+
+    return Source(read=read, identity=identity)
 
 
 def _description(distribution: importlib.metadata.Distribution) -> bytes:

@@ -1,11 +1,12 @@
-"""Documents cut at lines into snippets, and their ids as both models see them."""
+"""Documents cut at lines into snippets, of which no model is fed more than its window."""
 
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from kldistill.corpus.documents import Document
 from kldistill.runtime.errors import CorpusError
 
 
@@ -31,10 +32,11 @@ class Snippet(NamedTuple):
 
 
 def cut(documents: Iterable[Text], size: int) -> list[Snippet]:
-    """Cut every document, at ends of lines, into snippets of at least ``size`` bytes; a short rest joins the last
-    one.
+    """Cut every document, at ends of lines, into snippets of at least ``size`` bytes and less than twice that; a rest
+    below half the size joins the last one (then it is less than two and a half times).
 
-    A line is never cut, so a snippet may be longer by one line.
+    Lines longer than ``size`` (prose with a paragraph a line, transcripts) are cut too: before white space, or, in
+    text without it, between characters.
     """
     snippets: list[Snippet] = []
     for document in documents:
@@ -42,17 +44,57 @@ def cut(documents: Iterable[Text], size: int) -> list[Snippet]:
         lines: list[str] = []
         held = 0
         for line in document.text.splitlines(keepends=True):
-            lines.append(line)
-            held += len(line.encode())
-            if held >= size:
-                parts.append("".join(lines))
-                lines, held = [], 0
+            for piece in pieces_of(line, size):
+                lines.append(piece)
+                held += len(piece.encode())
+                if held >= size:
+                    parts.append("".join(lines))
+                    lines, held = [], 0
         if held >= size / 2 or (held and not parts):
             parts.append("".join(lines))
         elif held:
             parts[-1] += "".join(lines)
         snippets.extend(Snippet(document.id, part) for part in parts if part.strip())
     return snippets
+
+
+def pieces_of(line: str, size: int) -> Iterator[str]:
+    """A line in pieces of at most ``size`` bytes (but of one character at least), which together are the line.
+
+    A piece ends before white space, so that a word keeps the blank in front of it, as tokenizers have it; where there
+    is none in its second half, it ends between two characters.
+    """
+    data = line.encode()
+    while len(data) > size:
+        window = data[:size].decode(errors="ignore") or line[:1]
+        blank = max(window.rfind(" ", len(window) // 2), window.rfind("\t", len(window) // 2))
+        piece = window[:blank] if blank > 0 else window
+        yield piece
+        line = line[len(piece) :]
+        data = line.encode()
+    yield line
+
+
+def fit(snippets: Iterable[Snippet], tokens: Callable[[str], int], window: float) -> list[Snippet]:
+    """The snippets, those of more than ``window`` tokens halved until none is left: no model is ever fed more.
+
+    Args:
+        snippets: in their order, which stays.
+        tokens: number of tokens of a text, with all that the model is fed beside it.
+        window: the most tokens that the model takes, 2 or more; infinite for one without a limit.
+    """
+    found: list[Snippet] = []
+    for snippet in snippets:
+        # A token has a byte or more, so most snippets need no count.
+        if snippet.n_bytes + 2 <= window or tokens(snippet.text) <= window or len(snippet.text) == 1:
+            found.append(snippet)
+            continue
+        halves = cut([Document(snippet.document, snippet.text)], max(1, snippet.n_bytes // 2))
+        if len(halves) == 1:  # the second half was a short rest
+            middle = len(snippet.text) // 2
+            halves = [Snippet(snippet.document, part) for part in (snippet.text[:middle], snippet.text[middle:])]
+        found += fit(halves, tokens, window)
+    return found
 
 
 def draw(

@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import itertools
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kldistill.corpus.documents import Document, Skipped, Source, decode, digest, line_feeds, read_bytes
+from kldistill.corpus.folders import existing_folder, expanded, files_below, name_of
 from kldistill.runtime.components import component
 from kldistill.runtime.errors import CorpusError
 
@@ -25,13 +27,16 @@ def _contents(files: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, Callable
 
 
 @component("source")
-def python_package(packages: list[str], suffixes: list[str] | None = None) -> Source:
+def python_package(packages: list[str], suffixes: list[str] | None = None, exclude: list[str] | None = None) -> Source:
     """Files of installed Python packages, the standard library's included. Nothing is imported.
 
     Args:
         packages: import names (``sklearn``, ``transformers.generation``) or distribution names (``scikit-learn``).
         suffixes: which files; ``.py`` by default.
+        exclude: import or distribution names to leave out of ``packages``, with all that is below them.
     """
+    without = {name.split(".")[0] for name in exclude or []}
+    packages = [package for package in packages if package.split(".")[0] not in without]
     endings = tuple(suffixes or [".py"])
 
     def files() -> dict[str, Path]:
@@ -86,7 +91,7 @@ def _files_below(roots: list[Path], levels: int) -> Iterator[tuple[str, Path]]:
         for path in paths:
             name = path.relative_to(base)
             if "__pycache__" not in name.parts and path.is_file():
-                yield name.as_posix(), path
+                yield name_of(name), path
 
 
 def _version(package: str) -> str:
@@ -101,30 +106,30 @@ def _version(package: str) -> str:
 
 @component("source")
 def local_files(path: str, glob: str) -> Source:
-    """Text files below a folder. Hidden files and folders (``.git``, ``.venv``) are left alone.
+    """Text files below a folder. Hidden files and folders (``.git``, ``.venv``) are left alone; kldistill's outputs,
+    virtual environments, ``node_modules``, ``build``, ``dist`` and what git ignores are left out and counted.
 
     Args:
         path: the folder.
-        glob: pattern for ``pathlib.Path.glob``, such as ``**/*.py``.
+        glob: pattern for ``pathlib.Path.glob``, such as ``**/*.py`` or, with alternatives, ``**/*.{py,md}``.
     """
 
-    def files() -> list[tuple[str, Path]]:
-        root = Path(path).expanduser()
-        if not root.is_dir():
-            raise CorpusError(f"corpus.path={path!r}: there is no such folder (looked for {root.absolute()}).")
-        try:
-            matches = [match for match in root.glob(glob) if match.is_file()]
-        except (ValueError, NotImplementedError) as error:
-            raise CorpusError(f"corpus.glob={glob!r}: {error}; give a pattern such as '**/*.py'.") from None
-        named = sorted((match.relative_to(root), match) for match in matches)
-        found = [(name.as_posix(), match) for name, match in named if not any(p.startswith(".") for p in name.parts)]
-        if not found:
-            raise CorpusError(f"corpus.glob={glob!r}: no file below {root.absolute()} matches.")
+    def files() -> list[tuple[str, Path, str]]:
+        root = existing_folder(path)
+        found = list(files_below(root, glob))
+        if not any(not reason for _, _, reason in found):
+            left_out = f" ({len(found)} match in folders that programs write)" if found else ""
+            raise CorpusError(f"corpus.glob={glob!r}: no file below {root.absolute()} matches{left_out}.")
         return found
 
+    def own() -> list[tuple[str, Path]]:
+        return [(name, file) for name, file, reason in files() if not reason]
+
     return Source(
-        read=lambda: (decode(name, read_bytes(file)) for name, file in files()),
-        identity=lambda: {"files": len(found := files()), "sha256": digest(_contents(found))},
+        read=lambda: (
+            Skipped(name, reason) if reason else decode(name, read_bytes(file)) for name, file, reason in files()
+        ),
+        identity=lambda: {"files": len(found := own()), "sha256": digest(_contents(found))},
     )
 
 
@@ -156,13 +161,20 @@ def hf_dataset(
         limit: rows to read at most.
     """
     where: dict[str, Any] = {
-        "path": str(Path(path).expanduser()) if path.startswith("~") else path,
+        "path": str(expanded(path, "corpus.path")) if path.startswith("~") else path,
         "name": name,
         "revision": revision,
-        "data_files": list(data_files) if data_files else None,
+        "data_files": [
+            str(expanded(file, "corpus.data_files")) if file.startswith("~") else file for file in data_files or []
+        ]
+        or None,
     }
+    if path == "text":  # a file is a document; by default every line would be one
+        where["sample_by"] = "document"
 
     def failed(error: Exception) -> CorpusError:
+        if path == "json" and (place := malformed(where["data_files"] or [])):
+            return CorpusError(f"corpus.data_files: {place}. Mend the row or leave it out.")
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
         return CorpusError(
             f"corpus.path={path!r} (split {split!r}) cannot be loaded: {told} Without the network, give local files: "
@@ -171,6 +183,7 @@ def hf_dataset(
 
     def read() -> Iterator[Document | Skipped]:
         from datasets import load_dataset  # Takes seconds to import; only who uses it pays.
+        from datasets.exceptions import DatasetsError
 
         try:
             rows: Any = load_dataset(**where, split=split, streaming=streaming)
@@ -189,17 +202,18 @@ def hf_dataset(
                     yield Document(hashlib.blake2b(text.encode(), digest_size=12).hexdigest(), text)
         except CorpusError:
             raise
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, DatasetsError) as error:
             raise failed(error) from error
 
     def identity() -> dict[str, Any]:
         if revision and len(revision) == 40 and set(revision) <= set("0123456789abcdef"):
             return {"commit": revision}
         from datasets import load_dataset_builder
+        from datasets.exceptions import DatasetsError
 
         try:
             builder = load_dataset_builder(**where)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, DatasetsError) as error:
             raise failed(error) from error
         listed = [str(file) for files in (builder.config.data_files or {}).values() for file in files]
         local = [(Path(file).name, Path(file)) for file in listed if Path(file).is_file()]
@@ -208,3 +222,21 @@ def hf_dataset(
         return {"sha256": digest(_contents(local)), "files": distant or [builder.hash] if not local else distant}
 
     return Source(read=read, identity=identity)
+
+
+def malformed(files: Iterable[str]) -> str | None:
+    """Where the first row of JSON Lines files stands that is no JSON in UTF-8, and what is wrong with it."""
+    for file in files:
+        path = Path(file)
+        if not path.is_file():
+            continue
+        with path.open("rb") as rows:
+            for number, row in enumerate(rows, 1):
+                try:
+                    if row.strip():
+                        json.loads(row.decode("utf-8-sig"))
+                except UnicodeDecodeError:
+                    return f"{file}, row {number}: is not UTF-8"
+                except json.JSONDecodeError as error:
+                    return f"{file}, row {number}: is no JSON ({error.msg}, column {error.colno})"
+    return None

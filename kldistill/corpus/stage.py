@@ -1,8 +1,8 @@
-"""The corpus stage: documents from a source, cleaned, rid of near-duplicates, and split by document.
+"""The corpus stage: documents from a source, cleaned, rid of near-duplicates, split by folder, rid of copied text.
 
-Nothing depends on the order in which a source gives its documents: each is ranked, and put into its split, by a seeded
-hash of its name. A cap on size therefore keeps an arbitrary sample, and a larger cap keeps what a smaller one kept, in
-the same splits.
+Nothing depends on the order in which a source gives its documents: each is ranked by a seeded hash of its name, and put
+into its split by a seeded hash of its group's (see ``leakage``). A cap on size therefore keeps an arbitrary sample, and
+a larger cap keeps what a smaller one kept, in the same splits.
 """
 
 import hashlib
@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from kldistill.corpus.config import CorpusConfig
-from kldistill.corpus.documents import DOMAIN_SPLITS, SPLITS, Document, Skipped, Source
+from kldistill.corpus.documents import DOMAIN_SPLITS, GENERAL_SPLITS, Document, Skipped, Source
+from kldistill.corpus.leakage import Seen, groups_of
 from kldistill.corpus.near_duplicates import NearDuplicates
+from kldistill.corpus.snippets import cut
 from kldistill.runtime.components import find
 from kldistill.runtime.errors import ConfigError, CorpusError
 from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.runtime.progress import track
 
+HELD_OUT = ("validation", "test")
+PROSE_SUFFIXES = (".md", ".rst", ".txt", ".ipynb")  # may have a paragraph on a line
 # What a comment near the top says if a program wrote the file.
 GENERATED_LINES = 30
 _COMMENT = re.compile(r"\s*(?:#|//|/\*|\*|;|--|<!--|%)[\s#/*;<!%-]*(.*)")
@@ -34,7 +38,8 @@ _GENERATED = re.compile(
 
 
 def build(cfg: CorpusConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
-    """Write ``train``, ``validation``, ``test`` and ``general`` as JSON Lines, and ``summary.json``, into ``out``.
+    """Write ``train``, ``validation``, ``test``, ``general`` and, if there is one, ``general_code`` as JSON Lines, and
+    ``summary.json``, into ``out``.
 
     It reads none of the ``inputs``.
 
@@ -44,30 +49,47 @@ def build(cfg: CorpusConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
     skipped: Counter[str] = Counter()
     documents = _usable(_read(cfg.source, "corpus.source", "Reading the corpus"), cfg, skipped, code=True)
     read = {"documents": len(documents), "bytes": sum(_bytes(document) for document in documents)}
-    kept = _choose(documents, cfg, cfg.max_bytes, skipped)
+    documents = _cut_large(documents, _largest(documents, cfg))
+    sizes = {document.id: _bytes(document) for document in documents}
+    groups = groups_of(sizes, min(cfg.validation, cfg.test)) if cfg.split_by == "folder" else {}
     splits: dict[str, list[Document]] = {name: [] for name in DOMAIN_SPLITS}
-    for document in kept:
-        splits[split_of(document.id, cfg)].append(document)
+    for document in _choose(documents, cfg, cfg.max_bytes, skipped):
+        splits[split_of(groups.get(document.id, document.id), cfg)].append(document)
+    copied = _remove_copies(splits, cfg.max_copied, skipped)
 
-    general_skipped: Counter[str] = Counter()
-    documents = _usable(_read(cfg.general, "corpus.general", "Reading general text"), cfg, general_skipped, code=False)
-    splits["general"] = _choose(documents, cfg, cfg.general_max_bytes, general_skipped)
+    left_out = {"domain": skipped}
+    for name, node in _general_texts(cfg).items():
+        left_out[name] = Counter()
+        description = f"Reading {name.replace('_', ' ')} text"
+        documents = _usable(_read(node, f"corpus.{name}", description), cfg, left_out[name], code=name != "general")
+        splits[name] = _choose(
+            _cut_large(documents, cfg.max_document_bytes), cfg, cfg.general_max_bytes, left_out[name]
+        )
 
-    _refuse_empty(splits, cfg, skipped, general_skipped)
-    summary: dict[str, int] = {f"corpus/usable/{unit}": number for unit, number in read.items()}
+    _refuse_empty(splits, cfg, left_out)
+    summary: dict[str, float] = {f"corpus/usable/{unit}": number for unit, number in read.items()}
     for name, members in splits.items():
         _write(out / f"{name}.jsonl", members)
         summary[f"corpus/{name}/documents"] = len(members)
         summary[f"corpus/{name}/bytes"] = sum(_bytes(document) for document in members)
-    summary |= {f"corpus/skipped/{reason}": number for reason, number in sorted(skipped.items())}
-    summary |= {f"corpus/general/skipped/{reason}": number for reason, number in sorted(general_skipped.items())}
+    summary["corpus/groups"] = len({groups.get(name, name) for name in sizes})
+    summary |= copied
+    for what, counts in left_out.items():
+        start = "corpus/skipped" if what == "domain" else f"corpus/{what}/skipped"
+        summary |= {f"{start}/{reason}": number for reason, number in sorted(counts.items())}
     write_summary(out, summary)
     job.log({name: float(number) for name, number in summary.items()})
-    rows = [[name, summary[f"corpus/{name}/documents"], summary[f"corpus/{name}/bytes"]] for name in SPLITS]
+    rows = [[name, summary[f"corpus/{name}/documents"], summary[f"corpus/{name}/bytes"]] for name in splits]
     job.table("corpus", ["split", "documents", "bytes"], rows)
-    for what, counts in (("domain", skipped), ("general", general_skipped)):
+    for name in HELD_OUT:
+        before, after, lines = (copied[f"corpus/{name}/{what}"] for what in ("copied_before", "copied", "lines_copied"))
+        job.say(
+            f"Of the {name} text, {after:.1%} stands in train (13-token shingles; {before:.1%} before documents with "
+            f"more than {cfg.max_copied:.0%} were left out), and {lines:.1%} of its lines of 20 characters or more."
+        )
+    for what, counts in left_out.items():
         if counts:
-            job.say(f"Left out of the {what} text: {_reasons(counts)}.")
+            job.say(f"Left out of the {what.replace('_', ' ')} text: {_reasons(counts)}.")
 
 
 def identity(cfg: CorpusConfig) -> dict[str, Any]:
@@ -75,13 +97,19 @@ def identity(cfg: CorpusConfig) -> dict[str, Any]:
 
     Cheap beside building: files are hashed, nothing is decoded. Raises ``CorpusError`` if a source does not exist.
     """
-    nodes = {"source": cfg.source, "general": cfg.general}
+    nodes = {"source": cfg.source, **_general_texts(cfg)}
     return {key: _source(node, f"corpus.{key}").identity() for key, node in nodes.items()}
 
 
-def split_of(name: str, cfg: CorpusConfig) -> str:
-    """The split that a domain document of this name belongs to, whatever else the corpus holds."""
-    share = _hash(cfg.seed, "split", name) / 2**64
+def _general_texts(cfg: CorpusConfig) -> dict[str, dict[str, Any]]:
+    """The nodes of the general texts by the names of their splits."""
+    nodes = {name: getattr(cfg, name) for name in GENERAL_SPLITS}
+    return {name: node for name, node in nodes.items() if node or name == "general"}
+
+
+def split_of(group: str, cfg: CorpusConfig) -> str:
+    """The split that a group of domain documents belongs to, whatever else the corpus holds."""
+    share = _hash(cfg.seed, "split", group) / 2**64
     if share < cfg.test:
         return "test"
     return "validation" if share < cfg.test + cfg.validation else "train"
@@ -112,10 +140,10 @@ def _read(node: dict[str, Any], key: str, description: str) -> Iterable[Document
 def _usable(
     found: Iterable[Document | Skipped], cfg: CorpusConfig, skipped: Counter[str], code: bool
 ) -> list[Document]:
-    """Documents that are text of a sensible size and, for ``code``, written by hand; the others are counted."""
+    """Documents that are text of some size and, for ``code``, written by hand; the others are counted."""
     usable = []
     for document in found:
-        reason = document.reason if isinstance(document, Skipped) else _flaw(document.text, cfg, code)
+        reason = document.reason if isinstance(document, Skipped) else _flaw(document, cfg, code)
         if reason:
             skipped[reason] += 1
         elif isinstance(document, Document):
@@ -123,16 +151,34 @@ def _usable(
     return usable
 
 
-def _flaw(text: str, cfg: CorpusConfig, code: bool) -> str | None:
-    """Why a text is of no use, in one word."""
-    size = len(text.encode())
-    if size > cfg.max_document_bytes:
-        return "too_large"
-    if size < cfg.min_document_bytes or not text.strip():
+def _largest(documents: list[Document], cfg: CorpusConfig) -> int:
+    """How many bytes of the domain's text a document may hold: at most half of what the smaller held-out split is to
+    hold, or the splits would have nothing to choose from (but 4 KB in any case), and at most ``max_document_bytes``.
+    """
+    total = sum(map(_bytes, documents))
+    return min(cfg.max_document_bytes, max(4_096, int(min(cfg.validation, cfg.test) * total / 2)))
+
+
+def _cut_large(documents: list[Document], largest: int) -> list[Document]:
+    """The documents, those of more than ``largest`` bytes cut at lines: ``a.txt`` into ``a.txt#1``, ``a.txt#2``, ..."""
+    found: list[Document] = []
+    for document in documents:
+        if _bytes(document) <= largest:
+            found.append(document)
+        else:  # a part has less than two and a half times the size that is asked for
+            parts = cut([document], max(1, int(largest / 2.5)))
+            found += [Document(f"{document.id}#{number}", part.text) for number, part in enumerate(parts, 1)]
+    return found
+
+
+def _flaw(document: Document, cfg: CorpusConfig, code: bool) -> str | None:
+    """Why a document is of no use, in one word."""
+    text = document.text
+    if len(text.encode()) < cfg.min_document_bytes or not text.strip():
         return "too_small"
     if not code:
         return None
-    if max(map(len, text.split("\n"))) > cfg.max_line_length:
+    if max(map(len, text.split("\n"))) > cfg.max_line_length and not document.id.endswith(PROSE_SUFFIXES):
         return "minified"
     comments = (_COMMENT.match(line) for line in text.split("\n", GENERATED_LINES)[:GENERATED_LINES])
     return "generated" if any(comment and _GENERATED.search(comment[1]) for comment in comments) else None
@@ -159,15 +205,29 @@ def _choose(
     return chosen
 
 
+def _remove_copies(splits: dict[str, list[Document]], max_copied: float, skipped: Counter[str]) -> dict[str, float]:
+    """Take held-out documents that are copied from train out of ``splits``; figures of what was and what is copied."""
+    seen = Seen(splits["train"])
+    found: dict[str, float] = {}
+    for name in HELD_OUT:
+        found[f"corpus/{name}/copied_before"] = seen.copied(splits[name]).shingles
+        kept = [document for document in splits[name] if seen.containment(document.text) <= max_copied]
+        if len(kept) < len(splits[name]):
+            skipped[f"copied_{name}"] += len(splits[name]) - len(kept)
+        splits[name] = kept
+        left = seen.copied(kept)
+        found |= {f"corpus/{name}/copied": left.shingles, f"corpus/{name}/lines_copied": left.lines}
+    return found
+
+
 def _reasons(skipped: Counter[str]) -> str:
     return ", ".join(f"{number:,} {reason.replace('_', ' ')}" for reason, number in sorted(skipped.items()))
 
 
-def _refuse_empty(
-    splits: dict[str, list[Document]], cfg: CorpusConfig, skipped: Counter[str], general_skipped: Counter[str]
-) -> None:
+def _refuse_empty(splits: dict[str, list[Document]], cfg: CorpusConfig, left_out: Mapping[str, Counter[str]]) -> None:
     """Raise ``CorpusError`` if a split has no document, saying which key may mend it."""
     number = sum(len(splits[name]) for name in DOMAIN_SPLITS)
+    skipped = left_out["domain"]
     if number == 0:
         raise CorpusError(
             f"The source gave no usable document (left out: {_reasons(skipped) or 'nothing'}). See corpus.source; "
@@ -175,18 +235,22 @@ def _refuse_empty(
         )
     for name in DOMAIN_SPLITS:
         if not splits[name]:
-            key = f"raise corpus.{name}" if name != "train" else "lower corpus.validation and corpus.test"
+            key = (
+                f"raise corpus.{name} or corpus.max_copied, set corpus.split_by=document"
+                if name != "train"
+                else "lower corpus.validation and corpus.test"
+            )
             raise CorpusError(
                 f"The {name} split is empty: {number} documents are too few for the shares validation="
                 f"{cfg.validation}, test={cfg.test} (left out: {_reasons(skipped) or 'nothing'}). Give more documents, "
                 f"{key}, raise corpus.max_bytes, or try another corpus.seed."
             )
-    if not splits["general"]:
-        raise CorpusError(
-            f"There is no general text (left out: {_reasons(general_skipped) or 'nothing'}). Name other packages in "
-            "corpus.general.packages ([] for all that are installed), another source in corpus.general, or raise "
-            "corpus.general_max_bytes."
-        )
+    for name in GENERAL_SPLITS:
+        if name in splits and not splits[name]:
+            raise CorpusError(
+                f"corpus.{name} gave no text (left out: {_reasons(left_out[name]) or 'nothing'}). Name other packages "
+                f"in corpus.{name}.packages, another source in corpus.{name}, or raise corpus.general_max_bytes."
+            )
 
 
 def _write(path: Path, documents: Iterable[Document]) -> None:

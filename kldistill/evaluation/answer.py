@@ -6,7 +6,7 @@ Goes on where it was killed: the records that are there count, and the missing t
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,7 +22,7 @@ from kldistill.evaluation.generation.spelling import Spelling, adoption
 from kldistill.evaluation.outcomes import compared, summarise
 from kldistill.evaluation.sandbox import Outcome, Sandbox
 from kldistill.evaluation.suites.stage import TASKS
-from kldistill.evaluation.suites.task import Task, read
+from kldistill.evaluation.suites.task import Task, read, stripped_lines
 from kldistill.model.load import load_original_tokenizer, old_size
 from kldistill.runtime.devices import device_of
 from kldistill.runtime.files import append, dump, read_lines, replace, write_summary
@@ -37,11 +37,12 @@ def build(cfg: GenerateConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
 
     Args:
         inputs: ``model`` and ``tasks``; for an extended model also ``tokens``, ``rows`` and ``original`` (the same
-            stage of the original model, to compare with).
+            stage of the original model, to compare with) and ``teacher`` (the snippets it was trained on).
         out: gets ``records.jsonl`` (a line per task and sample, in the order of the tasks) and ``summary.json``.
     """
     tasks = read(inputs["tasks"] / TASKS)
     kind = tasks[0].kind
+    snippets = trained_lines(inputs["teacher"]) if "teacher" in inputs and kind == "text" else set()
     path = out / RECORDS
     records = finished(path, cfg.n_samples if kind != "choice" else 1)
     done = {record["task"] for record in records}
@@ -54,6 +55,9 @@ def build(cfg: GenerateConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
             append(path, dump(record))
             records.append(record)
     order = {task.id: at for at, task in enumerate(tasks)}
+    if kind == "text":
+        where = {task.id: seen_in(task, snippets) for task in tasks}
+        records = [record | {"seen": where[record["task"]]} for record in records]
     records.sort(key=lambda record: (order[record["task"]], record["sample"]))
     replace(path, [dump(record) for record in records])
     found = summarise(kind, records)
@@ -75,6 +79,18 @@ def finished(path: Path, n_samples: int) -> list[dict[str, Any]]:
     kept = [record for record in records if counts[record["task"]] == n_samples]
     replace(path, [dump(record) for record in kept])
     return kept
+
+
+def trained_lines(teacher: Path) -> set[str]:
+    """The lines of the snippets that the model was trained on, without white space at their ends."""
+    texts = (json.loads(line)["text"] for line in read_lines(teacher / "train.jsonl"))
+    return {line for text in texts for line in stripped_lines(text)}
+
+
+def seen_in(task: Task, snippets: Collection[str]) -> list[str]:
+    """Where the line to write stands already: ``task.seen``, and the ``snippets``."""
+    line = task.prompt.rpartition("\n")[2] + task.reference
+    return [*task.seen, "snippets"] if line.strip() in snippets else list(task.seen)
 
 
 def head(task: Task, sample: int) -> dict[str, Any]:
@@ -123,7 +139,7 @@ def written(
                     exact, similarity = judge.judge_text(task, completion.text)
                     yield record | {"exact_match": exact, "edit_similarity": similarity}
                 else:
-                    running.append((record, sandbox.submit(judge.program_of(task, completion.text))))
+                    running.append((record, sandbox.submit(judge.program_of(task, completion.text, completion.ended))))
             while running and running[0][1].done():
                 yield judged(*running.pop(0))
         while running:

@@ -3,7 +3,9 @@
 Pure functions of text and numbers; programs are run elsewhere (``kldistill.evaluation.sandbox``).
 """
 
+import ast
 import math
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ class TextScore(NamedTuple):
     """How near a completion is to the reference.
 
     Attributes:
-        exact_match: whether both are the same but for white space.
+        exact_match: whether both are the same words between white space, however much of it.
         edit_similarity: 0 (nothing in common) to 1 (equal); CodeXGLUE prints it times 100.
     """
 
@@ -22,17 +24,43 @@ class TextScore(NamedTuple):
     edit_similarity: float
 
 
-def program_of(task: Task, completion: str) -> str:
-    """The program that passes if, and only if, the completion solves the task."""
+def program_of(task: Task, completion: str, ended: str = "stop") -> str:
+    """The program that passes if, and only if, the completion solves the task.
+
+    Args:
+        task: of kind ``program``.
+        completion: what the model wrote.
+        ended: why it ended there; with ``budget`` it broke off anywhere, and goes back to its last whole statement.
+    """
     assert task.kind == "program", f"{task.id} is no task of kind program"
+    if ended == "budget":
+        completion = whole_statements(task.before, completion)
     return task.before + completion + task.after
+
+
+def whole_statements(before: str, completion: str) -> str:
+    """A completion without what it began and could not finish: the most lines of it that parse behind ``before``.
+
+    All of it where no number of lines parses, or where it holds no line at all.
+    """
+    lines = completion.splitlines(keepends=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        for number in range(len(lines), 0, -1):
+            kept = "".join(lines[:number])
+            try:
+                ast.parse(before + kept)
+            except (SyntaxError, ValueError, MemoryError, RecursionError):
+                continue
+            return kept
+    return completion
 
 
 def judge_text(task: Task, completion: str) -> TextScore:
     """Compare a completion with the task's reference as the evaluator of CodeXGLUE's line completion does.
 
-    Exact match compares the words between white space, edit similarity the texts without white space at their ends (Lu
-    et al., 2021; RepoBench does the same, Liu et al., 2023).
+    Exact match compares the words between white space, so that ``x  =  1`` matches ``x = 1`` and ``x=1`` does not; edit
+    similarity the texts without white space at their ends (Lu et al., 2021; RepoBench does the same, Liu et al., 2023).
     """
     assert task.kind == "text", f"{task.id} is no task of kind text"
     return TextScore(

@@ -4,7 +4,7 @@ another model on the same tasks.
 A record is one JSON object per task and sample, see docs/metrics.md.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kldistill.evaluation.judge import pass_at_k
@@ -13,6 +13,13 @@ from kldistill.evaluation.statistics import difference_interval, mcnemar, mean_i
 
 Record = Mapping[str, Any]
 KS = (1, 10, 100)  # of pass@k, as far as there are samples
+# Where a line to write can stand already; lines that stand nowhere are the suite's figures.
+SEEN_IN = ("train", "snippets", "prompt")
+
+
+def unseen(records: Sequence[Record]) -> list[Record]:
+    """Records of tasks whose answer stands nowhere already (all of suites that do not look): the suite's figures."""
+    return [record for record in records if not record.get("seen")]
 
 
 def rates(kind: str, records: Sequence[Record]) -> dict[str, dict[str, float]]:
@@ -42,12 +49,20 @@ def rates(kind: str, records: Sequence[Record]) -> dict[str, dict[str, float]]:
 
 
 def summarise(kind: str, records: Sequence[Record]) -> dict[str, float]:
-    """All metrics of one model on one suite, without the suite's name in front; see docs/metrics.md."""
+    """All metrics of one model on one suite, without the suite's name in front; see docs/metrics.md.
+
+    Rates are of the ``unseen`` tasks; those of lines that stand in the training split, in the training snippets or in
+    their own prompt have ``_in_train``, ``_in_snippets`` or ``_in_prompt`` behind their names.
+    """
     groups = {record["task"]: record["group"] or record["task"] for record in records}
-    metrics: dict[str, float] = {"tasks": len(groups), "documents": len(set(groups.values()))}
-    for name, values in rates(kind, records).items():
-        interval = mean_interval([groups[task] for task in values], list(values.values()))
-        metrics |= with_ends(name, sum(values.values()) / len(values), interval)
+    headline = {record["task"] for record in unseen(records)}
+    metrics: dict[str, float] = {"tasks": len(headline), "documents": len({groups[task] for task in headline})}
+    for suffix, chosen in _strata(records):
+        if suffix:
+            metrics[f"tasks{suffix}"] = len({record["task"] for record in chosen})
+        for rate, values in rates(kind, chosen).items():
+            interval = mean_interval([groups[task] for task in values], list(values.values()))
+            metrics |= with_ends(rate + suffix, sum(values.values()) / len(values), interval)
     metrics["seconds_per_task"] = sum(record["seconds"] for record in records) / len(groups)
     if kind == "choice":
         return metrics
@@ -69,14 +84,25 @@ def compared(kind: str, records: Sequence[Record], others: Sequence[Record]) -> 
     """
     groups = {record["task"]: record["group"] or record["task"] for record in records}
     metrics: dict[str, float] = {}
-    theirs = rates(kind, others)
-    for name, values in rates(kind, records).items():
-        other = theirs[name]
-        assert values.keys() == other.keys(), "both models were given the same tasks"
-        pairs = [(values[task], other[task]) for task in values]
-        interval = difference_interval([groups[task] for task in values], *zip(*pairs, strict=True))
-        metrics |= with_ends(f"{name}/minus_original", sum(a - b for a, b in pairs) / len(pairs), interval)
-        if all(value in (0.0, 1.0) for pair in pairs for value in pair):
-            gained, lost = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
-            metrics[f"{name}/mcnemar_p"] = mcnemar(gained, lost)
+    assert groups.keys() == {record["task"] for record in others}, "both models were given the same tasks"
+    for suffix, chosen in _strata(records):
+        tasks = {record["task"] for record in chosen}
+        theirs = rates(kind, [record for record in others if record["task"] in tasks])
+        for rate, values in rates(kind, chosen).items():
+            other, name = theirs[rate], rate + suffix
+            pairs = [(values[task], other[task]) for task in values]
+            interval = difference_interval([groups[task] for task in values], *zip(*pairs, strict=True))
+            metrics |= with_ends(f"{name}/minus_original", sum(a - b for a, b in pairs) / len(pairs), interval)
+            if all(value in (0.0, 1.0) for pair in pairs for value in pair):
+                gained, lost = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+                metrics[f"{name}/mcnemar_p"] = mcnemar(gained, lost)
     return metrics
+
+
+def _strata(records: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
+    """Suffix of the names and records: of unseen tasks, and of those that stand in each place, as far as there are."""
+    yield "", unseen(records)
+    for place in SEEN_IN:
+        chosen = [record for record in records if place in record.get("seen", ())]
+        if chosen:
+            yield f"_in_{place}", chosen

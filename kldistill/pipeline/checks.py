@@ -145,8 +145,9 @@ def _check_targets(cfg: Config) -> None:
     """
     model = {key: value for key, value in plain(cfg.model).items() if key not in ("name", "license")}
     places: dict[str, tuple[Kind, Any]] = {"model": ("model", model)}
-    for key in ("source", "general"):
-        places[f"corpus.{key}"] = ("source", getattr(cfg.corpus, key))
+    for key in ("source", "general", "general_code"):
+        if key != "general_code" or cfg.corpus.general_code:  # there may be no second general text
+            places[f"corpus.{key}"] = ("source", getattr(cfg.corpus, key))
     for side in ("input", "output"):
         places[f"init.{side}"] = ("init", getattr(cfg.init, side))
     for group, loss in (("loss", cfg.loss), ("distill.loss", cfg.distill.loss), ("finetune.loss", cfg.finetune.loss)):

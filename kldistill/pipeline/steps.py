@@ -91,6 +91,7 @@ def _steps(suites: Sequence[str], finetuned: bool, covers: bool) -> dict[str, St
             _later("corpus.stage.build"),
             lambda cfg: cfg.corpus,
             identity=_later("corpus.stage.identity"),
+            version=2,
         ),
         "tokens": Step(_later("tokens.stage.build"), lambda cfg: cfg.tokens, _same("model", "corpus"), identity=_terms),
         "init": Step(_later("rows.stage.build"), lambda cfg: cfg.init, _same("model", "tokens")),
@@ -102,6 +103,7 @@ def _steps(suites: Sequence[str], finetuned: bool, covers: bool) -> dict[str, St
             _same("corpus", "tokens"),
             group="evaluate",
             identity=_later("evaluation.suites.stage.identity"),
+            version=2,
         )
     found["evaluate_original"] = Step(
         _later("evaluation.score.evaluate_original"),
@@ -228,7 +230,7 @@ def _generation(of: str, suites: Sequence[str], inputs: Mapping[str, str]) -> di
     for suite in suites:
         sources = {**inputs, "tasks": f"tasks_{suite}"}
         if of != "original":
-            sources["original"] = f"generate_original_{suite}"
+            sources |= {"original": f"generate_original_{suite}", "teacher": "teacher"}
         found[f"generate_{of}_{suite}"] = Step(
             _later("evaluation.answer.build"),
             _generate(of, suite),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kldistill.corpus.documents import Document
-from kldistill.corpus.snippets import Snippet, cover, cut, draw
+from kldistill.corpus.snippets import Snippet, cover, cut, draw, fit
 from kldistill.model.load import load_original_tokenizer
 from kldistill.runtime.errors import CorpusError, ModelError
 from kldistill.tokens.encoding import encode, first_token
@@ -17,7 +17,7 @@ from tests.helpers.artifacts import MakeModel
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.text("aé \t", max_size=30), max_size=20), st.integers(1, 60))
+@given(st.lists(st.text("aé \t", max_size=14), max_size=20), st.integers(30, 90))
 def test_snippets_are_whole_lines_of_the_document(lines: list[str], size: int) -> None:
     text = "".join(f"x{line}\n" for line in lines)  # no line is blank, so no snippet is left out
     snippets = cut([Document("a", text)], size)
@@ -28,6 +28,39 @@ def test_snippets_are_whole_lines_of_the_document(lines: list[str], size: int) -
         assert snippet.text.endswith("\n")
         assert snippet.n_bytes == len(snippet.text.encode()) < 1.5 * size + longest
     assert all(snippet.n_bytes >= size / 2 for snippet in snippets[1:])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text("aé日😀", min_size=1, max_size=300), min_size=1, max_size=5), st.integers(4, 60))
+def test_long_lines_are_cut_between_characters(lines: list[str], size: int) -> None:
+    text = "".join(f"{line}\n" for line in lines)
+    snippets = cut([Document("a", text)], size)
+    assert "".join(snippet.text for snippet in snippets) == text
+    assert all(snippet.n_bytes < 2.5 * size for snippet in snippets)
+
+
+def test_long_lines_are_cut_before_white_space() -> None:
+    line = " ".join(f"word{number}" for number in range(2_000)) + "\n"
+    assert len(line) > 8_000
+    snippets = cut([Document("a", line)], 100)
+    assert "".join(snippet.text for snippet in snippets) == line
+    assert all(100 <= snippet.n_bytes < 250 for snippet in snippets[:-1])
+    assert all(snippet.text.startswith(" word") for snippet in snippets[1:])
+
+
+def test_no_snippet_has_more_tokens_than_the_window() -> None:
+    def tokens(text: str) -> int:
+        return 1 + len(text.encode())
+
+    lines = [Snippet("a", "".join(f"line {n}\n" for n in range(30))), Snippet("b", "é" * 200), Snippet("c", "short\n")]
+    found = fit(lines, tokens, 60)
+    assert all(tokens(snippet.text) <= 60 for snippet in found)
+    for document in "abc":
+        whole = "".join(snippet.text for snippet in lines if snippet.document == document)
+        assert "".join(snippet.text for snippet in found if snippet.document == document) == whole
+    assert all(snippet.text.endswith("\n") for snippet in found if snippet.document == "a")
+    assert fit(lines, tokens, float("inf")) == lines
+    assert fit(lines, lambda text: 1 + len(text) // 50, 20) == lines, "what fits stays whole"
 
 
 def test_a_short_rest_joins_the_last_snippet() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -109,6 +111,83 @@ class TestLocalFiles:
         assert skipped(source) == {"latin.py": "not_utf8", "zero.py": "binary"}
         assert list(source.read()) == list(source.read())
 
+    def test_what_programs_wrote_is_left_out_and_counted(self, tmp_path: Path):
+        written = {
+            "outputs/artifacts/export/1/tokenization.py": "outputs",
+            "results/artifacts/corpus/2/a.py": "outputs",
+            "web/node_modules/x/index.py": "dependencies",
+            "build/lib/mine.py": "build",
+            "sub/dist/mine.py": "build",
+            "env/lib/pip/__init__.py": "virtual_environment",
+        }
+        own = ["mine.py", "sub/other.py", "sub/building/plan.py", "sub/outputs.py"]
+        for name in [*written, *own, "env/pyvenv.cfg", "results/artifacts/corpus/2/artifact.json"]:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("a = 1\n")
+        source = local_files(str(tmp_path), "**/*.py")
+        assert documents(source).keys() == set(own)
+        assert skipped(source) == written
+        before = source.identity()
+        (tmp_path / "outputs" / "artifacts" / "new.py").write_text("b = 2\n")
+        assert source.identity() == before, "a run's results must not change its own corpus"
+
+    @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+    def test_what_git_ignores_is_left_out(self, tmp_path: Path):
+        for name in ("keep.py", "made/a.py", "sub/secret.py", "sub/kept.py"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("a = 1\n")
+        (tmp_path / ".gitignore").write_text("made/\nsecret.py\n")
+        assert len(documents(local_files(str(tmp_path), "**/*.py"))) == 4, "no repository, nothing is ignored"
+        subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+        hook = tmp_path / "ran"
+        subprocess.run(["git", "-C", str(tmp_path), "config", "core.fsmonitor", f"touch {hook}; false"], check=True)
+        source = local_files(str(tmp_path), "**/*.py")
+        assert documents(source).keys() == {"keep.py", "sub/kept.py"}
+        assert skipped(source) == {"made/a.py": "git_ignored", "sub/secret.py": "git_ignored"}
+        assert documents(local_files(str(tmp_path / "sub"), "*.py")).keys() == {"kept.py"}
+        assert not hook.exists(), "a repository's configuration must not run programs"
+
+    def test_braces_name_alternatives(self, tmp_path: Path):
+        for name in ("a.py", "b.md", "c.txt", "sub/d.md"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("a\n")
+        assert documents(local_files(str(tmp_path), "**/*.{py,md}")).keys() == {"a.py", "b.md", "sub/d.md"}
+        assert documents(local_files(str(tmp_path), "{a,c}.{py,txt}")).keys() == {"a.py", "c.txt"}
+
+    def test_names_that_are_not_utf8_are_spelt_out(self, tmp_path: Path):
+        try:
+            (tmp_path / os.fsdecode(b"caf\xe9.py")).write_text("a\n")
+        except (OSError, UnicodeError):
+            pytest.skip("this file system takes UTF-8 only")
+        source = local_files(str(tmp_path), "*.py")
+        assert documents(source) == {r"caf\xe9.py": "a\n"}
+        json.dumps(source.identity(), ensure_ascii=False).encode()
+
+    def test_other_encodings_by_their_marks(self, tmp_path: Path):
+        for name, encoding in (("a.py", "utf-16"), ("b.py", "utf-32"), ("c.py", "utf-8-sig")):
+            (tmp_path / name).write_bytes("ä = 1\r\n".encode(encoding))
+        assert set(documents(local_files(str(tmp_path), "*.py")).values()) == {"ä = 1\n"}
+        (tmp_path / "odd.py").write_bytes(b"\xff\xfea")
+        assert skipped(local_files(str(tmp_path), "*.py")) == {"odd.py": "not_utf8"}
+
+    def test_of_a_notebook_the_cells(self, tmp_path: Path):
+        cells = [
+            {"cell_type": "markdown", "metadata": {}, "source": ["# Title\n", "text"]},
+            {"cell_type": "code", "metadata": {}, "outputs": [{"text": "no"}], "source": "x = 1\ny = 2"},
+            {"cell_type": "raw", "metadata": {}, "source": "no"},
+            {"cell_type": "code", "metadata": {}, "outputs": [], "source": []},
+        ]
+        (tmp_path / "a.ipynb").write_text(json.dumps({"cells": cells, "nbformat": 4}))
+        (tmp_path / "b.ipynb").write_text("{}")
+        (tmp_path / "c.ipynb").write_text("nothing")
+        source = local_files(str(tmp_path), "*.ipynb")
+        assert documents(source) == {"a.ipynb": "# Title\ntext\n\nx = 1\ny = 2\n\n"}
+        assert skipped(source) == {"b.ipynb": "no_notebook", "c.ipynb": "no_notebook"}
+
+    def test_a_user_that_does_not_exist(self):
+        with pytest.raises(CorpusError, match=r"corpus\.path='~nobody-here/x'"):
+            list(local_files("~nobody-here/x", "*.py").read())
+
     def test_identity_is_names_and_content(self, tmp_path: Path):
         for name in ("one", "two"):
             (tmp_path / name).mkdir()
@@ -155,6 +234,19 @@ class TestHfDataset:
         before = documents(hf_dataset("json", data_files=[str(rows)], text_field="body", streaming=True))
         rows.write_text("".join(reversed(rows.read_text().splitlines(keepends=True))))
         assert documents(hf_dataset("json", data_files=[str(rows)], text_field="body", streaming=True)) == before
+
+    def test_a_malformed_row_is_named(self, tmp_path: Path):
+        path = tmp_path / "rows.jsonl"
+        good = json.dumps({"text": "a text"}) + "\n"
+        for broken, said in ((b'{"text": "half', "is no JSON"), ('{"text": "ä"}'.encode("latin-1"), "is not UTF-8")):
+            path.write_bytes(good.encode() * 2 + broken + b"\n" + good.encode())
+            with pytest.raises(CorpusError, match=rf"rows\.jsonl, row 3: {said}"):
+                list(hf_dataset("json", data_files=[str(path)]).read())
+
+    def test_a_text_file_is_a_document(self, tmp_path: Path):
+        path = tmp_path / "all.txt"
+        path.write_text("line\n" * 50)
+        assert list(documents(hf_dataset("text", data_files=[str(path)])).values()) == ["line\n" * 50]
 
     def test_parquet_in_a_folder(self, tmp_path: Path):
         from datasets import Dataset

@@ -1,8 +1,10 @@
 """The corpus stage on small folders of files."""
 
 import dataclasses
+import importlib.metadata
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,7 @@ def config(files: Path, **changes: Any) -> CorpusConfig:
 def built(cfg: CorpusConfig, out: Path, job: Job | None = None) -> dict[str, dict[str, str]]:
     out.mkdir()
     build(cfg, {}, out, job or Job())
-    return {split: dict(read_documents(out, split)) for split in SPLITS}
+    return {split: dict(read_documents(out, split)) for split in SPLITS if (out / f"{split}.jsonl").is_file()}
 
 
 def names(splits: dict[str, dict[str, str]]) -> dict[str, str]:
@@ -132,6 +134,44 @@ def test_splits_never_share_near_duplicates(files: Path, tmp_path: Path):
     assert len(names(loose)) == 160
 
 
+def test_documents_of_a_folder_share_a_split(files: Path, tmp_path: Path):
+    rng = random.Random(9)
+    for number in range(120):
+        path = files / "many" / f"folder{number // 3}" / f"file{number}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(code(rng))
+    source = {"_target_": "kldistill.corpus.sources.local_files", "path": str(files / "many"), "glob": "**/*.py"}
+    found = names(built(config(files, source=source), tmp_path / "out"))
+    by_folder: dict[str, set[str]] = {}
+    for name, split in found.items():
+        by_folder.setdefault(Path(name).parent.name, set()).add(split)
+    assert len(by_folder) == 40 and all(len(splits) == 1 for splits in by_folder.values())
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["corpus/groups"] == 40
+    single = names(built(config(files, source=source, split_by="document"), tmp_path / "single"))
+    assert any(single[f"folder{n}/file{3 * n}.py"] != single[f"folder{n}/file{3 * n + 1}.py"] for n in range(40))
+
+
+def test_held_out_documents_copied_from_train_are_left_out(files: Path, tmp_path: Path):
+    cfg = config(files)
+    before = built(cfg, tmp_path / "before")
+    rng = random.Random(10)
+    copied = rng.sample(sorted(before["test"]), 4) + rng.sample(sorted(before["validation"]), 2)
+    whole = sorted(before["train"])[0]
+    for number, name in enumerate(copied):
+        # A small file inside a large one: far from a near-duplicate, and yet all of it stands in train.
+        text = (files / "code" / name).read_text()
+        large = files / "code" / whole
+        large.write_text(large.read_text() + code(rng) + text)
+        assert jaccard(shingles(text), shingles(large.read_text())) < 0.6 or number == 0
+    after = built(cfg, tmp_path / "after")
+    assert set(names(before)) - set(names(after)) == set(copied)
+    summary = json.loads((tmp_path / "after" / "summary.json").read_text())
+    assert summary["corpus/skipped/copied_test"] == 4 and summary["corpus/skipped/copied_validation"] == 2
+    assert summary["corpus/test/copied"] == summary["corpus/test/lines_copied"] == 0
+    assert summary["corpus/test/copied_before"] == pytest.approx(4 / len(before["test"]), abs=0.02)
+    assert names(built(dataclasses.replace(cfg, max_copied=1.0), tmp_path / "all")).keys() == names(before).keys()
+
+
 def test_what_is_left_out_is_counted_by_reason_and_told(files: Path, tmp_path: Path):
     rng = random.Random(6)
     folder = files / "code"
@@ -148,19 +188,25 @@ def test_what_is_left_out_is_counted_by_reason_and_told(files: Path, tmp_path: P
     told: list[str] = []
     job = Job(log=logged.update, table=lambda *table: tables.append(table), say=told.append)
     splits = built(config(files, max_document_bytes=20_000), tmp_path / "out", job)
-    assert set(names(splits)) - {path.relative_to(folder).as_posix() for path in folder.glob("part*/*")} == {"crlf.py"}
+    others = set(names(splits)) - {path.relative_to(folder).as_posix() for path in folder.glob("part*/*")}
+    large = {name for name in others if name.startswith("large.py#")}
+    assert others - large == {"crlf.py"}
+    assert (
+        "".join(splits[names(splits)[name]][name] for name in sorted(large, key=lambda name: int(name[9:])))
+        == (folder / "large.py").read_text()
+    )
     assert "\r" not in splits[names(splits)["crlf.py"]]["crlf.py"]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    counts = {"binary": 1, "not_utf8": 1, "too_small": 2, "too_large": 1, "minified": 1, "generated": 1}
+    counts = {"binary": 1, "not_utf8": 1, "too_small": 2, "minified": 1, "generated": 1}
     assert {key: value for key, value in summary.items() if "skipped" in key} == {
         f"corpus/skipped/{reason}": number for reason, number in counts.items()
     }
-    for split in SPLITS:
+    for split in splits:
         assert summary[f"corpus/{split}/documents"] == len(splits[split])
         assert summary[f"corpus/{split}/bytes"] == sum(len(text.encode()) for text in splits[split].values())
-    assert summary["corpus/usable/documents"] == 121
+    assert summary["corpus/usable/documents"] == 122
     assert logged == summary
-    assert [row[0] for row in tables[0][2]] == list(SPLITS)
+    assert [row[0] for row in tables[0][2]] == list(splits) == [*DOMAIN_SPLITS, "general"]
     assert "1 not utf8" in told[0]
 
 
@@ -194,6 +240,29 @@ def test_general_text_is_capped_and_may_have_long_lines(files: Path, tmp_path: P
     assert 0 < sum(len(text.encode()) for text in splits["general"].values()) <= 2_000
 
 
+@pytest.mark.parametrize("size", [900_000, 3_000_000])
+def test_one_big_file_is_a_corpus(files: Path, tmp_path: Path, size: int):
+    folder = tmp_path / "one"
+    folder.mkdir()
+    (folder / "all.txt").write_text(text := code(random.Random(3), size // 35))
+    source = {"_target_": "kldistill.corpus.sources.local_files", "path": str(folder), "glob": "*.txt"}
+    splits = built(config(files, source=source, validation=0.05, test=0.1), tmp_path / "out")
+    found = {name: text for split in DOMAIN_SPLITS for name, text in splits[split].items()}
+    assert all(splits[split] for split in DOMAIN_SPLITS)
+    ordered = sorted(found, key=lambda name: int(name.removeprefix("all.txt#")))
+    assert "".join(found[name] for name in ordered) == text
+    assert max(len(part) for part in found.values()) <= 0.05 * len(text) / 2
+
+
+def test_prose_with_a_paragraph_a_line_is_not_minified(files: Path, tmp_path: Path):
+    line = " ".join(code(random.Random(4), 60).split()) + "\n"
+    for name in ("long.md", "long.py"):
+        (files / "code" / name).write_text(line * 2)
+    source = {"_target_": "kldistill.corpus.sources.local_files", "path": str(files / "code"), "glob": "**/*.{py,md}"}
+    found = names(built(config(files, source=source), tmp_path / "out"))
+    assert "long.md" in found and "long.py" not in found
+
+
 def test_text_survives_the_artifact(files: Path, tmp_path: Path):
     text = 'odd = "\u2028 \u0085 \x0b \\ \' 😀 ﬁ"\n' * 5
     (files / "code" / "odd.py").write_text(text, newline="")
@@ -213,6 +282,8 @@ def test_empty_splits_are_refused(files: Path, tmp_path: Path):
     assert "validation split is empty: 120 documents" in message
     assert "raise corpus.validation" in message
     assert "corpus.general_max_bytes" in refusal(general_max_bytes=10)
+    code_only = {"_target_": "kldistill.corpus.sources.python_package", "packages": ["json"], "exclude": ["json"]}
+    assert "corpus.general_code gave no text" in refusal(general_code=code_only)
 
 
 def test_only_functions_of_the_package_are_called(files: Path, tmp_path: Path):
@@ -258,6 +329,33 @@ class TestPresets:
         splits = built(dataclasses.replace(cfg, validation=0.3, test=0.3), tmp_path / "out")
         assert all(name.startswith(("json/", "email/")) for name in names(splits))
         assert sum(map(len, splits["general"].values())) > 50_000
+        assert sum(map(len, splits["general_code"].values())) > 500_000
+        assert not any(name.startswith(("json/", "email/")) for name in splits["general_code"])
+        versions = identity(cfg)["general"]["packages"]
+        assert versions["numpy"] == importlib.metadata.version("numpy") and len(versions) == len(
+            cfg.general["packages"]
+        )
+        assert identity(cfg)["general_code"]["packages"]["argparse"] == f"python {sys.version.split()[0]}"
+
+    def test_another_installed_package_changes_no_preset(self):
+        for preset in ("python_package", "local_files", "hf_dataset"):
+            given = {"python_package": "corpus.packages=[rich]", "local_files": "corpus.path=x"}.get(
+                preset, "corpus.path=x"
+            )
+            cfg = self.compose(preset, given)
+            assert cfg.general["packages"] and not cfg.general.get("requirements")
+
+    def test_the_second_general_text_can_be_left_out(self, files: Path, tmp_path: Path):
+        cfg = self.compose("local_files", f"corpus.path={files}/code", "corpus/general_code=none")
+        assert "general_code" not in built(cfg, tmp_path / "out")
+        assert identity(cfg).keys() == {"source", "general"}
+
+    def test_transformers_models(self):
+        cfg = self.compose("transformers_models")
+        assert (
+            cfg.source["packages"] == cfg.general["exclude"] == cfg.general_code["exclude"] == ["transformers.models"]
+        )
+        assert cfg.max_bytes == 5_000_000
 
     def test_local_files(self, files: Path):
         cfg = self.compose("local_files", f"corpus.path={files}/code", 'corpus.glob="part0/*.py"')

@@ -1,5 +1,6 @@
 """The stage that answers tasks: complete records, judged, resumable, compared with the original model."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +121,23 @@ def test_the_extended_model_is_compared_on_the_same_tasks(build: Build, tmp_path
     assert 0 <= found["eval/distilled/some/exact_match/mcnemar_p"] <= 1
     assert all({"new_used", "new_spelt"} <= record.keys() for record in after)
     assert not any("minus_original" in name for name in summary(tmp_path / "original"))
+
+
+def test_lines_of_the_training_snippets_are_told_apart(
+    build: Build, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = text_tasks(4)
+    tasks[3] = dataclasses.replace(tasks[3], seen=["train"])
+    (tmp_path / "teacher").mkdir()
+    snippet = {"document": "d", "text": f"first\n{LINES[1]}\n    {LINES[3]}\n", "ids": []}
+    (tmp_path / "teacher" / "train.jsonl").write_text(json.dumps(snippet) + "\n")
+    assert [record["seen"] for record in build(tasks, "original")] == [[], [], [], ["train"]]
+    monkeypatch.setitem(folders, "teacher", tmp_path / "teacher")
+    records = build(tasks, "distilled", original="original")
+    assert [record["seen"] for record in records] == [[], ["snippets"], [], ["train", "snippets"]]
+    found = summary(tmp_path / "distilled")
+    assert found["eval/distilled/some/tasks"] == 2 and found["eval/distilled/some/tasks_in_snippets"] == 2
+    assert "eval/distilled/some/edit_similarity_in_snippets/minus_original" in found
 
 
 def test_choices_are_ranked_by_their_total_log_probability(build: Build, tmp_path: Path) -> None:

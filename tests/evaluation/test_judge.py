@@ -25,6 +25,28 @@ def test_a_program_is_what_stands_around_the_completion() -> None:
     assert program_of(task, "    return 1") == "def f():\n    return 1\nassert f() == 1\n"
 
 
+BEGUN = Task(id="a", kind="program", prompt="", before="def f(x):\n", after="\nassert f(1) == 2\n")
+
+
+@pytest.mark.parametrize(
+    ("completion", "kept"),
+    [
+        ("    return x + 1\n\ny = f(", "    return x + 1\n\n"),
+        ("    return x + 1\n@decor(", "    return x + 1\n"),
+        ("    return x + 1\n\nprint('half a li", "    return x + 1\n\n"),
+        ("    y = [\n        x,\n    ]\n    return sum(\n        y", "    y = [\n        x,\n    ]\n"),
+        ("    return x + 1", "    return x + 1"),
+        ("    '\xe9\u2028'\n    return (", "    '\xe9\u2028'\n"),
+        ("return x", "return x"),  # nothing parses, so nothing is mended
+        ("", ""),
+    ],
+)
+def test_an_answer_that_ran_into_its_budget_goes_back_to_its_last_whole_statement(completion: str, kept: str) -> None:
+    assert program_of(BEGUN, completion, ended="budget") == program_of(BEGUN, kept)
+    for ended in ("stop", "eos"):
+        assert program_of(BEGUN, completion, ended) == BEGUN.before + completion + BEGUN.after
+
+
 def test_pass_at_k_in_closed_form() -> None:
     assert [pass_at_k(5, c, 1) for c in range(6)] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
     assert pass_at_k(4, 2, 2) == pytest.approx(5 / 6)  # only one of the six pairs fails

@@ -68,3 +68,33 @@ def test_a_model_does_not_differ_from_itself() -> None:
 def test_other_tasks_cannot_be_compared() -> None:
     with pytest.raises(AssertionError, match="same tasks"):
         compared("program", program("a", "passed"), program("b", "passed"))
+
+
+def line(task: str, right: bool, *seen: str) -> dict[str, Any]:
+    """The record of a line to complete that stands in the places ``seen`` already."""
+    head = {"task": task, "sample": 0, "group": task, "tokens": 5, "bytes": 9, "seconds": 0.1, "seen": list(seen)}
+    return head | {"exact_match": right, "edit_similarity": float(right)}
+
+
+def test_lines_that_were_seen_are_reported_apart_and_not_in_the_headline() -> None:
+    ours = [line(f"new{n}", n < 2) for n in range(10)] + [
+        line("a", True, "train"),
+        line("b", True, "train", "snippets"),
+        line("c", True, "prompt"),
+        line("d", False, "train", "prompt"),
+    ]
+    found = summarise("text", ours)
+    assert found["exact_match"] == 0.2 and found["tasks"] == 10
+    assert found["exact_match_in_train"] == pytest.approx(2 / 3) and found["tasks_in_train"] == 3
+    assert found["exact_match_in_snippets"] == 1.0 and found["tasks_in_snippets"] == 1
+    assert found["exact_match_in_prompt"] == 0.5 and found["tasks_in_prompt"] == 2
+    # The original model does not know which snippets the other one is trained on.
+    theirs = [
+        record | {"exact_match": False, "seen": [s for s in record["seen"] if s != "snippets"]} for record in ours
+    ]
+    pairs = compared("text", ours, theirs)
+    assert pairs["exact_match/minus_original"] == pytest.approx(0.2)
+    assert pairs["exact_match_in_snippets/minus_original"] == 1.0
+    assert pairs["exact_match_in_prompt/minus_original"] == 0.5
+    alone = summarise("text", [line(f"new{n}", True) for n in range(12)])
+    assert not any("_in_" in name for name in alone)

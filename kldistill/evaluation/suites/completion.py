@@ -2,6 +2,10 @@
 
 The lines are chosen from text alone, so original and extended model get the same ones. A term is the string of a new
 token without the white space around it, where it stands as a word of its own.
+
+A line that stands verbatim in the training text or in its own prompt can be written from memory or copied. Most tasks
+are lines of which neither is true, and the suite's figures are theirs; some of the others are asked too, and reported
+apart.
 """
 
 import ast
@@ -10,12 +14,12 @@ import hashlib
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from kldistill.corpus.documents import Document, read_documents
-from kldistill.evaluation.suites.task import Sources, Task
+from kldistill.evaluation.suites.task import Sources, Task, stripped_lines
 from kldistill.runtime.components import component
 from kldistill.runtime.config import require
 from kldistill.tokens.artifact import read_new_tokens
@@ -46,7 +50,8 @@ class Completion:
     """Write the rest of a line.
 
     Attributes:
-        n: lines, chosen by a hash of their place; all if there are fewer.
+        n: unseen lines, chosen by a hash of their place; all if there are fewer.
+        n_seen: lines that stand in the training split or in their own prompt, chosen the same way, after the others.
         where: the prompt ends at the beginning of the line (``line``); or inside it, before a term that begins an
             identifier and the blanks in front of the term (``middle``); or at either, as a hash of the line says, if it
             has such a term (``mixed``).
@@ -58,6 +63,7 @@ class Completion:
     runs_code: ClassVar[bool] = False
 
     n: int = 1_000
+    n_seen: int = 200
     where: str = "mixed"
     prompt_bytes: int = 768
     budget: int = 160
@@ -72,32 +78,38 @@ class Completion:
         )
         for key in ("n", "budget"):
             require(getattr(self, key) >= 1, f"eval.completion.{key}", getattr(self, key), "must be at least 1")
+        require(self.n_seen >= 0, "eval.completion.n_seen", self.n_seen, "must be at least 0")
         require(self.prompt_bytes >= 32, "eval.completion.prompt_bytes", self.prompt_bytes, "must be at least 32 bytes")
 
     def tasks(self, sources: Sources) -> list[Task]:
-        """At most ``n`` lines, in seeded order."""
+        """At most ``n`` unseen lines in seeded order, then at most ``n_seen`` others; none without unseen lines."""
         found = terms_of(token.string for token in read_new_tokens(sources.tokens))
+        train = {line for document in read_documents(sources.corpus, "train") for line in stripped_lines(document.text)}
         places = [place for document in read_documents(sources.corpus, "test") for place in places_of(document, found)]
-        chosen: list[Task] = []
-        seen: set[tuple[str, str]] = set()
+        unseen: list[Task] = []
+        seen: list[Task] = []
+        known: set[tuple[str, str]] = set()
         for place in sorted(places, key=lambda place: (self._hash("rank", place), place.document.id, place.number)):
-            task = self._task(place)
+            task = self._task(place, train)
             # The same line after the same text, as copied code has it, is one piece of evidence.
             key = (task.prompt[-REPEATED_TAIL:], task.reference) if task else ("", "")
-            if task and key not in seen:
-                seen.add(key)
+            if task is None or key in known:
+                continue
+            chosen, most = (seen, self.n_seen) if task.seen else (unseen, self.n)
+            if len(chosen) < most:
+                known.add(key)
                 chosen.append(task)
-                if len(chosen) == self.n:
-                    break
-        if len(chosen) < self.n:
-            log.info("completion: the test documents have %d lines with a new term, not %d", len(chosen), self.n)
-        return chosen
+            if len(unseen) == self.n and len(seen) == self.n_seen:
+                break
+        if len(unseen) < self.n:
+            log.info("completion: the test documents have %d unseen lines with a new term, not %d", len(unseen), self.n)
+        return [*unseen, *seen] if unseen else []
 
     def identity(self) -> Mapping[str, Any]:
         """Nothing beside the fields and the sources."""
         return {}
 
-    def _task(self, place: Place) -> Task | None:
+    def _task(self, place: Place, train: Collection[str]) -> Task | None:
         """The task of a line, or ``None`` if it has none: too long, or no term inside where one is needed."""
         line = place.line
         inside = [at for at in place.terms if _starts_word(line, at) and line[:at].strip()]
@@ -116,6 +128,7 @@ class Completion:
             budget=self.budget,
             stop=list(STOP),
             reference=reference,
+            seen=["train"] * (line.strip() in train) + ["prompt"] * _in_prompt(line, prompt),
             group=place.document.id,
         )
 
@@ -132,6 +145,11 @@ class Completion:
     def _hash(self, purpose: str, place: Place) -> int:
         key = f"{self.seed}\0{purpose}\0{place.document.id}\0{place.number}"
         return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
+
+
+def _in_prompt(line: str, prompt: str) -> bool:
+    """Whether a line stands in the whole lines of its own prompt (whose last one is the line itself, begun)."""
+    return line.strip() in stripped_lines(prompt.rpartition("\n")[0])
 
 
 def terms_of(strings: Iterable[str]) -> list[str]:

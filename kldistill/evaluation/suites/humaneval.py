@@ -15,8 +15,9 @@ from kldistill.runtime.components import component
 from kldistill.runtime.config import require
 from kldistill.runtime.errors import EvaluationError
 
-# As published for models that complete text (Chen et al., 2021, section 2.1).
-STOP = ["\nclass", "\ndef", "\n#", "\nif", "\nprint"]
+# As published for models that complete text (Chen et al., 2021, section 2.1), and before a decorator, which begins a
+# definition as ``def`` does: alone at the end it is no Python.
+STOP = ["\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n@"]
 FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
 
 

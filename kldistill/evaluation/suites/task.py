@@ -1,7 +1,7 @@
 """A task, and what every suite is: plain data on disk, the same for every model and every tokenizer."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -26,6 +26,8 @@ class Task:
         before, after: what stands around the completion in the program.
         reference: the canonical completion.
         options: continuations to choose from, the canonical one first.
+        seen: where the line to write stands verbatim already: ``train`` (the corpus' training split), ``prompt``; empty
+            for a line that the model cannot have memorised here.
         group: tasks of one group are no independent evidence (lines of one document): intervals resample groups.
     """
 
@@ -38,6 +40,7 @@ class Task:
     after: str = ""
     reference: str = ""
     options: list[str] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)
     group: str = ""
 
 
@@ -76,6 +79,11 @@ class Sources:
     passes: Any  # Callable[[Sequence[str]], list[bool]]
     suites: Mapping[str, Suite] = field(default_factory=dict)
     limit: int | None = None
+
+
+def stripped_lines(text: str) -> Iterator[str]:
+    """The lines of a text without white space at their ends, blank ones left out: what makes two lines the same."""
+    return (line for line in map(str.strip, text.split("\n")) if line)
 
 
 def write(path: Path, tasks: Iterable[Task]) -> None:

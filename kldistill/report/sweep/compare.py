@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kldistill.evaluation.metrics import Metric, parse
+from kldistill.evaluation.outcomes import unseen
 from kldistill.evaluation.statistics import Sums, difference_over_documents, mean_over_runs
 from kldistill.report.data import FINISHED, Run, lines
 from kldistill.report.sweep.factors import SEED
@@ -170,7 +171,7 @@ def _of_texts(path: Path, subject: str, metric: str) -> Sums:
 
 @lru_cache(maxsize=4096)
 def _of_tasks(path: Path, metric: str) -> Sums:
-    records = sorted(lines(path), key=lambda record: (record["task"], record["sample"]))
+    records = sorted(unseen(lines(path)), key=lambda record: (record["task"], record["sample"]))
     return Sums(
         tuple(f"{record['task']} {record['sample']}" for record in records),
         tuple(record["group"] or record["task"] for record in records),

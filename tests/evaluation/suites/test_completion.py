@@ -35,8 +35,9 @@ def forward(x, attention_mask=None):
 TERMS = [" attention_mask", "self.config", "mask", " ", "\n\n", "(", "ä", "to tal", "\ufffd_x"]
 
 
-def sources(folder: Path, documents: dict[str, str], terms: list[str] | None = None) -> Sources:
-    """A corpus artifact and a tokens artifact with these test documents and new tokens."""
+def sources(folder: Path, documents: dict[str, str], terms: list[str] | None = None, train: str = "x = 1") -> Sources:
+    """A corpus artifact and a tokens artifact with these test documents, new tokens and one text to train on."""
+    (folder / "train.jsonl").write_text(json.dumps({"id": "train", "text": train}) + "\n")
     with (folder / "test.jsonl").open("w") as file:
         for name, text in documents.items():
             file.write(json.dumps({"id": name, "text": text}) + "\n")
@@ -188,7 +189,23 @@ def test_fewer_lines_than_wanted_are_all_taken_and_said(some: Sources, caplog: p
     caplog.set_level("INFO", logger="kldistill")
     tasks = Completion(n=5000, where="line").tasks(some)
     assert len(tasks) == 40 * 29  # all but the first line of each document, which has no prompt
-    assert "have 1160 lines with a new term, not 5000" in caplog.text
+    assert "have 1160 unseen lines with a new term, not 5000" in caplog.text
+
+
+def test_lines_that_stand_in_train_or_in_the_prompt_come_last_and_say_so(tmp_path: Path) -> None:
+    text = "a = 1\nb = self.config\nc = 3\n    b = self.config\nd = self.config\ne = f(self.config)\n"
+    made = sources(tmp_path, {"a": text}, train="def f():\n        d = self.config   \n")
+    found = {task.id: task.seen for task in Completion(where="line").tasks(made)}
+    assert found == {"a:2": [], "a:6": [], "a:4": ["prompt"], "a:5": ["train"]}
+    assert set(list(found)[:2]) == {"a:2", "a:6"}, "a limit takes unseen lines first"
+    assert [len(Completion(where="line", n=1, n_seen=n).tasks(made)) for n in (0, 1, 2, 9)] == [1, 2, 3, 3]
+    middle = {task.id: task.seen for task in Completion(where="middle").tasks(made)}
+    assert middle == found, "the line counts, not the part of it that is asked"
+
+
+def test_a_domain_of_lines_that_train_has_gives_no_task(tmp_path: Path) -> None:
+    text = "a = 1\nb = self.config\n"
+    assert Completion().tasks(sources(tmp_path, {"a": text}, train=text)) == []
 
 
 def test_no_tokenizer_has_a_part_in_it(tmp_path: Path, some: Sources) -> None:
@@ -204,6 +221,7 @@ def test_no_tokenizer_has_a_part_in_it(tmp_path: Path, some: Sources) -> None:
     ("settings", "message"),
     [
         ({"where": "end"}, r"eval\.completion\.where='end'"),
+        ({"n_seen": -1}, r"eval\.completion\.n_seen=-1"),
         ({"n": 0}, r"eval\.completion\.n=0"),
         ({"budget": 0}, r"eval\.completion\.budget=0"),
         ({"prompt_bytes": 8}, r"eval\.completion\.prompt_bytes=8"),

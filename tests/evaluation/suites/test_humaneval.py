@@ -37,6 +37,7 @@ def test_164_tasks_as_published(tasks: list[Task]) -> None:
 
 def test_canonical_solutions_survive_the_stop_rule(tasks: list[Task]) -> None:
     assert [task.id for task in tasks if any(stop in task.reference for stop in STOP)] == []
+    assert "\n@" in STOP, "a decorator begins the next definition"
     # These need more than the default budget: no model can get them right with these very words.
     long = [int(task.id.split("/")[1]) for task in tasks if len(task.reference.encode()) > task.budget]
     assert long == [20, 81, 95, 129, 140]

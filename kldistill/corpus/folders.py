@@ -1,0 +1,109 @@
+"""The files of a user's folder that he wrote: what programs put beside them is told apart by the folder it is in."""
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from kldistill.runtime.errors import CorpusError
+
+log = logging.getLogger(__name__)
+
+# Folders by their names: kldistill's own results, other people's code, and what is made from the sources.
+OF_PROGRAMS = {"outputs": "outputs", "node_modules": "dependencies", "build": "build", "dist": "build"}
+# Folders by a file in them.
+MARKS = {"pyvenv.cfg": "virtual_environment", "artifact.json": "outputs"}
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+
+def expanded(path: str, key: str) -> Path:
+    """A path with ``~`` expanded. Raises ``CorpusError``, which names the ``key``, for a user that does not exist."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # ~nouser
+        raise CorpusError(f"{key}={path!r}: {error} Write the path out.") from error
+
+
+def existing_folder(path: str) -> Path:
+    """``corpus.path`` as a folder. Raises ``CorpusError`` if there is none."""
+    root = expanded(path, "corpus.path")
+    if not root.is_dir():
+        raise CorpusError(f"corpus.path={path!r}: there is no such folder (looked for {root.absolute()}).")
+    return root
+
+
+def patterns_of(glob: str) -> list[str]:
+    """A pattern with braces as several without: ``*.{py,md}`` is ``*.py`` and ``*.md``."""
+    found = _BRACES.search(glob)
+    if found is None:
+        return [glob]
+    start, end = glob[: found.start()], glob[found.end() :]
+    return [pattern for part in found[1].split(",") for pattern in patterns_of(start + part + end)]
+
+
+def name_of(path: Path) -> str:
+    """A relative path as a document's name; bytes that are not UTF-8, as file systems allow them, are spelt out."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+
+
+def files_below(root: Path, glob: str) -> Iterator[tuple[str, Path, str]]:
+    """Name, path and, for files that their user did not write, the reason, of all files that match, by name.
+
+    Hidden files and folders (``.git``, ``.venv``) are no part of it.
+
+    Raises:
+        CorpusError: the pattern is none.
+    """
+    try:
+        matches = {match for pattern in patterns_of(glob) for match in root.glob(pattern) if match.is_file()}
+    except (ValueError, NotImplementedError) as error:
+        raise CorpusError(f"corpus.glob={glob!r}: {error}; give a pattern such as '**/*.py'.") from None
+    ignored = ignored_by_git(root)
+    marked: dict[Path, str] = {}
+    for match in sorted(matches):
+        relative = match.relative_to(root)
+        if any(part.startswith(".") for part in relative.parts):
+            continue
+        folders = list(relative.parents)[:-1]
+        reason = next((OF_PROGRAMS[folder.name] for folder in folders if folder.name in OF_PROGRAMS), "")
+        for folder in folders:
+            if folder not in marked:
+                there = (MARKS[name] for name in MARKS if (root / folder / name).is_file())
+                marked[folder] = next(there, "")
+            reason = reason or marked[folder]
+        if not reason and any(path in ignored for path in (relative, *folders)):
+            reason = "git_ignored"
+        yield name_of(relative), match, reason
+
+
+def ignored_by_git(root: Path) -> set[Path]:
+    """Files and folders below ``root`` that git ignores, relative to it; none outside of a repository."""
+    if not any((folder / ".git").exists() for folder in (root.absolute(), *root.absolute().parents)):
+        return set()
+    git = shutil.which("git")
+    if git is None:
+        log.warning("git is not installed, so files that %s lists in .gitignore are not left out.", root)
+        return set()
+    # A repository's own configuration can name programs to run; this one may be anybody's.
+    safe = ["-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
+    command = [
+        git,
+        *safe,
+        "-C",
+        str(root),
+        "ls-files",
+        "-z",
+        "--others",
+        "--ignored",
+        "--exclude-standard",
+        "--directory",
+    ]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip().partition("\n")[0]
+        log.warning("git does not say what is ignored in %s (%s); nothing is left out for that.", root, said)
+        return set()
+    return {Path(os.fsdecode(name)) for name in done.stdout.split(b"\0") if name}
