@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rapidfuzz.distance import Indel
+
 from kldistill.evaluation.suites.task import Task
 
 
@@ -84,27 +86,9 @@ def edit_similarity(left: str, right: str) -> float:
     """1 - d / (sum of both lengths), where d counts insertions and deletions; 1 for two empty texts.
 
     This is ``Levenshtein.ratio``, which ``fuzzywuzzy.fuzz.ratio`` (CodeXGLUE, RepoBench) rounds to whole percents;
-    nothing is rounded here. With d = both lengths - 2 * LCS, it is twice the length of the longest common subsequence
-    over both lengths.
+    nothing is rounded here. It is twice the length of the longest common subsequence over both lengths.
     """
-    total = len(left) + len(right)
-    return 2 * common_subsequence(left, right) / total if total else 1.0
-
-
-def common_subsequence(left: str, right: str) -> int:
-    """Length of the longest common subsequence, a row of the dynamic programme in one integer (Hyyrö, 2004).
-
-    Bit i of ``row`` is 0 where the row of the table steps up by one at ``left[i]``.
-    """
-    places: dict[str, int] = {}
-    for index, character in enumerate(left):
-        places[character] = places.get(character, 0) | 1 << index
-    ones = (1 << len(left)) - 1
-    row = ones
-    for character in right:
-        matches = row & places.get(character, 0)
-        row = ((row + matches) | (row - matches)) & ones
-    return len(left) - row.bit_count()
+    return Indel.normalized_similarity(left, right)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kldistill.evaluation.judge import (
-    common_subsequence,
     edit_similarity,
     judge_choice,
     judge_text,
@@ -99,13 +98,14 @@ def longest(left: str, right: str) -> int:
 
 
 @given(st.text("abcé ", max_size=40), st.text("abcé ", max_size=40))
-def test_common_subsequence_against_the_table(left: str, right: str) -> None:
-    assert common_subsequence(left, right) == longest(left, right)
+def test_edit_similarity_is_twice_the_longest_common_subsequence(left: str, right: str) -> None:
+    total = len(left) + len(right)
+    assert edit_similarity(left, right) == pytest.approx(2 * longest(left, right) / total if total else 1.0)
 
 
-def test_common_subsequence_beyond_a_machine_word() -> None:
+def test_edit_similarity_of_long_texts() -> None:
     left, right = "abcab" * 60, "bca" * 90
-    assert common_subsequence(left, right) == longest(left, right)
+    assert edit_similarity(left, right) == pytest.approx(2 * longest(left, right) / (len(left) + len(right)))
 
 
 def test_a_line_matches_but_for_white_space() -> None:
