@@ -345,6 +345,8 @@ class TestPresets:
             assert cfg.general["packages"] and not cfg.general.get("requirements")
 
     def test_the_second_general_text_can_be_left_out(self, files: Path, tmp_path: Path):
+        cfg = self.compose("python_package", "corpus.packages=[json]", "corpus/general_code=none")
+        assert identity(cfg).keys() == {"source", "general"}
         cfg = self.compose("local_files", f"corpus.path={files}/code", "corpus/general_code=none")
         assert "general_code" not in built(cfg, tmp_path / "out")
         assert identity(cfg).keys() == {"source", "general"}
