@@ -17,13 +17,14 @@ from kldistill.corpus.snippets import cut, draw
 from kldistill.evaluation.config import EvaluateConfig
 from kldistill.evaluation.metrics import Name
 from kldistill.evaluation.statistics import ratio_interval, with_ends
-from kldistill.model.load import load_original_tokenizer
+from kldistill.model.load import load_original_config, load_original_tokenizer
 from kldistill.rows.student import bare
 from kldistill.runtime.devices import device_of
 from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
+from kldistill.tokens.windows import within_context
 from kldistill.training import states
 from kldistill.training.load import load_student
 from kldistill.training.scoring import score_original, score_student
@@ -46,6 +47,7 @@ def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path
     for name, split in TEXTS.items():
         size = cfg.eval.domain_bytes if name == "domain" else cfg.eval.general_bytes
         windows = draw(cut(read_documents(inputs["corpus"], split), cfg.eval.window_bytes), n_bytes=size)
+        windows = within_context(windows, tokenizer, load_original_config(inputs["model"]))
         ids = encode(tokenizer, [window.text for window in windows])
         description = f"Original model on {name} text"
         states.write(

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kldistill.corpus.documents import read_documents
 from kldistill.corpus.snippets import Snippet, cut, draw
 from kldistill.losses.facts import loss_facts
-from kldistill.model.load import load_original, load_original_tokenizer
+from kldistill.model.load import load_original, load_original_config, load_original_tokenizer
 from kldistill.rows.rows import Rows
 from kldistill.runtime.devices import accelerator
 from kldistill.runtime.errors import ConfigError
@@ -19,6 +19,7 @@ from kldistill.runtime.job import Job
 from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
+from kldistill.tokens.windows import within_context
 from kldistill.training import adapters, states
 from kldistill.training.batches import Steps, schedule
 from kldistill.training.config import FinetuneConfig
@@ -107,7 +108,12 @@ def training_text(cfg: FinetuneConfig, inputs: Mapping[str, Path], pieces: Piece
     if not any(term.teacher for term in terms):
         wanted = cfg.snippets or cfg.steps * cfg.batch_size
         return fresh(
-            inputs["corpus"], load_original_tokenizer(inputs["model"]), seen.snippets, wanted, cfg.snippet_bytes
+            inputs["corpus"],
+            load_original_tokenizer(inputs["model"]),
+            seen.snippets,
+            wanted,
+            cfg.snippet_bytes,
+            load_original_config(inputs["model"]),
         )
     if not pieces.exact and any(loss_facts(term.function).exact_pieces for term in terms):
         raise ConfigError(
@@ -123,12 +129,18 @@ def training_text(cfg: FinetuneConfig, inputs: Mapping[str, Path], pieces: Piece
 
 
 def fresh(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, seen: Sequence[Snippet], n: int, snippet_bytes: int
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    seen: Sequence[Snippet],
+    n: int,
+    snippet_bytes: int,
+    config: PretrainedConfig,
 ) -> States:
     """``n`` snippets of the train split, those that are not among ``seen`` first; fewer if there are no more."""
     known = set(seen)
     order = draw(cut(read_documents(folder, "train"), snippet_bytes), n=n + len(known))
     chosen = [snippet for snippet in order if snippet not in known][:n]
     chosen += [snippet for snippet in order if snippet in known][: n - len(chosen)]
+    chosen = within_context(chosen, tokenizer, config)
     ids = encode(tokenizer, [snippet.text for snippet in chosen])
     return States(chosen, ids, [0, *itertools.accumulate(len(row) for row in ids)], None)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from kldistill.corpus.documents import read_documents
 from kldistill.corpus.snippets import Snippet, cover, cut, draw
-from kldistill.model.load import load_original_tokenizer
+from kldistill.model.load import load_original_config, load_original_tokenizer
 from kldistill.rows.student import bare
 from kldistill.runtime.devices import device_of
 from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.tokens.artifact import load_extended_tokenizer, read_new_tokens
 from kldistill.tokens.encoding import encode
+from kldistill.tokens.windows import within_context
 from kldistill.training import states
 from kldistill.training.config import TeacherConfig
 
@@ -49,7 +50,9 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     # Every seed is validated on the same text.
     held_out = draw(validation, n_bytes=cfg.validation_bytes)
     model = bare(inputs["model"], device) if cfg.states else None
-    for name, snippets in {"train": chosen, "validation": held_out}.items():
+    config = load_original_config(inputs["model"])
+    for name, drawn in {"train": chosen, "validation": held_out}.items():
+        snippets = within_context(drawn, tokenizer, config)
         ids = encode(tokenizer, [snippet.text for snippet in snippets])
         states.write(
             out, name, model, snippets, ids, batch_size=8, device=device, description=f"Teacher on {name} text"
