@@ -93,7 +93,9 @@ def _steps(suites: Sequence[str], finetuned: bool, covers: bool) -> dict[str, St
             identity=_later("corpus.stage.identity"),
             version=2,
         ),
-        "tokens": Step(_later("tokens.stage.build"), lambda cfg: cfg.tokens, _same("model", "corpus"), identity=_terms),
+        "tokens": Step(
+            _later("tokens.stage.build"), lambda cfg: cfg.tokens, _same("model", "corpus"), identity=_terms, version=2
+        ),
         "init": Step(_later("rows.stage.build"), lambda cfg: cfg.init, _same("model", "tokens")),
     }
     for suite in suites:
@@ -115,7 +117,7 @@ def _steps(suites: Sequence[str], finetuned: bool, covers: bool) -> dict[str, St
     found |= _generation("original", suites, _same("model"))
     found |= _evaluation("init", "init", [])
     found["teacher"] = Step(
-        _later("training.teacher.build"), _teacher, _same("model", "corpus", *(["tokens"] if covers else [])), version=2
+        _later("training.teacher.build"), _teacher, _same("model", "corpus", *(["tokens"] if covers else [])), version=3
     )
     sources = _same("model", "tokens", "init", "teacher")
     found["distill"] = Step(
@@ -237,7 +239,7 @@ def _generation(of: str, suites: Sequence[str], inputs: Mapping[str, str]) -> di
             sources,
             group="evaluate",
             resumable=True,
-            version=2,
+            version=3,
         )
     return found
 

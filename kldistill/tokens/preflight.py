@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from kldistill.runtime.errors import TokenizerError
 from kldistill.tokens.artifact import NewToken
+from kldistill.tokens.encoding import reader
 from kldistill.tokens.words import chunks, take
 
 MAX_VIOLATIONS = 0.001
@@ -42,6 +43,7 @@ class Findings:
         unaligned: documents whose ids stand for different bytes under both tokenizers, which cannot be compared.
         contested: student positions where a longer token would have fitted (its pieces stand there).
         broken: documents that decode to another text than with the old tokenizer.
+        special: spellings of special tokens in the text of all splits, which are read as text.
     """
 
     splits: dict[str, Split] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class Findings:
     unaligned: int = 0
     contested: int = 0
     broken: int = 0
+    special: int = 0
 
 
 class Examiner:
@@ -66,7 +69,7 @@ class Examiner:
     """
 
     def __init__(self, old: Tokenizer, new: Tokenizer, tokens: list[NewToken], size: int, table: list[bytes]):
-        self.old, self.new, self.size = old, new, size
+        self.old, self.new, self.size = reader(old.to_str()), reader(new.to_str()), size
         pieces = [[index] for index in range(size)] + [token.pieces for token in tokens]
         self.lengths = np.array([len(p) for p in pieces])
         self.starts = np.cumsum(self.lengths) - self.lengths
@@ -177,6 +180,7 @@ def figures(examiner: Examiner, tokens: list[NewToken], split: str = "test") -> 
         "tokens/overlapping": overlapping(tokens),
         "tokens/prefix_closed": prefix_closed(tokens),
         "tokens/broken_documents": found.broken,
+        "tokens/special_in_text": found.special,
     }
 
 

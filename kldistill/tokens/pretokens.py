@@ -27,12 +27,13 @@ class Rule(NamedTuple):
     Attributes:
         pattern: the regex whose matches are the pre-tokens.
         normalizer: the normalizer's definition as in ``tokenizer.json``, or None.
-        special: contents of AddedTokens, which come out as pre-tokens of their own.
+        added: contents of AddedTokens, which come out as pre-tokens of their own; none of special ones, whose
+            spelling is text.
     """
 
     pattern: str
     normalizer: dict | None
-    special: list[str]
+    added: list[str]
 
 
 def cutter(rule: Rule) -> Callable[[str], list[str]]:
@@ -40,11 +41,11 @@ def cutter(rule: Rule) -> Callable[[str], list[str]]:
     pattern = regex.compile(rule.pattern)
     blank = json.loads(Tokenizer(models.BPE()).to_str())
     normalizer = Tokenizer.from_str(json.dumps({**blank, "normalizer": rule.normalizer})).normalizer
-    longest_first = sorted(rule.special, key=len, reverse=True)
-    special = regex.compile("(" + "|".join(map(regex.escape, longest_first)) + ")")
+    longest_first = sorted(rule.added, key=len, reverse=True)
+    added = regex.compile("(" + "|".join(map(regex.escape, longest_first)) + ")")
 
     def cut(text: str) -> list[str]:
-        pieces = special.split(text) if any(content in text for content in longest_first) else [text]
+        pieces = added.split(text) if any(content in text for content in longest_first) else [text]
         found: list[str] = []
         for i, piece in enumerate(pieces):
             if i % 2:

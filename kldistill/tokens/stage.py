@@ -3,11 +3,11 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from kldistill.corpus.documents import read_documents
@@ -21,6 +21,7 @@ from kldistill.tokens.artifact import NewToken
 from kldistill.tokens.boundaries import check_pretokenizer, widen
 from kldistill.tokens.config import TokensConfig
 from kldistill.tokens.definition import SENTENCEPIECE, definition, kind, text_bytes, token_bytes
+from kldistill.tokens.encoding import count_special, reader
 from kldistill.tokens.folder import extend, save
 from kldistill.tokens.merges import Entry, Rules, choose
 from kldistill.tokens.terms import added_tokens, merge_chains, read_terms
@@ -54,13 +55,14 @@ def build(cfg: TokensConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
     save(tokenizer, extension.spec, out / "tokenizer", samples, config)
     examiner = preflight.Examiner(
         tokenizer.backend_tokenizer,
-        Tokenizer.from_str(json.dumps(extension.spec)),
+        reader(extension.spec),
         extension.tokens,
         old_size(tokenizer),
         token_bytes(tokenizer),
     )
     for split in ("validation", "test"):
         examiner.read(split, documents[split])
+    examiner.findings.special = count_special(extension.spec, chain.from_iterable(documents.values()))
     write(out, extension.tokens, examiner, job)
 
 
@@ -165,7 +167,7 @@ def segments_alone(wide: dict[str, Any]) -> Callable[[Entry], bool]:
     There a new token also stands for its string as a word of its own, whatever merges would make of that; so the old
     pieces of that word must be the token's own.
     """
-    tokenizer = Tokenizer.from_str(json.dumps(wide))
+    tokenizer = reader(wide)
 
     def same(entry: Entry) -> bool:
         encoding = tokenizer.encode(entry.bytes.decode(), add_special_tokens=False)
@@ -177,7 +179,7 @@ def segments_alone(wide: dict[str, Any]) -> Callable[[Entry], bool]:
 
 def uses(spec: dict[str, Any], size: int, n: int, texts: list[str]) -> list[int]:
     """How often each of ``n`` new tokens stands in the texts, cut by the extended tokenizer."""
-    tokenizer = Tokenizer.from_str(json.dumps(spec))
+    tokenizer = reader(spec)
     total = np.zeros(n, np.int64)
     for group in chunks(texts):
         for encoding in tokenizer.encode_batch_fast(group, add_special_tokens=False):
@@ -214,6 +216,8 @@ def write(out: Path, tokens: list[NewToken], examiner: preflight.Examiner, job: 
     write_summary(out, figures)
     preflight.check(figures)
     job.table("preflight", ["figure", "value"], [[name, value] for name, value in figures.items()])
+    if special := figures["tokens/special_in_text"]:
+        job.say(f"The text spells special tokens {special:,} times (<|endoftext|> and the like): read as text.")
     for warning in preflight.warnings(figures):
         job.say(f"Warning: {warning}")
     job.say(

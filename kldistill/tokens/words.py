@@ -10,7 +10,6 @@ begin, and everything after it is numpy on flat arrays.
 """
 
 import copy
-import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from tokenizers import Tokenizer
 
 from kldistill.tokens.boundaries import GPT2, shape
 from kldistill.tokens.definition import BYTE_LEVEL, kind, parts
+from kldistill.tokens.encoding import reader
 from kldistill.tokens.pretokens import Rule, count
 
 CHUNK_BYTES = 4_000_000
@@ -60,7 +60,7 @@ def marking(spec: dict[str, Any], size: int) -> Tokenizer:
         merge for left, right in model["merges"] for merge in ((left, _MARK + right), (_MARK + left, _MARK + right))
     ]
     model["continuing_subword_prefix"] = _MARK
-    return Tokenizer.from_str(json.dumps(marked))
+    return reader(marked)
 
 
 def _by_shape(spec: dict[str, Any], size: int, boundary: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -112,9 +112,7 @@ def encoder(spec: dict[str, Any], size: int, boundary: str) -> Callable[[list[st
         boundary: one of ``boundaries.BOUNDARIES``; matters here for SentencePiece-style tokenizers only.
     """
     byte_level = kind(spec) == BYTE_LEVEL
-    tokenizer = marking(spec, size) if byte_level else Tokenizer.from_str(json.dumps(spec))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = marking(spec, size) if byte_level else reader(spec)
     inside, continues = (None, None) if byte_level else _by_shape(spec, size, boundary)
 
     def encode(texts: list[str]) -> Encoded:
@@ -149,8 +147,8 @@ def rule_of(spec: dict[str, Any]) -> Rule | None:
     )
     if not (own or given) or steps[-1].get("add_prefix_space"):
         return None
-    special = [token["content"] for token in spec["added_tokens"]]
-    return Rule(GPT2 if own else steps[0]["pattern"]["Regex"], spec["normalizer"], special)
+    added = [token["content"] for token in spec["added_tokens"] if not token["special"]]
+    return Rule(GPT2 if own else steps[0]["pattern"]["Regex"], spec["normalizer"], added)
 
 
 def _parts(

@@ -18,7 +18,7 @@ from kldistill.evaluation.generation.shared_prefix import Prefix
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.runtime.errors import EvaluationError
 from kldistill.runtime.progress import Bar
-from kldistill.tokens.encoding import encode
+from kldistill.tokens.encoding import encode, special_ids
 
 ALIKE = 32  # first tokens by which prompts are taken to share a beginning
 CELLS = 32_768  # rows times columns of the cache, at most, unless one prompt alone is more
@@ -191,10 +191,10 @@ def window_of(model: PreTrainedModel) -> float:
 
 
 def eos_of(model: PreTrainedModel, spelling: Spelling) -> set[int]:
-    """Ids that end a text: the generation config's and the tokenizer's."""
+    """Ids that end a text: the generation config's, and every special token, none of which is text."""
     own = getattr(model.generation_config, "eos_token_id", None)
     ids = own if isinstance(own, list) else [own]
-    return {index for index in [*ids, spelling.tokenizer.eos_token_id] if isinstance(index, int)}
+    return {index for index in ids if isinstance(index, int)} | special_ids(spelling.tokenizer)
 
 
 def rows_of(request: Request, prompt: Prompt, seed: int) -> list[Row]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from kldistill.tokens.definition import token_bytes
-from kldistill.tokens.encoding import encode
+from kldistill.tokens.encoding import encode, special_ids
 
 
 class Spelling:
@@ -23,7 +23,7 @@ class Spelling:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
         self.table = token_bytes(tokenizer)
-        special = set(tokenizer.all_special_ids)
+        special = special_ids(tokenizer)
         entries = sorted((spelt, index) for index, spelt in enumerate(self.table) if spelt and index not in special)
         self._sorted = [spelt for spelt, _ in entries]
         self._ids = [index for _, index in entries]

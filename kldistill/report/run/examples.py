@@ -7,12 +7,11 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from transformers import PreTrainedTokenizerFast
-
 from kldistill.evaluation.metrics import MODELS, parse
 from kldistill.model.load import old_size
 from kldistill.report.data import Run, lines
 from kldistill.tokens.definition import token_bytes
+from kldistill.tokens.encoding import text_ids
 from kldistill.training.load import load_tokenizer
 
 N_LINES = 6
@@ -68,17 +67,13 @@ def cut_lines(run: Run, seed: int = 0) -> list[Line]:
         texts = [line.strip() for line in document["text"].splitlines()]
         texts = [text for text in texts if len(text) in _LINE_LENGTHS]
         for text in rng.sample(texts, min(len(texts), 40)):
-            line = Line(document["id"], *(parts_of(_ids(cutter, text), table, size) for cutter in (old, new)))
+            line = Line(document["id"], *(parts_of(text_ids(cutter, [text])[0], table, size) for cutter in (old, new)))
             if any(token.new for token in line.new):
                 drawn.append(line)
                 break
         if len(drawn) == N_LINES:
             break
     return drawn
-
-
-def _ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def parts_of(ids: Sequence[int], table: Sequence[bytes], size: int) -> list[Token]:

@@ -269,3 +269,25 @@ def test_a_few_that_leave_early_do_not_shorten_what_many_share() -> None:
     groups = alike([*few, *many])
     assert [sorted(prompt.index for prompt in group) for group in groups] == [list(range(12)), [12, 13, 14]]
     assert common_prefix([prompt.ids for prompt in groups[0]]) == 400
+
+
+def test_a_special_token_ends_the_answer_and_is_never_text(tiny_model: MakeModel, monkeypatch) -> None:
+    """Not only EOS: a chat's marker, or a reserved token, that the model prefers at the third step."""
+    folder = tiny_model("llama", tied=False)
+    model, spelling = load(folder)
+    spelling.tokenizer.add_special_tokens({"additional_special_tokens": ["the"]})  # one with a row of its own
+    reserved = spelling.tokenizer.convert_tokens_to_ids("the")
+    spelling = Spelling(spelling.tokenizer)
+    steps = 0
+    choose = decoding.Rows._choose
+
+    def prefer(self, logits, rows):
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            logits[:, reserved] = 1e4
+        return choose(self, logits, rows)
+
+    monkeypatch.setattr(decoding.Rows, "_choose", prefer)
+    ((completion,),) = answers(model, spelling, [Request("def f(x):\n    ", budget=40)])
+    assert completion.ended == "eos" and reserved not in completion.token_ids
