@@ -20,8 +20,8 @@ from kldistill.model.load import load_original_config, load_original_tokenizer
 from kldistill.model.tiny import LLAMA3_RULE, QWEN2_RULE
 from kldistill.rows.student import body_of, embedding_of, head_of
 from kldistill.runtime.errors import ConfigError, ModelError
-from kldistill.tokens.boundaries import GPT2
 from kldistill.tokens.definition import BYTE_LEVEL, definition, kind, parts
+from kldistill.tokens.joints import GPT2
 
 FILE = "model.gguf"
 # Model types whose tensors are written here, and llama.cpp's name of the architecture.

@@ -34,7 +34,25 @@ def load_original(folder: Path, device: str | torch.device = "cpu") -> PreTraine
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"{where}: the model cannot be read: {error}") from error
+    if facts.get("rows_added"):
+        add_rows(model, facts["rows_added"])
     return cast(PreTrainedModel, nn.Module.to(model, device)).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def add_rows(model: PreTrainedModel, n: int) -> None:
+    """Give ``n`` special tokens beyond the matrix (Gemma 3's ``<image_soft_token>``) rows, so that every id has one.
+
+    The rows are copies of the padding token's (of id 0's where there is none), which stands in no text and which no
+    text is predicted to go on with: the probabilities of all other tokens stay what they were, up to that of padding.
+    """
+    height = model.get_input_embeddings().weight.shape[0]
+    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
+    model.resize_token_embeddings(height + n, mean_resizing=False)
+    for matrix in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for weight in (matrix.weight, getattr(matrix, "bias", None)):
+            if weight is not None:
+                weight[height:] = weight[padding if isinstance(padding, int) and 0 <= padding < height else 0].clone()
 
 
 def load_original_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

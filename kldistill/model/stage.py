@@ -34,7 +34,7 @@ def build(cfg: Any, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
     }
     facts["name"] = name or made.get("name") or Path(str(made["path"])).name
     facts["license"] = license_name or made.get("license")
-    (out / "model.json").write_text(json.dumps(facts, indent=2) + "\n")
+    write_facts(out, facts)
     tokenizer, config = load_original_tokenizer(out), load_original_config(out)
     figures = {
         "model/old_size": 1 + max(tokenizer.get_vocab().values()),
@@ -42,12 +42,23 @@ def build(cfg: Any, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
         "model/hidden_size": config.get_text_config().hidden_size,
         "model/tied": int(bool(config.get_text_config().tie_word_embeddings)),
     }
-    if figures["model/old_size"] > figures["model/embedding_height"]:
-        raise ModelError(
-            f"{facts['name']}: the tokenizer has ids up to {figures['model/old_size'] - 1}, but the embedding only "
-            f"{figures['model/embedding_height']} rows. Resize the model's embedding to its tokenizer first."
-        )
+    beyond = figures["model/old_size"] - figures["model/embedding_height"]
+    if beyond > 0:
+        # Gemma 3's small models have the tokenizer of the large ones, with a token for images that they do not know.
+        special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        if not set(range(figures["model/embedding_height"], figures["model/old_size"])) <= special:
+            raise ModelError(
+                f"{facts['name']}: the tokenizer has ids up to {figures['model/old_size'] - 1}, but the embedding only "
+                f"{figures['model/embedding_height']} rows. Resize the model's embedding to its tokenizer first."
+            )
+        write_facts(out, {**facts, "rows_added": beyond})
+        job.say(f"{beyond} special tokens have no row in this model's embedding; they get that of padding, unused.")
     write_summary(out, figures)
+
+
+def write_facts(out: Path, facts: Mapping[str, object]) -> None:
+    """Write ``model.json``."""
+    (out / "model.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def identity(cfg: Any) -> dict[str, object]:

@@ -1,111 +1,42 @@
 """Where a new token may reach: the widened pre-tokenizer of byte-level tokenizers, the allowed shapes of the others.
 
 Old pre-tokenizers cut ``attention_mask`` into ``attention``, ``_``, ``mask``, and no merge crosses a cut. A wider
-boundary changes the pre-tokenizer's regex by one alternative, so that **every wide pre-token is a union of whole old
-ones**:
+boundary changes the pre-tokenizer's regex R into one whose matches are **unions of whole matches of R**, whatever R is:
 
-- all alternatives stay, in their order, so a wide match starts as the old one did;
-- the letters alternative, once it has matched, goes on over further old pre-tokens: runs of letters, and runs of
-  underscores that no other punctuation follows (such a run is a whole old pre-token, as it follows a letter);
-- ``dotted`` also goes over runs of dots and underscores between letters.
+    (?=head)(?>R)(?:(?<=x)(?=y)(?>R) | ...)*  |  R
 
-So every end of a wide match is an end of an old match; digits, spaces and other punctuation stay apart.
+A wide match starts as R's own match does (the atomic ``(?>R)`` is exactly that), and goes on over further matches of R
+as long as one ends in ``x`` and the next begins with ``y``: a run of underscores after a letter, letters after it, with
+``dotted`` also dots and underscores that lead to a letter. Everything else is left as R cuts it.
 
-The old *merges* see longer words then, and must still give the old pieces. GPT-2's rule never lets an old token mix
-letters with underscores, so they do. Llama-3's and Qwen's rule takes one character before letters (``_name``), so their
-tokens may start with it: there a run of two underscores is glued to what stands before it, never to the letters after
-it, where ``_`` + ``_name`` could win over ``__`` + ``name``. A token with a letter *before* an underscore exists in
-neither family.
+The old *merges* see longer words then and must still give the old pieces. They do where no old token reaches across a
+joint, and that is read off the vocabulary: no token may hold an ``x`` followed by a ``y``. So GPT-2's letters go on
+after underscores (none of its tokens mixes them), Llama-3's do not (``_`` + ``_name`` could win over ``__`` +
+``name``), and a new tokenizer needs no list of known spellings. Words that the old tokenizer looks up whole and that
+its merges do not make (``ignore_merges``: Llama-3, gpt-oss, Mistral Nemo) fall apart inside a longer word: they keep
+their own cut.
 """
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import regex
 
 from kldistill.runtime.errors import TokenizerError
 from kldistill.tokens.definition import BYTE_LEVEL, SPACE, kind, parts
-
-BOUNDARIES = ("word", "identifier", "dotted")
-
-# The regex in tokenizers' ByteLevel(use_regex=true), which is GPT-2's.
-GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
-# What may stand beside the letters in a regex that we know how to widen. None of it can start with a letter or an
-# underscore, but for the punctuation alternative, which the lookaheads mirror.
-_CONTRACTIONS = {
-    r"'(?:[sdmt]|ll|ve|re)",
-    r"'s|'t|'re|'ve|'m|'ll|'d",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-    r"'(?i:[sdmt]|ll|ve|re)",
-}
-_NUMBERS = {r" ?\p{N}+", r"\p{N}+", r"\p{N}", r"\p{N}{1,3}", r"\p{N}{1,3}+"}
-_SPACES = {r"\s+(?!\S)", r"\s+", r"\s*[\r\n]+", r"\s*[\r\n]", r"\s+$", r"\s++$"}
-# The letters alternative of the two families, with the punctuation that must go with it.
-_GPT2_LETTERS = r" ?\p{L}+"
-_LLAMA3_LETTERS = {r"[^\r\n\p{L}\p{N}]?\p{L}+", r"[^\r\n\p{L}\p{N}]?+\p{L}+"}
-_GPT2_PUNCTUATION = {r" ?[^\s\p{L}\p{N}]+"}
-_LLAMA3_PUNCTUATION = {r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}]++[\r\n]*", r" ?[^\s\p{L}\p{N}]++[\r\n]*+"}
-# Underscores that are a whole old pre-token when a letter stands before them: no punctuation goes on after them.
-_GPT2_RUN = r"_+(?![^\s\p{L}\p{N}])"
-_LLAMA3_RUN = r"_+(?![^\s\p{L}\p{N}]|[\r\n])"
-_DOTS = r"[._]+(?=\p{L})"
-
-
-def alternatives(pattern: str) -> list[str]:
-    """The top-level alternatives of a regex; escapes, classes and groups are respected."""
-    found, depth, in_class, start, i = [], 0, False, 0, 0
-    while i < len(pattern):
-        char = pattern[i]
-        if char == "\\":
-            i += 1
-        elif in_class:
-            in_class = char != "]"
-        elif char == "[":
-            in_class = True
-        elif char in "()":
-            depth += 1 if char == "(" else -1
-        elif char == "|" and depth == 0:
-            found.append(pattern[start:i])
-            start = i + 1
-        i += 1
-    return [*found, pattern[start:]]
-
-
-def widen_regex(pattern: str, boundary: str) -> str:
-    """The regex whose matches are unions of whole matches of ``pattern``, as far as ``boundary`` reaches.
-
-    Raises:
-        TokenizerError: the regex is not of a family whose refinement is known.
-    """
-    old = alternatives(pattern)
-    letters = next((found for found in old if found == _GPT2_LETTERS or found in _LLAMA3_LETTERS), None)
-    gpt2 = letters == _GPT2_LETTERS
-    punctuation = _GPT2_PUNCTUATION if gpt2 else _LLAMA3_PUNCTUATION
-    contractions = {part for whole in _CONTRACTIONS for part in (*alternatives(whole), whole)}
-    known = contractions | _NUMBERS | _SPACES | punctuation | {letters}
-    if letters is None or not set(old) <= known or not set(old) & punctuation:
-        raise TokenizerError(
-            f"tokens.boundary={boundary}: the pre-tokenizer's regex {pattern!r} is not one that can be widened (known "
-            "are those of GPT-2, Llama-3 and Qwen-2). Use tokens.boundary=word, which leaves it as it is."
-        )
-    dots = rf"|{_DOTS}" if boundary == "dotted" else ""
-    if gpt2:
-        wide = rf"(?:{letters}| ?{_GPT2_RUN})(?:{_GPT2_RUN}{dots}|\p{{L}}+)*"
-    else:
-        joint = "[._]" if boundary == "dotted" else "_"
-        wide = rf"{letters}(?:{joint}\p{{L}}+)*(?:{_LLAMA3_RUN}{dots})?"
-    return "|".join(wide if alternative == letters else alternative for alternative in old)
+from kldistill.tokens.encoding import reader
+from kldistill.tokens.joints import BOUNDARIES, GPT2, any_of, looked_up, reach, spans_of, widen_regex
 
 
 def widen(spec: dict[str, Any], boundary: str) -> dict[str, Any]:
     """A copy of the tokenizer's definition whose pre-tokenizer reaches to ``boundary``.
 
     SentencePiece-style tokenizers have no cut to remove (see ``shape``) and come back unchanged, as does every
-    tokenizer with ``word``.
+    tokenizer with ``word``, and one that reaches as far already because it was extended before.
 
     Raises:
-        TokenizerError: a byte-level pre-tokenizer that is not known; the way out is ``tokens.boundary=word``.
+        TokenizerError: a byte-level pre-tokenizer that cannot be widened; the way out is ``tokens.boundary=word``.
     """
     wide = copy.copy(spec)
     if boundary == "word" or kind(spec) != BYTE_LEVEL:
@@ -113,32 +44,89 @@ def widen(spec: dict[str, Any], boundary: str) -> dict[str, Any]:
     steps = parts(spec["pre_tokenizer"], "pretokenizers")
     refused = TokenizerError(
         f"tokens.boundary={boundary}: the pre-tokenizer {[step['type'] for step in steps]} is not one that can be "
-        "widened (known are ByteLevel with its own regex and without add_prefix_space, or an isolating Split by a "
-        "regex and then ByteLevel). Use tokens.boundary=word, which leaves it as it is."
+        "widened (known are ByteLevel with its own regex and without add_prefix_space, or a Split that keeps the "
+        "matches of a regex and then ByteLevel). Use tokens.boundary=word, which leaves it as it is."
     )
     *before, last = steps
     if last["type"] != "ByteLevel" or last.get("add_prefix_space"):
         raise refused
     if last.get("use_regex", True):
-        pattern = GPT2
-    elif before and before[-1]["type"] == "Split" and "Regex" in before[-1]["pattern"]:
+        split = {"type": "Split", "pattern": {"Regex": GPT2}, "behavior": "Isolated", "invert": False}
+    elif before and keeps_matches(before[-1]):
         split = before.pop()
-        if split["behavior"] != "Isolated" or split["invert"]:
-            raise refused
-        pattern = split["pattern"]["Regex"]
     else:
         raise refused
     # Steps before the regex hand it the same substrings as before, so refinement holds inside each of them.
     if any(step["type"] == "ByteLevel" for step in before):
         raise refused
-    split = {
-        "type": "Split",
-        "pattern": {"Regex": widen_regex(pattern, boundary)},
-        "behavior": "Isolated",
-        "invert": False,
-    }
+    rule = split["pattern"]["Regex"]
+    if BOUNDARIES.index(reach(rule)) >= BOUNDARIES.index(boundary):
+        return wide
+    keep = [word for word in looked_up(spec) if regex.search(r"^[^\p{L}]?\p{L}|[\p{L}\p{M}_]$", word)]
+    split = {**split, "pattern": {"Regex": widen_regex(rule, boundary, spans_of(spec), keep)}}
     wide["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*before, split, {**last, "use_regex": False}]}
     return wide
+
+
+def let_through(spec: dict[str, Any], terms: Iterable[str]) -> dict[str, Any]:
+    """A copy of a byte-level definition whose pre-tokenizer keeps the given terms whole.
+
+    A term comes before the rest of the regex R: where it stands, as many matches of R are taken as R makes of it, and
+    what they cover must end with the term. So it is kept where it is a union of whole matches (``C++`` in ``C++ is``,
+    not in ``C++;``), and everything else is cut as before. Terms that an old token would reach across, or that a step
+    before the regex cuts (SmolLM's digits), are not kept; whoever asks for them must look.
+    """
+    *before, last = parts(spec["pre_tokenizer"], "pretokenizers")
+    if last["type"] != "ByteLevel" or last.get("add_prefix_space"):
+        return spec
+    if last.get("use_regex", True):
+        split = {"type": "Split", "pattern": {"Regex": GPT2}, "behavior": "Isolated", "invert": False}
+    elif before and keeps_matches(before[-1]):
+        split = before.pop()
+    else:
+        return spec
+    rule = split["pattern"]["Regex"]
+    old, tokenizer = regex.compile(rule), reader({**spec, "normalizer": None})
+    uncut = reader({**spec, "normalizer": None, "pre_tokenizer": {**last, "use_regex": False}})
+    by_count: dict[int, list[str]] = {}
+    for term in sorted(set(terms)):
+        matches = [match[0] for match in old.finditer(term)]
+        alone = tokenizer.encode(term, add_special_tokens=False).ids
+        joined = uncut.encode(term, add_special_tokens=False).ids
+        if "".join(matches) == term and joined == alone:
+            by_count.setdefault(len(matches), []).append(term)
+    kept = [
+        rf"(?={any_of(found)})(?>{rule}){{{n}}}(?<={'|'.join(map(regex.escape, found))})"
+        for n, found in sorted(by_count.items())
+        if n > 1
+    ]
+    split = {**split, "pattern": {"Regex": "|".join([*kept, rule])}}
+    steps = [*before, split, {**last, "use_regex": False}]
+    return {**spec, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
+
+
+def keeps_matches(step: dict[str, Any]) -> bool:
+    """Whether a step is a Split whose pieces are the matches of a regex: an isolating one, or one that removes what
+    lies between them (cl100k as tiktoken's converter writes it).
+    """
+    if step["type"] != "Split" or "Regex" not in step["pattern"]:
+        return False
+    return step["behavior"] == "Isolated" or (step["behavior"] == "Removed" and bool(step["invert"]))
+
+
+def widest(spec: dict[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
+    """The widest boundary that a tokenizer can carry.
+
+    Returns:
+        The boundary, the definition with it (as ``widen``), and why each wider one was refused.
+    """
+    reasons = []
+    for boundary in reversed(BOUNDARIES):
+        try:
+            return boundary, widen(spec, boundary), reasons
+        except TokenizerError as error:
+            reasons.append(str(error))
+    raise AssertionError("word is never refused")
 
 
 def shape(boundary: str) -> tuple[regex.Pattern[str], regex.Pattern[str]]:

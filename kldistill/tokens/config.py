@@ -1,6 +1,7 @@
 """Typed schema of the group ``tokens``."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from kldistill.runtime.config import check_choices, choice, require
 
@@ -13,8 +14,8 @@ class TokensConfig:
         method: ``merges`` finds the terms that save most in the corpus; ``list`` takes those of the file ``terms``.
         boundary: how far a new token may reach. In ``self.attention_mask = None``, ``word`` (the tokenizer's own rule)
             allows tokens up to ``attention`` and ``mask``, ``identifier`` also ``attention_mask``, and ``dotted`` also
-            ``self.attention_mask``.
-        n_new: how many tokens are added, at most.
+            ``self.attention_mask``. ``auto`` takes the widest of these that the tokenizer can carry.
+        n_new: how many tokens are added, at most; ``auto`` goes up to the last that saves a token in 100,000.
         vocab_size: the size of the whole new vocabulary, instead of ``n_new``; null leaves it to ``n_new``.
         min_count: how often a term must stand in the corpus to become a token.
         max_pieces: old tokens that one new token may replace, at most.
@@ -26,11 +27,12 @@ class TokensConfig:
         leading_space: of the terms of a list: with a space in front (``with``), without one, or ``both``.
         as_added_tokens: put the terms of a list into the tokenizer as AddedTokens, cut out of the text before it is
             split, rather than as merges. They have no exact pieces, which some losses need.
+        curve: how far tokens saved against ``n_new`` are reckoned and shown for every boundary; 0 leaves that out.
     """
 
     method: str = choice("merges", "merges", "list")
-    boundary: str = choice("identifier", "word", "identifier", "dotted")
-    n_new: int | None = 512
+    boundary: str = choice("auto", "auto", "word", "identifier", "dotted")
+    n_new: Any = 512
     vocab_size: int | None = None
     min_count: int = 4
     max_pieces: int = 8
@@ -40,11 +42,18 @@ class TokensConfig:
     terms: str | None = None
     leading_space: str = choice("both", "both", "with", "without")
     as_added_tokens: bool = False
+    curve: int = 16_384
 
     def __post_init__(self) -> None:
         check_choices(self, "tokens")
         require(
-            self.vocab_size is not None or (self.n_new or 0) >= 1,
+            self.n_new is None or self.n_new == "auto" or (type(self.n_new) is int and 1 <= self.n_new <= 10**7),
+            "tokens.n_new",
+            self.n_new,
+            "must be a whole number of at least 1, or auto",
+        )
+        require(
+            self.vocab_size is not None or self.n_new is not None,
             "tokens.n_new",
             self.n_new,
             "must be at least 1 (or give tokens.vocab_size)",
@@ -52,6 +61,7 @@ class TokensConfig:
         for key in ("vocab_size", "max_bytes"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"tokens.{key}", value, "must be at least 1, or null")
+        require(0 <= self.curve <= 10**6, "tokens.curve", self.curve, "must be 0 (none) to 1,000,000")
         require(self.min_count >= 1, "tokens.min_count", self.min_count, "must be at least 1")
         require(self.max_pieces >= 2, "tokens.max_pieces", self.max_pieces, "must be at least 2")
         require(self.max_run >= 1, "tokens.max_run", self.max_run, "must be at least 1")

@@ -7,6 +7,7 @@ folder (special tokens, chat template, limits) stays.
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from kldistill.runtime.errors import TokenizerError
 # transformers rebuilds the pre-tokenizer of some model types (qwen2) from code, whatever class the folder names, unless
 # the folder names a class of its own. Without trust_remote_code that class is then ignored, and the generic one is
 # used.
+EXTENSIONS = "kldistill_extensions"
 _OWN_CLASS = "tokenization_extended"
 _OWN_CODE = '''"""The generic tokenizer, which takes everything from tokenizer.json."""
 
@@ -64,6 +66,7 @@ def save(
     folder: Path,
     samples: list[str],
     config: PreTrainedConfig | None = None,
+    extensions: Sequence[Mapping[str, int]] = (),
 ) -> None:
     """Write the folder of the extended tokenizer and check it as a stranger would load it.
 
@@ -73,6 +76,7 @@ def save(
         folder: written to.
         samples: texts whose ids must be the same when the folder is loaded.
         config: the model's config: a folder that holds a model too is loaded by the model's type.
+        extensions: which ids came when (see ``extensions_of``), kept in ``tokenizer_config.json``.
 
     Raises:
         TokenizerError: the loaded tokenizer gives other ids.
@@ -96,6 +100,8 @@ def save(
         "local_files_only",
     ):
         settings.pop(key, None)
+    if extensions:
+        settings[EXTENSIONS] = [dict(extension) for extension in extensions]
     _write(path, settings)
     if _agrees(folder, spec, samples, config):
         return
@@ -110,6 +116,11 @@ def save(
         )
 
 
+def extensions_of(tokenizer: PreTrainedTokenizerFast) -> list[dict[str, int]]:
+    """The extensions that a tokenizer has had, first to last: ``first_id`` and how many ``tokens``."""
+    return list(tokenizer.init_kwargs.get(EXTENSIONS) or [])
+
+
 def _write(path: Path, settings: dict[str, Any]) -> None:
     path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
@@ -117,6 +128,9 @@ def _write(path: Path, settings: dict[str, Any]) -> None:
 def _agrees(folder: Path, spec: dict[str, Any], samples: list[str], config: PreTrainedConfig | None) -> bool:
     """Whether the folder, alone and beside a model of this config, loads to a tokenizer that works as defined."""
     wanted = Tokenizer.from_str(json.dumps(spec))
+    # Left in many folders by training scripts; transformers sets both anew at every call.
+    wanted.no_truncation()
+    wanted.no_padding()
     if not _works(folder, wanted, samples):
         return False
     if config is None:

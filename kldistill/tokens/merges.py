@@ -38,11 +38,15 @@ def combine(left: Entry, right: Entry) -> Entry:
 
 
 class Merge(NamedTuple):
-    """A new merge and the token it makes (whose id is V + its place in the list), with its uses after all merges."""
+    """A new merge and the token it makes (whose id is V + its place in the list).
+
+    ``saved`` is how many pairs it joined when it was made, each a token less; ``count`` its uses after all merges.
+    """
 
     left: int
     right: int
     entry: Entry
+    saved: int
     count: int
 
 
@@ -54,6 +58,7 @@ class Rules:
         max_pieces: old pieces in a new token, at most.
         max_run: repetitions of one character in a new token, at most.
         prefix_closed: only take a merge when every prefix of its pieces is a token already.
+        whole: every new token must be whole UTF-8. Without it, parts of characters may be tokens on the way to a term.
         accept: a last word on a candidate, for what the tokenizer itself must be asked about.
     """
 
@@ -64,6 +69,7 @@ class Rules:
         max_pieces: int = 8,
         max_run: int = 16,
         prefix_closed: bool = False,
+        whole: bool = True,
         accept: Callable[[Entry], bool] = lambda _entry: True,
     ):
         self.entries = list(old)
@@ -71,6 +77,7 @@ class Rules:
         self.tokens = {entry.pieces for entry in old}
         self.max_pieces = max_pieces
         self.prefix_closed = prefix_closed
+        self.whole = whole
         self.accept = accept
         self._run = regex.compile(rf"(.)\1{{{max_run},}}", regex.DOTALL)
         # Models that read numbers digit by digit must go on doing so.
@@ -87,7 +94,7 @@ class Rules:
         try:
             text = entry.bytes.decode()
         except UnicodeDecodeError:
-            return False
+            return not self.whole
         return not self._run.search(text) and not self._digits.search(text) and self.accept(entry)
 
     def missing(self, entry: Entry) -> tuple[int, ...] | None:
@@ -116,6 +123,7 @@ class _Chain:
         self.prev = np.arange(-1, n - 1)
         self.prev[words.starts[:-1]] = -1
         self.weight = np.repeat(words.counts, np.diff(words.starts))
+        self.joined = 0  # by the last merge
 
     def merge(self, left: int, right: int, new: int, places: NDArray) -> tuple[tuple[NDArray, NDArray], ...]:
         """Join ``left`` and ``right`` at ``places`` (sorted; may be stale).
@@ -135,6 +143,7 @@ class _Chain:
             run_start = np.maximum.accumulate(np.where(follows, 0, at))
             chosen = (at - run_start) % 2 == 0
             places, seconds = places[chosen], seconds[chosen]
+        self.joined = int(self.weight[places].sum())
         before, after = self.prev[places], following[seconds]
         has_after = after >= 0
         gone_after = (right << _SHIFT) | piece[after[has_after]]
@@ -191,7 +200,7 @@ def choose(
     heap = [(-count, key) for key, count in counts.items()]
     heapq.heapify(heap)
     waiting: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    merges: list[tuple[int, int, Entry]] = []
+    merges: list[tuple[int, int, Entry, int]] = []
     while heap and len(merges) < n:
         negative, key = heapq.heappop(heap)
         count = counts.get(key, 0)
@@ -208,8 +217,8 @@ def choose(
             waiting[prefix].append(key)
             continue
         new = rules.add(entry)
-        merges.append((left, right, entry))
         gone, made = chain.merge(left, right, new, places.pop(key))
+        merges.append((left, right, entry, chain.joined))
         del counts[key]
         for other, weight, _ in _grouped(*gone, chain.weight):
             if other in counts:

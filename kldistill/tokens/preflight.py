@@ -4,7 +4,7 @@ Boundaries are places between bytes of normalised text. *Student* is the extende
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -43,6 +43,8 @@ class Findings:
         unaligned: documents whose ids stand for different bytes under both tokenizers, which cannot be compared.
         contested: student positions where a longer token would have fitted (its pieces stand there).
         broken: documents that decode to another text than with the old tokenizer.
+        miscounted: new tokens that stand in the train text less often than their count says.
+        changed_words: words of the old vocabulary that a wider boundary cuts into other pieces.
         special: spellings of special tokens in the text of all splits, which are read as text.
     """
 
@@ -54,6 +56,8 @@ class Findings:
     unaligned: int = 0
     contested: int = 0
     broken: int = 0
+    miscounted: int = 0
+    changed_words: int = 0
     special: int = 0
 
 
@@ -132,12 +136,46 @@ class Examiner:
 def unreachable(new: Tokenizer, tokens: list[NewToken], uses: NDArray[np.int64]) -> list[NewToken]:
     """New tokens that neither the train text, nor held-out text, nor their own string alone can produce."""
     suspects = [t for t, used in zip(tokens, uses.tolist(), strict=True) if t.count == 0 and used == 0]
-    return [t for t in suspects if not produces(new, t.string, t.id)]
+    # Parts of characters, on the way to a user's term, are no text of their own.
+    return [t for t in suspects if "\ufffd" not in t.string and not produces(new, t.string, t.id)]
 
 
 def produces(tokenizer: Tokenizer, string: str, index: int) -> bool:
-    """Whether the string alone, or after a space, is cut so that the id appears."""
-    return any(index in tokenizer.encode(text, add_special_tokens=False).ids for text in (string, f" {string}"))
+    """Whether the string is cut so that the id appears: alone, after a space, a bracket or a line break.
+
+    The latter two because tokenizers that put a space before every text (Llama-2) never have it alone.
+    """
+    texts = [f"{before}{string}" for before in ("", " ", "(", "\n")]
+    return any(index in encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+
+
+def miscounted(tokens: list[NewToken], uses: Sequence[int], texts: Sequence[str]) -> list[NewToken]:
+    """New tokens whose string stands in the train text less often than their count says.
+
+    Args:
+        uses: how often the extended tokenizer uses each of them there. Only where that is less than the count is the
+            text searched: words that are looked up whole may be cut otherwise than merges in their order do.
+    """
+    suspects = [token for token, used in zip(tokens, uses, strict=True) if used < token.count]
+    return [token for token in suspects if sum(text.count(token.string) for text in texts) < token.count]
+
+
+def changed_words(old: Tokenizer, new: Tokenizer, tokens: list[NewToken], words: Iterable[str]) -> list[str]:
+    """Words of the old vocabulary that are cut into other old pieces when an underscore, a dot or a capital joins them.
+
+    Args:
+        words: texts of old tokens. Each is encoded alone and in the middle of ``x_`` and ``_y.z``.
+    """
+    pieces = {token.id: token.pieces for token in tokens if token.pieces}
+    found = []
+    for group in chunks(words):
+        texts = [f"{word}_y.z" if word[:1].isspace() else f"x_{word}_y.zW{word}" for word in group]
+        before, after = (tokenizer.encode_batch_fast(texts, add_special_tokens=False) for tokenizer in (old, new))
+        for word, was, now in zip(group, before, after, strict=True):
+            spelt = [piece for index in now.ids for piece in pieces.get(index, (index,))]
+            if spelt != was.ids:
+                found.append(word)
+    return found
 
 
 def prefix_closed(tokens: list[NewToken]) -> float:
@@ -180,6 +218,8 @@ def figures(examiner: Examiner, tokens: list[NewToken], split: str = "test") -> 
         "tokens/overlapping": overlapping(tokens),
         "tokens/prefix_closed": prefix_closed(tokens),
         "tokens/broken_documents": found.broken,
+        "tokens/miscounted": found.miscounted,
+        "tokens/old_words_changed": found.changed_words,
         "tokens/special_in_text": found.special,
     }
 
@@ -199,6 +239,16 @@ def refusals(figure: Mapping[str, float]) -> list[str]:
             f"most {MAX_VIOLATIONS:.1%} are bearable), so the two models could not be compared there. Use a narrower "
             "boundary (tokens.boundary=identifier or word)."
         )
+    if figure["tokens/miscounted"]:
+        found.append(
+            f"{figure['tokens/miscounted']} new tokens occur in the train text less often than was counted: the "
+            "tokenizer is not read as it is meant. Use tokens.boundary=word, and report this tokenizer, please."
+        )
+    if figure["tokens/old_words_changed"] > MAX_VIOLATIONS * figure["tokens/old_size"]:
+        found.append(
+            f"{figure['tokens/old_words_changed']} of {figure['tokens/old_size']} old tokens fall apart inside a wider "
+            "word, so text without any new token would be cut otherwise. Use tokens.boundary=word."
+        )
     if figure["tokens/unreachable"] >= figure["tokens/added"]:
         found.append("No text produces any of the new tokens. Give another corpus, other terms, or a wider boundary.")
     return found
@@ -210,6 +260,11 @@ def warnings(figure: Mapping[str, float]) -> list[str]:
     wrong = figure["tokens/refinement_violations"] + figure["tokens/piece_mismatches"]
     if wrong:
         found.append(f"{wrong} tokens of held-out text do not consist of whole old tokens; those places teach nothing.")
+    if figure["tokens/old_words_changed"]:
+        found.append(
+            f"{figure['tokens/old_words_changed']} old tokens fall apart inside a wider word (x_word_y): their text is "
+            "cut otherwise there. tokens.boundary=word leaves them whole."
+        )
     if figure["tokens/unaligned_documents"]:
         found.append(
             f"{figure['tokens/unaligned_documents']} held-out documents have different bytes under both tokenizers and "

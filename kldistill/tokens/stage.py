@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from kldistill.corpus.documents import read_documents
 from kldistill.model.load import load_original_config, load_original_tokenizer, old_size
@@ -18,11 +18,12 @@ from kldistill.runtime.job import Job
 from kldistill.runtime.progress import Bar
 from kldistill.tokens import preflight
 from kldistill.tokens.artifact import NewToken
-from kldistill.tokens.boundaries import check_pretokenizer, widen
+from kldistill.tokens.boundaries import check_pretokenizer, widen, widest
 from kldistill.tokens.config import TokensConfig
+from kldistill.tokens.curve import LIMIT, as_json, as_table, curve_of, curves, knee
 from kldistill.tokens.definition import SENTENCEPIECE, definition, kind, text_bytes, token_bytes
 from kldistill.tokens.encoding import count_special, reader
-from kldistill.tokens.folder import extend, save
+from kldistill.tokens.folder import extend, extensions_of, save
 from kldistill.tokens.merges import Entry, Rules, choose
 from kldistill.tokens.terms import added_tokens, merge_chains, read_terms
 from kldistill.tokens.words import chunks, count_words
@@ -35,7 +36,7 @@ def build(cfg: TokensConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
         cfg: which tokens are added.
         inputs: ``model`` (the original model) and ``corpus``.
         out: gets ``tokenizer/``, ``new_tokens.jsonl``, ``vocabulary.json``, ``preflight.json``, ``preflight.txt`` and
-            ``summary.json``.
+            ``summary.json``, and with ``tokens.curve`` also ``curve.json``.
         job: the runtime, and the ways to report.
 
     Raises:
@@ -52,7 +53,12 @@ def build(cfg: TokensConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
     config = load_original_config(inputs["model"])
     strings = [token.string for token in extension.tokens]
     samples = ["", " ".join(strings), "\n".join(strings), *(text[:10_000] for text in documents["test"][:20])]
-    save(tokenizer, extension.spec, out / "tokenizer", samples, config)
+    before = extensions_of(tokenizer)
+    for made in before:
+        last = made["first_id"] + made["tokens"] - 1
+        job.say(f"This tokenizer was extended before: ids {made['first_id']} to {last}, which count as old tokens.")
+    extensions = [*before, {"first_id": old_size(tokenizer), "tokens": len(extension.tokens)}]
+    save(tokenizer, extension.spec, out / "tokenizer", samples, config, extensions)
     examiner = preflight.Examiner(
         tokenizer.backend_tokenizer,
         reader(extension.spec),
@@ -62,8 +68,19 @@ def build(cfg: TokensConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
     )
     for split in ("validation", "test"):
         examiner.read(split, documents[split])
+    train = list(up_to(documents["train"], cfg.max_bytes))
+    used = uses(extension.spec, examiner.size, len(extension.tokens), train)
+    examiner.findings.miscounted = len(preflight.miscounted(extension.tokens, used, train))
+    if extension.spec["pre_tokenizer"] != definition(tokenizer)["pre_tokenizer"]:
+        words = old_words(tokenizer)
+        changed = preflight.changed_words(examiner.old, examiner.new, extension.tokens, words)
+        examiner.findings.changed_words = len(changed)
     examiner.findings.special = count_special(extension.spec, chain.from_iterable(documents.values()))
     write(out, extension.tokens, examiner, job)
+    if cfg.method == "merges" and cfg.curve:
+        show_curves(cfg, tokenizer, config, train, out, job)
+    show_tokens(extension.tokens, examiner, documents["test"], job)
+    job.say(f"The extended tokenizer: {str(out / 'tokenizer').replace('.partial', '')}")
 
 
 class Extension(NamedTuple):
@@ -77,33 +94,31 @@ def extend_by(cfg: TokensConfig, tokenizer: PreTrainedTokenizerFast, train: list
     """Extend a tokenizer by what ``cfg`` asks for, learnt on the ``train`` texts. Raises as ``build`` does."""
     spec, size = definition(tokenizer), old_size(tokenizer)
     n = wanted(cfg, size)
-    wide = widen(spec, cfg.boundary)
+    boundary, wide = bounded(cfg.boundary, spec, job)
     if kind(spec) == SENTENCEPIECE:
         check_pretokenizer(spec)
     if cfg.method == "list" and cfg.as_added_tokens:
-        contents = added_tokens(spec, read_terms(Path(cfg.terms or "")), cfg.leading_space)
+        contents, remarks = added_tokens(spec, read_terms(Path(cfg.terms or "")), cfg.leading_space)
+        for remark in remarks:
+            job.say(remark)
         extended = extend(wide, size, contents, [], added=True)
         entries = [Entry(content, content.encode(), ()) for content in contents]
         return Extension(extended, described(entries, size, uses(extended, size, len(entries), train)))
-    rules = Rules(
-        entries_of(tokenizer, spec, size),
-        max_pieces=cfg.max_pieces if cfg.method == "merges" else 10**6,
-        max_run=cfg.max_run,
-        prefix_closed=cfg.prefix_closed,
-        accept=segments_alone(wide) if spec["model"].get("ignore_merges") else lambda _entry: True,
-    )
+    rules = rules_of(cfg, tokenizer, spec, size, wide)
     if cfg.method == "list":
-        chains, remarks = merge_chains(
-            spec, size, cfg.boundary, read_terms(Path(cfg.terms or "")), cfg.leading_space, rules
+        wide, chains, remarks = merge_chains(
+            wide, size, boundary, read_terms(Path(cfg.terms or "")), cfg.leading_space, rules
         )
         for remark in remarks:
             job.say(remark)
         pairs = chains.merges
     else:
         with Bar("Counting words", total=sum(map(len, train)) / 1e6, unit="MB") as bar:
-            words = count_words(
-                wide, size, cfg.boundary, train, job.runtime.workers, lambda done: bar.advance(done / 1e6)
-            )
+            words = count_words(wide, size, boundary, train, job.runtime.workers, lambda done: bar.advance(done / 1e6))
+        if n is None:
+            every = choose(words, rules_of(cfg, tokenizer, spec, size, wide), LIMIT, cfg.min_count)
+            n = max(knee(curve_of(every, words.tokens)), 1)
+            job.say(f"tokens.n_new=auto takes {n:,}: the last new token that saves one in 100,000 of the train text.")
         with Bar("Choosing merges", total=n, unit="merges") as bar:
             chosen = choose(words, rules, n, cfg.min_count, bar.advance)
         if not chosen:
@@ -122,10 +137,42 @@ def extend_by(cfg: TokensConfig, tokenizer: PreTrainedTokenizerFast, train: list
     return Extension(extended, described(entries, size, counts))
 
 
-def wanted(cfg: TokensConfig, size: int) -> int:
-    """How many tokens ``cfg`` asks for. Raises ``ConfigError`` for a vocabulary that would not grow."""
+def rules_of(
+    cfg: TokensConfig, tokenizer: PreTrainedTokenizerFast, spec: dict[str, Any], size: int, wide: dict[str, Any]
+) -> Rules:
+    """The rules that ``cfg`` sets for new tokens; ``wide`` is the definition with the widened pre-tokenizer."""
+    return Rules(
+        entries_of(tokenizer, spec, size),
+        max_pieces=cfg.max_pieces if cfg.method == "merges" else 10**6,
+        max_run=cfg.max_run,
+        prefix_closed=cfg.prefix_closed,
+        whole=cfg.method == "merges",
+        accept=_accept(spec, wide),
+    )
+
+
+def _accept(spec: dict[str, Any], wide: dict[str, Any]) -> Callable[[Entry], bool]:
+    """A last word on a candidate, where the tokenizer itself must be asked."""
+    if kind(spec) == SENTENCEPIECE:
+        # Names of bytes (<0xE6>) put together are no name of a byte: decoding would show them as they are written.
+        return lambda entry: "<0x" not in entry.token
+    return segments_alone(wide) if spec["model"].get("ignore_merges") else lambda _entry: True
+
+
+def bounded(asked: str, spec: dict[str, Any], job: Job) -> tuple[str, dict[str, Any]]:
+    """The boundary that ``asked`` means for a tokenizer, and its definition with that; ``auto`` says what it took."""
+    if asked != "auto":
+        return asked, widen(spec, asked)
+    boundary, wide, reasons = widest(spec)
+    for reason in reasons[:1]:
+        job.say(f"Warning: tokens.boundary=auto takes {boundary}, as this tokenizer can carry no wider one. {reason}")
+    return boundary, wide
+
+
+def wanted(cfg: TokensConfig, size: int) -> int | None:
+    """How many tokens ``cfg`` asks for, None for ``auto``. Raises ``ConfigError`` where nothing would be new."""
     if cfg.vocab_size is None:
-        return cfg.n_new or 0
+        return None if cfg.n_new == "auto" else cfg.n_new
     if cfg.vocab_size <= size:
         raise ConfigError(
             f"tokens.vocab_size={cfg.vocab_size}: the model's tokenizer has {size} ids already; ask for more, or give "
@@ -161,6 +208,17 @@ def entries_of(tokenizer: PreTrainedTokenizerFast, spec: dict[str, Any], size: i
     return entries
 
 
+def old_words(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """The texts of all old tokens that are whole UTF-8 with a letter in it; AddedTokens are left out."""
+    of_kind, added = kind(definition(tokenizer)), tokenizer.added_tokens_decoder
+    found = []
+    for token, index in tokenizer.get_vocab().items():
+        text = "" if index in added else text_bytes(token, of_kind).decode(errors="ignore")
+        if any(map(str.isalpha, text)):
+            found.append(text)
+    return found
+
+
 def segments_alone(wide: dict[str, Any]) -> Callable[[Entry], bool]:
     """For tokenizers that look whole words up before merging (Llama-3's ``ignore_merges``).
 
@@ -191,9 +249,50 @@ def uses(spec: dict[str, Any], size: int, n: int, texts: list[str]) -> list[int]
 def described(entries: list[Entry], size: int, counts: list[int]) -> list[NewToken]:
     """The table of new tokens."""
     return [
-        NewToken(size + i, entry.bytes.decode(), entry.token, list(entry.pieces), count)
+        NewToken(size + i, entry.bytes.decode(errors="replace"), entry.token, list(entry.pieces), count)
         for i, (entry, count) in enumerate(zip(entries, counts, strict=True))
     ]
+
+
+def show_curves(
+    cfg: TokensConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    config: PretrainedConfig,
+    train: list[str],
+    out: Path,
+    job: Job,
+) -> None:
+    """Write ``curve.json`` and show it: tokens saved against ``n_new`` for every boundary, with the rows' memory."""
+    spec, size, text = definition(tokenizer), old_size(tokenizer), config.get_text_config()
+    found = curves(
+        spec,
+        size,
+        train,
+        lambda wide: rules_of(cfg, tokenizer, spec, size, wide),
+        limit=cfg.curve,
+        min_count=cfg.min_count,
+        workers=job.runtime.workers,
+    )
+    row_bytes = 4 * text.hidden_size * (1 if text.tie_word_embeddings else 2)
+    content = as_json(found, cfg.curve, row_bytes)
+    (out / "curve.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    job.table("tokens_saved", *as_table(found, cfg.curve, row_bytes))
+
+
+def show_tokens(tokens: list[NewToken], examiner: preflight.Examiner, texts: Sequence[str], job: Job) -> None:
+    """Show the new tokens that save most, and one held-out line cut by both tokenizers."""
+    best = sorted(tokens, key=lambda token: -token.count * max(len(token.pieces) - 1, 0))[:15]
+    pieces = [[examiner.old.decode([piece]) for piece in token.pieces] for token in best]
+    rows = [[repr(token.string), token.count, "|".join(cut)] for token, cut in zip(best, pieces, strict=True)]
+    job.table("new_tokens", ["token", "count", "pieces"], rows)
+    lines = [line.strip() for text in texts[:50] for line in text.splitlines() if 40 <= len(line.strip()) <= 100]
+    cuts = [
+        [t.encode(line, add_special_tokens=False).ids for t in (examiner.old, examiner.new)] for line in lines[:2000]
+    ]
+    if cuts:
+        old, new = max(cuts, key=lambda cut: len(cut[0]) - len(cut[1]))
+        for name, by, ids in (("before", examiner.old, old), ("after", examiner.new, new)):
+            job.say(f"A held-out line {name} ({len(ids)} tokens): {'|'.join(by.decode([i]) for i in ids)}")
 
 
 def write(out: Path, tokens: list[NewToken], examiner: preflight.Examiner, job: Job) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kldistill.runtime.errors import ConfigError, TokenizerError
-from kldistill.tokens.boundaries import BOUNDARIES, widen
-from kldistill.tokens.definition import BYTE_LEVEL, SPACE, kind
+from kldistill.tokens.boundaries import let_through
+from kldistill.tokens.definition import BYTE_LEVEL, SPACE, kind, parts
+from kldistill.tokens.encoding import reader
 from kldistill.tokens.merges import Entry, Rules, combine
 from kldistill.tokens.words import encoder
 
@@ -25,7 +26,9 @@ class Term(NamedTuple):
 
 
 def read_terms(path: Path) -> list[Term]:
-    """The terms of a file in UTF-8, one a line. Empty lines, lines that start with ``#`` and repetitions are left out.
+    """The terms of a file in UTF-8, one a line. Empty lines, comments and repetitions are left out.
+
+    A comment begins with ``#`` and a space: ``#include`` and ``##`` are terms.
 
     Raises:
         ConfigError: there is no such file, it is not UTF-8, or it holds no term.
@@ -41,7 +44,7 @@ def read_terms(path: Path) -> list[Term]:
     terms: dict[str, Term] = {}
     for number, line in enumerate(lines, start=1):
         text = line.strip()
-        if text and not text.startswith("#"):
+        if text and text != "#" and not text.startswith("# "):
             terms.setdefault(text, Term(text, number))
     if not terms:
         raise ConfigError(f"tokens.terms={str(path)!r}: holds no term. Write one term a line.")
@@ -83,13 +86,33 @@ class Chains:
         self._ranks: dict[tuple[int, int], tuple[int, int]] = {}
 
     def add(self, pieces: list[int]) -> bool:
-        """Make the word one token; False (and nothing changed) if some token on the way must not be made."""
+        """Make the word one token; False if some token on the way must not be made.
+
+        Characters that are spread over several pieces become tokens first, so that what they share serves all terms.
+        """
+        for character in self._characters(pieces):
+            if len(character) > 1 and not self._attempt(character, 0):
+                return False
         if not (self._attempt(pieces, 0) or self._attempt(pieces, -1)):
             return False
         if self.rules.prefix_closed:
             for n in range(2, len(pieces)):
                 self._attempt(pieces[:n], 0)
         return True
+
+    def _characters(self, pieces: list[int]) -> list[list[int]]:
+        """The pieces in groups that are whole UTF-8."""
+        groups, group, data = [], [], b""
+        for piece in pieces:
+            group.append(piece)
+            data += self.rules.entries[piece].bytes
+            try:
+                data.decode()
+            except UnicodeDecodeError:
+                continue
+            groups.append(group)
+            group, data = [], b""
+        return [*groups, group] if group else groups
 
     def _attempt(self, pieces: list[int], at: int) -> bool:
         """Join from the left (``at`` 0) or from the right (-1) until the word is one token."""
@@ -123,28 +146,43 @@ class Chains:
 
 
 class Cutter:
-    """Old pieces of a string by itself, and whether the boundary keeps it in one word."""
+    """Old pieces of a string by itself, and whether the boundary keeps it in one word.
+
+    Args:
+        spec: definition of the old tokenizer with the widened pre-tokenizer.
+        size: V.
+        boundary: one of ``boundaries.BOUNDARIES``.
+    """
 
     def __init__(self, spec: dict[str, Any], size: int, boundary: str):
-        bare = widen(spec, boundary)
-        if kind(spec) != BYTE_LEVEL:
+        self._byte_level = kind(spec) == BYTE_LEVEL
+        # Gemma's split at spaces finds none, as its normalizer has written them otherwise.
+        steps = parts(spec["pre_tokenizer"], "pretokenizers")
+        self._cuts_spaces = any(step["type"] == "Metaspace" and step.get("split", True) for step in steps)
+        if not self._byte_level:
             # Their normalizers may put a space before everything; here a term says itself whether it has one.
             space = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-            bare = {**bare, "normalizer": space, "pre_tokenizer": None}
-        self._encode = encoder(bare, size, boundary)
+            spec = {**spec, "normalizer": space, "pre_tokenizer": None}
+        self._encode = encoder(spec, size, boundary)
 
     def __call__(self, text: str) -> tuple[list[int], bool]:
         ids, glued, _ = self._encode([text])
-        return ids.tolist(), bool(glued[1:].all())
+        if self._byte_level:
+            return ids.tolist(), bool(glued[1:].all())
+        # Nothing but Metaspace cuts there, at spaces, so a user's own term may hold anything else.
+        return ids.tolist(), not (self._cuts_spaces and " " in text[1:])
 
 
 def merge_chains(
-    spec: dict[str, Any], size: int, boundary: str, terms: list[Term], leading_space: str, rules: Rules
-) -> tuple[Chains, list[str]]:
+    wide: dict[str, Any], size: int, boundary: str, terms: list[Term], leading_space: str, rules: Rules
+) -> tuple[dict[str, Any], Chains, list[str]]:
     """Make every term a token by merges.
 
+    A term may reach beyond the boundary: the pre-tokenizer then keeps that very term whole, wherever it stands as a
+    union of whole old pre-tokens (``boundaries.let_through``).
+
     Args:
-        spec: definition of the old tokenizer.
+        wide: definition of the old tokenizer with the widened pre-tokenizer.
         size: V.
         boundary: one of ``boundaries.BOUNDARIES``.
         terms: the terms.
@@ -152,66 +190,73 @@ def merge_chains(
         rules: which tokens may be made.
 
     Returns:
-        The merges, and remarks on variants of terms that were one token already.
+        The definition with a pre-tokenizer that lets the terms through, the merges, and remarks on what was left out.
 
     Raises:
-        TokenizerError: a term cannot become a token; the message names it, its line, and the way out.
+        TokenizerError: terms cannot become tokens; the message names all of them, their lines, and the way out.
     """
-    chains, remarks = Chains(rules), []
-    cutter = Cutter(spec, size, boundary)
+    texts = [text for term in terms for text in variants(term, leading_space)]
+    cutter = Cutter(wide, size, boundary)
+    if beyond := [text for text in texts if not cutter(text)[1]]:
+        wide = let_through(wide, beyond)
+        cutter = Cutter(wide, size, boundary)
+    chains, known, faults = Chains(rules), list[str](), list[str]()
     for term in terms:
-        fresh = 0
         for text in variants(term, leading_space):
             pieces, whole = cutter(text)
             if len(pieces) < 2:
-                remarks.append(f"{text!r} (line {term.line}) is one token already.")
-                continue
-            if not whole:
-                raise TokenizerError(_unreachable(spec, size, boundary, text, term))
-            if not chains.add(pieces):
-                raise TokenizerError(
-                    f"tokens.terms, line {term.line}: {text!r} cannot be built by merges (a token on the way would not "
-                    "be whole UTF-8, hold several digits, repeat one character too often, or be in the vocabulary "
-                    "already). Leave it out, or use tokens.as_added_tokens=true."
+                known.append(f"{text!r} (line {term.line})")
+            elif not whole:
+                faults.append(f"line {term.line}: {text!r} is cut before the boundary's rule sees it")
+                break
+            elif not chains.add(pieces):
+                faults.append(
+                    f"line {term.line}: {text!r} cannot be built by merges (a token on the way would hold several "
+                    "digits, repeat one character too often, or be in the vocabulary already)"
                 )
-            fresh += 1
-        if not fresh:
-            raise TokenizerError(
-                f"tokens.terms, line {term.line}: {term.text!r} is one token of the old tokenizer already. Leave it "
-                "out."
-            )
-    return chains, remarks
+                break
+    if faults:
+        raise TokenizerError(
+            f"tokens.terms: {len(faults)} of {len(terms)} terms can be no tokens by merges: {listed(faults, '; ')}. "
+            "Leave them out, or make these terms AddedTokens: tokens.as_added_tokens=true loss=ce init=mean."
+        )
+    if not chains.merges:
+        raise TokenizerError(f"tokens.terms: every term is one token of the old tokenizer already: {listed(known)}.")
+    remarks = [f"{len(known)} terms, with or without a space, are one token already: {listed(known)}."] if known else []
+    return wide, chains, remarks
 
 
-def _unreachable(spec: dict[str, Any], size: int, boundary: str, text: str, term: Term) -> str:
-    wider = []
-    for other in BOUNDARIES[BOUNDARIES.index(boundary) + 1 :]:
-        try:
-            if Cutter(spec, size, other)(text)[1]:
-                wider.append(other)
-        except TokenizerError:
-            break
-    ways = [f"tokens.boundary={wider[0]}"] if wider else []
-    return (
-        f"tokens.terms, line {term.line}: {text!r} reaches beyond tokens.boundary={boundary} (the tokenizer cuts it "
-        f"first), so merges can never make it one token. Use {' or '.join([*ways, 'tokens.as_added_tokens=true'])}, or "
-        "leave it out."
-    )
+def listed(found: list[str], between: str = ", ", limit: int = 20) -> str:
+    """The first of them, and how many more there are."""
+    return between.join(found[:limit]) + (f" and {len(found) - limit} more" if len(found) > limit else "")
 
 
-def added_tokens(spec: dict[str, Any], terms: list[Term], leading_space: str) -> list[str]:
-    """The contents of AddedTokens for the terms.
+def added_tokens(spec: dict[str, Any], terms: list[Term], leading_space: str) -> tuple[list[str], list[str]]:
+    """The contents of AddedTokens for the terms, and remarks on what was left out.
+
+    An AddedToken stands for the term alone, never with a space before it: it is found before anything is cut, and
+    ``single_word``, which keeps it out of longer words, asks that no word stands before the space either.
 
     Raises:
-        TokenizerError: a term is in the vocabulary already, or is no more than what an AddedToken may not be.
+        ConfigError: ``leading_space`` asks for the variant with a space only.
+        TokenizerError: the old tokenizer has every term as one token already.
     """
+    if leading_space == "with":
+        raise ConfigError(
+            "tokens.leading_space=with and tokens.as_added_tokens=true: an AddedToken with a space before it would be "
+            "found inside longer words. Use tokens.leading_space=without, or tokens.as_added_tokens=false."
+        )
+    tokenizer = reader(spec)
     vocab = spec["model"]["vocab"].keys() | {token["content"] for token in spec["added_tokens"]}
-    contents = []
+    contents, known = list[str](), list[str]()
     for term in terms:
-        for text in variants(term, leading_space):
-            if text in vocab:
-                raise TokenizerError(
-                    f"tokens.terms, line {term.line}: {text!r} is in the old vocabulary already. Leave it out."
-                )
-            contents.append(text)
-    return contents
+        # A second, untrained row must not stand over one that the model has learnt, with or without a space.
+        ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in variants(term, "both")]
+        if term.text in vocab or min(map(len, ids)) == 1:
+            known.append(f"{term.text!r} (line {term.line})")
+        else:
+            contents.append(term.text)
+    if not contents:
+        raise TokenizerError(f"tokens.terms: every term is one token of the old tokenizer already: {listed(known)}.")
+    remarks = [f"{len(known)} terms are one token already and are left out: {listed(known)}."] if known else []
+    return contents, remarks

@@ -9,7 +9,6 @@ pre-tokens. Otherwise the whole text is encoded. Either way the encoding runs in
 begin, and everything after it is numpy on flat arrays.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from kldistill.tokens.boundaries import GPT2, shape
+from kldistill.tokens.boundaries import GPT2, keeps_matches, shape
 from kldistill.tokens.definition import BYTE_LEVEL, kind, parts
 from kldistill.tokens.encoding import reader
 from kldistill.tokens.pretokens import Rule, count
@@ -53,9 +52,11 @@ def marking(spec: dict[str, Any], size: int) -> Tokenizer:
     with BPE's "continuing subword prefix"; both merges of a pair have neighbouring ranks, hence the same cuts as with
     one.
     """
-    marked = copy.deepcopy(spec)
-    model = marked["model"]
-    model["vocab"] |= {_MARK + token: index + size for token, index in model["vocab"].items()}
+    model = dict(spec["model"])
+    marked = {**spec, "model": model}
+    # AddedTokens that the vocabulary lacks would be numbered by counting it, which is twice as long here.
+    kept = {token["content"]: token["id"] for token in spec["added_tokens"]}
+    model["vocab"] = model["vocab"] | kept | {_MARK + token: index + size for token, index in model["vocab"].items()}
     model["merges"] = [
         merge for left, right in model["merges"] for merge in ((left, _MARK + right), (_MARK + left, _MARK + right))
     ]
@@ -140,10 +141,8 @@ def rule_of(spec: dict[str, Any]) -> Rule | None:
     own = len(steps) == 1 and steps[0]["type"] == "ByteLevel" and steps[0].get("use_regex", True)
     given = (
         [step["type"] for step in steps] == ["Split", "ByteLevel"]
-        and steps[0]["behavior"] == "Isolated"
-        and not steps[0]["invert"]
+        and keeps_matches(steps[0])
         and not steps[1].get("use_regex", True)
-        and "Regex" in steps[0]["pattern"]
     )
     if not (own or given) or steps[-1].get("add_prefix_space"):
         return None

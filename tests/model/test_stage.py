@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, T5Config
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, T5Config
 
 from kldistill.model import stage as model_stage
 from kldistill.model import tiny
 from kldistill.model.config import HfModelConfig, SmolLM2Config, TinyModelConfig
 from kldistill.model.hub import hf
-from kldistill.model.load import load_original, load_original_tokenizer, read_facts
+from kldistill.model.load import load_original, load_original_tokenizer, old_size, read_facts
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.job import Job
 from tests.helpers.artifacts import FAMILIES, MakeModel
@@ -139,3 +139,30 @@ def test_identity_follows_content(tiny_model: MakeModel, tmp_path: Path) -> None
     )
     assert "sha256" in model_stage.identity(SmolLM2Config())
     assert model_stage.identity(HfModelConfig(path="nobody/nothing", local_files_only=True)) == {"commit": None}
+
+
+def test_special_tokens_beyond_the_matrix_get_the_row_of_padding(tmp_path: Path) -> None:
+    """Gemma 3 1B and 270M: the tokenizer has a token for images, numbered after the last row of the matrix."""
+    source, out = tmp_path / "gemma", tmp_path / "model"
+    source.mkdir(), out.mkdir()
+    tiny.build(source, family="gemma3", pad_to=1)
+    before = load_plainly(source)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    tokenizer.save_pretrained(source)
+    said: list[str] = []
+    model_stage.build(HfModelConfig(path=str(source)), {}, out, Job(say=said.append))
+    assert any("1 special tokens have no row" in text for text in said)
+    model, ids = load_original(out), torch.tensor([tokenizer.encode(TEXT, add_special_tokens=False)])
+    assert old_size(load_original_tokenizer(out)) == 513 == model.config.vocab_size
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert torch.equal(model(ids).logits[..., :512], before(ids).logits)
+    assert torch.equal(model(ids).logits[..., 512], before(ids).logits[..., 0])
+    tokenizer.add_tokens(["no special one"])
+    tokenizer.save_pretrained(source)
+    with pytest.raises(ModelError, match=r"ids up to 513.*512 rows"):
+        model_stage.build(HfModelConfig(path=str(source)), {}, out, Job())
+
+
+def load_plainly(folder: Path):
+    return AutoModelForCausalLM.from_pretrained(folder).eval()

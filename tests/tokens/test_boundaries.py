@@ -12,15 +12,45 @@ from tokenizers import Tokenizer
 
 from kldistill.model import tiny
 from kldistill.runtime.errors import TokenizerError
-from kldistill.tokens.boundaries import GPT2, alternatives, check_pretokenizer, shape, widen, widen_regex
-from kldistill.tokens.definition import definition
+from kldistill.tokens.boundaries import check_pretokenizer, shape, widen, widest
+from kldistill.tokens.definition import CHAR_OF_BYTE, definition
+from kldistill.tokens.joints import GPT2, Spans, alternatives, any_of, looked_up, spans_of, widen_regex
 
 KINDS = ("gpt2", "smollm", "llama3", "qwen2")
 WIDER = ("identifier", "dotted")
 CL100K = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEKKEN = O200K.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "").replace(r"\p{N}{1,3}", r"\p{N}")
+DEEPSEEK = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN3_5 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+# What their tokens span, as read off the real vocabularies.
+PREFIXED = Spans({("_", "L"): "_x", (".", "L"): ".x", ("l", "U"): "xX"})
+FREE_CASE = Spans({("_", "L"): "_x", (".", "L"): ".x"})
+RULES = {
+    "gpt2": (GPT2, Spans()),
+    "llama3": (tiny.LLAMA3_RULE, PREFIXED),
+    "qwen2": (tiny.QWEN2_RULE, PREFIXED),
+    "cl100k": (CL100K, PREFIXED),
+    "o200k": (O200K, FREE_CASE),
+    "tekken": (TEKKEN, FREE_CASE),
+    "deepseek": (DEEPSEEK, PREFIXED),
+    "qwen3_5": (QWEN3_5, PREFIXED),
+}
 NASTY = [
+    "aB",
+    "हि",
     *"abnmeszé中ß_.('s)\u0301 \n\t\r7٣😀-",
     "__",
     "'s",
@@ -60,16 +90,19 @@ def test_every_wide_cut_is_an_old_cut(kind: str, boundary: str, text: str) -> No
     assert cuts(kind, boundary, text) <= cuts(kind, "word", text)
 
 
-@pytest.mark.parametrize("pattern", [GPT2, tiny.LLAMA3_RULE, tiny.QWEN2_RULE, CL100K])
-@settings(max_examples=300, deadline=None)
+@pytest.mark.parametrize("name", RULES)
+@settings(max_examples=200, deadline=None)
 @given(text=texts)
-def test_dotted_contains_identifier_and_all_matches_cover_the_text(pattern: str, text: str) -> None:
+def test_dotted_contains_identifier_and_all_matches_cover_the_text(name: str, text: str) -> None:
+    pattern, spans = RULES[name]
+
     def ends(rule: str) -> set[int]:
         matches = list(regex.finditer(rule, text, regex.VERSION1))
-        assert "".join(match[0] for match in matches) == text
+        if name != "deepseek":  # its digits are cut before
+            assert "".join(match[0] for match in matches) == text
         return {match.end() for match in matches}
 
-    dotted, identifier = (ends(widen_regex(pattern, boundary)) for boundary in ("dotted", "identifier"))
+    dotted, identifier = (ends(widen_regex(pattern, boundary, spans)) for boundary in ("dotted", "identifier"))
     assert dotted <= identifier <= ends(pattern)
 
 
@@ -129,25 +162,20 @@ def test_widening_does_not_change_its_argument() -> None:
     [
         {"type": "Whitespace"},
         {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        {
-            "type": "Sequence",
-            "pretokenizers": [
-                {
-                    "type": "Split",
-                    "pattern": {"Regex": r"[\p{L}\p{M}]+|\p{N}|\s+"},
-                    "behavior": "Isolated",
-                    "invert": False,
-                },
-                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-            ],
-        },
-        {
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": GPT2}, "behavior": "Removed", "invert": True},
-                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-            ],
-        },
+        *(
+            {
+                "type": "Sequence",
+                "pretokenizers": [
+                    {"type": "Split", "pattern": {"Regex": rule}, "behavior": behavior, "invert": False},
+                    {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+                ],
+            }
+            for rule, behavior in [
+                (r"\p{L}|\p{N}|\s+", "Isolated"),  # letters apart
+                (r"(?<=\s)\p{L}+|\p{N}|\s+", "Isolated"),  # looks back
+                (GPT2, "MergedWithNext"),
+            ]
+        ),
         {
             "type": "Sequence",
             "pretokenizers": [
@@ -162,6 +190,99 @@ def test_unknown_pretokenizers_are_refused_with_the_way_out(pre_tokenizer: dict)
     with pytest.raises(TokenizerError, match=r"tokens\.boundary=word|neither byte-level"):
         widen(spec, "identifier")
     assert widen(spec, "word") == spec
+
+
+# Rules as main had them spelt for the families it knew: the derived ones must cut the same places.
+_RUN, _LRUN, _DOTS = r"_+(?![^\s\p{L}\p{N}])", r"_+(?![^\s\p{L}\p{N}]|[\r\n])", r"[._]+(?=\p{L})"
+
+
+def spelt_out(pattern: str, boundary: str) -> str:
+    dots = rf"|{_DOTS}" if boundary == "dotted" else ""
+    joint = "[._]" if boundary == "dotted" else "_"
+    wide = {
+        r" ?\p{L}+": rf"(?: ?\p{{L}}+| ?{_RUN})(?:{_RUN}{dots}|\p{{L}}+)*",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+": rf"[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+(?:{joint}\p{{L}}+)*(?:{_LRUN}{dots})?",
+    }
+    return "|".join(wide.get(part, part) for part in alternatives(pattern))
+
+
+@pytest.mark.parametrize("boundary", WIDER)
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "qwen2"])
+@settings(max_examples=300, deadline=None)
+@given(text=texts)
+def test_derived_rules_cut_as_those_spelt_out_by_hand(name: str, boundary: str, text: str) -> None:
+    pattern, spans = RULES[name]
+    derived, by_hand = widen_regex(pattern, boundary, spans), spelt_out(pattern, boundary)
+    assert [m[0] for m in regex.finditer(derived, text)] == [m[0] for m in regex.finditer(by_hand, text)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("o200k", "x = self.camelCase_id.toHTML()", ["x", " =", " self.camelCase_id.toHTML", "()"]),
+        ("tekken", "self.camelCase_id", ["self.camelCase_id"]),
+        ("deepseek", "f(self.attention_mask)", ["f", "(self.attention_mask", ")"]),
+        ("qwen3_5", "हिन्दी_नाम.x", ["हिन्दी_नाम.x"]),
+        ("cl100k", "np.array_equal", ["np.array_equal"]),
+    ],
+)
+def test_other_families(name: str, text: str, expected: list[str]) -> None:
+    pattern, spans = RULES[name]
+    assert [m[0] for m in regex.finditer(widen_regex(pattern, "dotted", spans), text)] == expected
+
+
+def test_tokens_across_the_joint_refuse_it_and_auto_takes_what_is_left() -> None:
+    spec = copy.deepcopy(DEFINITIONS["gpt2"])
+    assert widest(spec)[0] == "dotted"
+    spec["model"]["vocab"]["x."] = len(spec["model"]["vocab"])
+    boundary, _, reasons = widest(spec)
+    assert boundary == "identifier" and "'x.'" in reasons[0]
+    spec["model"]["vocab"]["x_"] = len(spec["model"]["vocab"])
+    boundary, same, reasons = widest(spec)
+    assert boundary == "word" and len(reasons) == 2 and same == spec
+
+
+def test_a_token_that_begins_a_character_keeps_those_characters_apart() -> None:
+    """GPT-2 has a token of a dot and the first byte of U+2000 to U+2FFF."""
+    spec = copy.deepcopy(DEFINITIONS["gpt2"])
+    spec["model"]["vocab"]["." + CHAR_OF_BYTE[0xE2]] = len(spec["model"]["vocab"])
+    spans = spans_of(spec)
+    assert spans.partial == {".": "\u2000-\u2fff"} and not spans.pairs
+    rule = widen_regex(GPT2, "dotted", spans)
+    assert [m[0] for m in regex.finditer(rule, "a.b a.\u2c80")] == ["a.b", " a.", "\u2c80"]
+
+
+def test_words_that_are_only_looked_up_keep_their_own_cut() -> None:
+    """Llama-3's `` milyon``: in the vocabulary, but its merges make other tokens of it."""
+    spec = copy.deepcopy(DEFINITIONS["llama3"])
+    vocab = spec["model"]["vocab"]
+    assert looked_up(spec) == []
+    vocab["Ġmqzjyon"] = len(vocab)
+    vocab["mqzjyon"] = len(vocab)
+    spec["model"]["ignore_merges"] = True
+    assert looked_up(spec) == [" mqzjyon", "mqzjyon"]
+    wide = {boundary: Tokenizer.from_str(json.dumps(widen(spec, boundary))) for boundary in ("word", *WIDER)}
+    for text in (" mqzjyon_id", "x mqzjyon.id", "a.mqzjyon_b mqzjyons_x", "_mqzjyon"):
+        ids = {boundary: tokenizer.encode(text).ids for boundary, tokenizer in wide.items()}
+        assert ids["word"] == ids["identifier"] == ids["dotted"], text
+    assert vocab["Ġmqzjyon"] in wide["dotted"].encode(" mqzjyon_id").ids
+
+
+@settings(max_examples=200, deadline=None)
+@given(words=st.lists(st.text("ab_ .é", min_size=1, max_size=5), min_size=1, max_size=8), text=st.text("ab_ .é"))
+def test_any_of_matches_the_words(words: list[str], text: str) -> None:
+    assert bool(regex.fullmatch(any_of(words), text)) == (text in words)
+    assert all(regex.fullmatch(any_of(words), word) for word in words)
+
+
+def test_what_was_widened_before_stays() -> None:
+    """An extended tokenizer is extended again: its own tokens span the joints that its rule has already."""
+    once = widen(DEFINITIONS["llama3"], "identifier")
+    once["model"] = {**once["model"], "vocab": {**once["model"]["vocab"], "x_y": len(once["model"]["vocab"])}}
+    assert widen(once, "identifier") == once
+    assert widest(once)[0] == "identifier"
+    with pytest.raises(TokenizerError, match=r"boundary=identifier, which leaves"):
+        widen(once, "dotted")
 
 
 def test_alternatives_respect_groups_classes_and_escapes() -> None:

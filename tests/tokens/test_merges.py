@@ -85,6 +85,9 @@ def test_as_by_recount(
     merges, uses = by_recount(texts, rules(), n, min_count)
     assert [(merge.left, merge.right) for merge in mine] == merges
     assert [merge.count for merge in mine] == uses
+    before = sum(len(text) * count for text, count in texts.items())
+    pieces_left = before - sum((len(merge.entry.pieces) - 1) * merge.count for merge in mine)
+    assert sum(merge.saved for merge in mine) == before - pieces_left
     for merge in mine:
         assert len(merge.entry.pieces) <= max_pieces
         assert not any(letter * (max_run + 1) in merge.entry.token for letter in LETTERS)

@@ -11,9 +11,11 @@ from kldistill.model.load import old_size
 from kldistill.runtime.errors import TokenizerError
 from kldistill.tokens import preflight
 from kldistill.tokens.artifact import NewToken
-from kldistill.tokens.boundaries import GPT2
+from kldistill.tokens.boundaries import widen
 from kldistill.tokens.definition import definition, token_bytes
+from kldistill.tokens.encoding import reader
 from kldistill.tokens.folder import extend
+from kldistill.tokens.joints import GPT2
 
 TOKENIZER = tiny.byte_level("gpt2", 420)
 SPEC, SIZE, TABLE = definition(TOKENIZER), old_size(TOKENIZER), token_bytes(TOKENIZER)
@@ -112,6 +114,43 @@ def test_unreachable() -> None:
         preflight.check(figures)
 
 
+def test_a_string_that_only_a_bracket_or_a_line_break_frees_is_reachable() -> None:
+    """Llama-2 puts a space before every text, so ``qz`` never stands alone in it."""
+    tokenizer = tiny.sentencepiece_style("llama2", 520)
+    spec, size = definition(tokenizer), old_size(tokenizer)
+    model = spec["model"]
+    first = {**model, "vocab": {**model["vocab"], "▁q": size}, "merges": [("▁", "q"), *model["merges"]]}
+    new = reader(extend({**spec, "model": first}, size + 1, ["qz"], [("q", "z")]))
+    for text in ("qz", " qz"):
+        assert size + 1 not in new.encode(text, add_special_tokens=False).ids
+    assert preflight.produces(new, "qz", size + 1)
+
+
+def test_tokens_that_the_text_does_not_hold_as_often_as_counted_are_refused() -> None:
+    """What a miscounting of words would choose: ``zzz`` stands nowhere, yet the table says three times."""
+    tokens = [NewToken(SIZE, "qz", "qz", [VOCAB["q"], VOCAB["z"]], 2), NewToken(SIZE + 1, "zzz", "zzz", [1, 2], 3)]
+    texts = ["qz qz"]
+    assert preflight.miscounted(tokens, [2, 0], texts) == tokens[1:]
+    assert preflight.miscounted(tokens[:1], [1], texts) == [], "looked up otherwise, but it is there"
+    examiner, new_tokens = examine([("q", "z")], texts)
+    examiner.findings.miscounted = 1
+    with pytest.raises(TokenizerError, match="1 new tokens occur in the train text less often"):
+        preflight.check(preflight.figures(examiner, new_tokens))
+
+
+def test_old_words_that_fall_apart_inside_a_wider_word_are_found() -> None:
+    """A word that is only looked up whole, as `` milyon`` of Llama-3, under a rule that glues it all the same."""
+    spec = definition(tiny.byte_level("llama3", 420))
+    spec["model"] = {**spec["model"], "ignore_merges": True, "vocab": {**spec["model"]["vocab"], "Ġmqzjyon": 420}}
+    rule = widen({**spec, "model": {**spec["model"], "ignore_merges": False}}, "identifier")["pre_tokenizer"]
+    old, careless = reader(spec), reader({**spec, "pre_tokenizer": rule})
+    assert preflight.changed_words(old, careless, [], [" mqzjyon", " self", "def"]) == [" mqzjyon"]
+    assert preflight.changed_words(old, reader(widen(spec, "identifier")), [], [" mqzjyon", " self"]) == []
+    figures = preflight.figures(*examine([("q", "z")], ["qz"]))
+    with pytest.raises(TokenizerError, match="fall apart inside a wider word"):
+        preflight.check({**figures, "tokens/old_words_changed": 100})
+
+
 def test_prefix_closed_share() -> None:
     def token(*pieces: int) -> NewToken:
         return NewToken(0, "", "", list(pieces), 0)
@@ -124,6 +163,7 @@ def test_prefix_closed_share() -> None:
     ("name", "value", "said"),
     [
         ("tokens/refinement_violations", 1, "whole old tokens"),
+        ("tokens/old_words_changed", 1, "fall apart inside a wider word"),
         ("tokens/unaligned_documents", 1, "not compared"),
         ("tokens/unreachable", 1, "never produced"),
         ("tokens/few_uses", 40, "fewer than 20 times"),
@@ -134,6 +174,9 @@ def test_prefix_closed_share() -> None:
 )
 def test_warnings(name: str, value: float, said: str) -> None:
     fine = {
+        "tokens/old_size": 1_000,
+        "tokens/miscounted": 0,
+        "tokens/old_words_changed": 0,
         "tokens/added": 100,
         "tokens/boundaries": 10_000,
         "tokens/saved": 0.1,

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from kldistill.tokens import pretokens
-from kldistill.tokens.boundaries import GPT2
+from kldistill.tokens.joints import GPT2
 from kldistill.tokens.pretokens import Rule, count, cutter
 
 RULE = Rule(GPT2, {"type": "NFC"}, ["<|end|>", "<|end|>x"])

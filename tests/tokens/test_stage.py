@@ -240,3 +240,49 @@ def test_segments_alone() -> None:
     assert same(Entry("qxw", b"qxw", (size, w)))
     assert not same(Entry("qxw", b"qxw", (q, size + 1)))
     assert same(Entry("q(x", b"q(x", (q, x)))  # never a word of its own
+
+
+def test_truncation_and_padding_left_in_the_folder_change_nothing(
+    tiny_model, corpus_folder: Path, tmp_path: Path
+) -> None:
+    """As training scripts leave them in ``tokenizer.json``."""
+    source, outs = tmp_path / "model", []
+    shutil.copytree(tiny_model("gpt2"), source)
+    for name in ("plain", "left"):
+        if name == "left":
+            path = source / "tokenizer.json"
+            spec = json.loads(path.read_text())
+            spec["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+            spec["padding"] = {"strategy": {"Fixed": 8}, "direction": "Right", "pad_id": 0, "pad_type_id": 0}
+            spec["padding"] |= {"pad_to_multiple_of": None, "pad_token": "<|endoftext|>"}
+            path.write_text(json.dumps(spec))
+        outs.append(tmp_path / name)
+        outs[-1].mkdir()
+        tokens_stage.build(TokensConfig(n_new=20), {"model": source, "corpus": corpus_folder}, outs[-1], Job())
+    plain, left = (read_new_tokens(out) for out in outs)
+    assert plain == left
+    exported = json.loads((outs[1] / "tokenizer" / "tokenizer.json").read_text())
+    assert exported["truncation"]["max_length"] == 8, "the folder's own settings stay"
+
+
+def test_extending_an_extended_tokenizer(build: Build, tiny_model, corpus_folder: Path, tmp_path: Path) -> None:
+    first = build("qwen2", boundary="identifier")
+    source = tmp_path / "again"
+    shutil.copytree(tiny_model("qwen2"), source)
+    for file in (first / "tokenizer").iterdir():
+        shutil.copy(file, source / file.name)
+    said: list[str] = []
+    out = tmp_path / "second"
+    out.mkdir()
+    cfg = TokensConfig(n_new=10, boundary="identifier")
+    tokens_stage.build(cfg, {"model": source, "corpus": corpus_folder}, out, Job(say=said.append))
+    old, found = read_new_tokens(first), read_new_tokens(out)
+    assert [token.id for token in found] == list(range(old[-1].id + 1, old[-1].id + 11))
+    assert any(f"ids {old[0].id} to {old[-1].id}" in text for text in said)
+    settings = json.loads((out / "tokenizer" / "tokenizer_config.json").read_text())
+    assert [(e["first_id"], e["tokens"]) for e in settings["kldistill_extensions"]] == [
+        (old[0].id, 40),
+        (found[0].id, 10),
+    ]
+    tokenizer = Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json"))
+    assert tokenizer.decode(tokenizer.encode(UNSEEN).ids) == UNSEEN

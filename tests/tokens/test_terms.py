@@ -97,40 +97,56 @@ def test_leading_space(space: str, wanted: list[str]) -> None:
     assert variants(Term("ab", 1), space) == wanted
 
 
-@pytest.mark.parametrize(
-    ("boundary", "term", "way"),
-    [
-        ("word", "attention_mask", r"tokens\.boundary=identifier or tokens\.as_added_tokens=true"),
-        ("identifier", "torch.nn", r"tokens\.boundary=dotted or tokens\.as_added_tokens=true"),
-        ("dotted", "conv2d", r"Use tokens\.as_added_tokens=true"),
-        ("dotted", "two words", r"Use tokens\.as_added_tokens=true"),
-    ],
-)
-def test_terms_beyond_the_boundary_are_refused_with_the_way_out(
-    boundary: str, term: str, way: str, tmp_path: Path
-) -> None:
-    path = write(tmp_path, f"# first\n{term}\n")
-    with pytest.raises(TokenizerError, match=rf"line 2: '{term}'.*{way}"):
-        extend("gpt2", path, boundary=boundary, leading_space="without")
+TERMS = ["C++", "conv2d", "std::vector", "fine-tuning", "machine learning", "attention_mask", "torch.nn", "#include"]
 
 
-def test_terms_that_are_tokens_already(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match="line 1: 'self' is one token"):
-        extend("gpt2", write(tmp_path, "self\n"))
-    # In an order of its own (a vocabulary's is that of a hash map), and ASCII only: "Ġ", which stands for a space, is a
-    # letter to isalpha, so a run of spaces would pass for a word.
-    vocab = tiny.byte_level("gpt2", 420).get_vocab()
-    words = sorted(t[1:] for t in vocab if t.startswith("Ġ") and t[1:].isascii() and t[1:].isalpha() and len(t) > 3)
-    half = next(word for word in words if word not in vocab)
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "qwen2", "llama2", "gemma"])
+def test_the_users_own_terms_cross_any_boundary(name: str, tmp_path: Path) -> None:
+    new, extension = extend(name, write(tmp_path, "\n".join(["# comment", *TERMS])), boundary="word")
+    by_id = {token.id: token for token in extension.tokens}
+    old = tiny.sentencepiece_style(name, 520) if name in tiny.SENTENCEPIECE else tiny.byte_level(name, 420)
+    pieces = [[i] for i in range(old_size(old))] + [token.pieces for token in extension.tokens]
+    for term in TERMS:
+        for text in (f"x {term} y", f"x\n{term} y", f"x {term}"):
+            ids = new.encode(text, add_special_tokens=False).ids
+            assert term in {by_id[i].string.strip() for i in ids if i in by_id}, text
+    # Refinement, also where the term is no union of old pre-tokens.
+    for text in [f"a{term}{end}" for term in TERMS for end in ("", ";", "x", "_", "+", "2", "\r\n", " learning")]:
+        ids = new.encode(text, add_special_tokens=False).ids
+        assert [p for i in ids for p in pieces[i]] == old.backend_tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_terms_that_are_cut_before_are_refused_all_at_once(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"2 of 3 terms.*line 2: 'conv2d'.*line 4: 'a1b'.*as_added_tokens=true"):
+        extend("smollm", write(tmp_path, "# first\nconv2d\nattention_mask\na1b\n"), leading_space="without")
+
+
+def test_terms_that_are_tokens_already_are_left_out(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"one token of the old tokenizer already: 'self' \(line 1\)"):
+        extend("gpt2", write(tmp_path, "self\n"), leading_space="without")
     said: list[str] = []
-    _, extension = extend("gpt2", write(tmp_path, f"{half}\n"), Job(say=said.append))
-    assert said == [f"' {half}' (line 1) is one token already."]
-    assert extension.tokens[-1].string == half
+    path = write(tmp_path, "self\nattention_mask\nself\nin\n")
+    _, extension = extend("gpt2", path, Job(say=said.append), leading_space="without", boundary="identifier")
+    assert said == ["2 terms, with or without a space, are one token already: 'self' (line 1), 'in' (line 4)."]
+    assert extension.tokens[-1].string == "attention_mask"
 
 
-def test_terms_of_broken_characters_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match=r"line 1: '中文' cannot be built.*as_added_tokens"):
-        extend("gpt2", write(tmp_path, "中文\n"), leading_space="without")
+@pytest.mark.parametrize("name", ["llama2", "gemma"])
+def test_characters_without_a_token_are_refused_where_bytes_have_names(name: str, tmp_path: Path) -> None:
+    """SentencePiece-style: ``<0xC3>`` + ``<0xA9>`` would be shown as it is written."""
+    with pytest.raises(TokenizerError, match=r"2 of 3 terms.*line 1: '機械' cannot be built.*line 3: '\u212bx'"):
+        extend(name, write(tmp_path, "機械\nattention_mask\n\u212bx\n"), leading_space="without")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3"])
+def test_terms_of_other_scripts_are_built_a_character_at_a_time(name: str, tmp_path: Path) -> None:
+    terms = ["機械学習", "토크나이저", "分词器", "🤗", "é́x"]
+    new, extension = extend(name, write(tmp_path, "\n".join(terms)))
+    by_id = {token.id: token.string for token in extension.tokens}
+    for term in terms:
+        ids = new.encode(f"x {term} y", add_special_tokens=False).ids
+        assert term in {by_id[i].strip() for i in ids if i in by_id}
+        assert new.decode(new.encode(f"x {term} y").ids, skip_special_tokens=True) == f"x {term} y"
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma"])
@@ -144,13 +160,31 @@ def test_added_tokens(name: str, tmp_path: Path) -> None:
     assert new.decode(encoded) == "x(conv2d, two words) conv2dx"
 
 
-def test_added_tokens_in_the_vocabulary_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match="line 1: 'self' is in the old vocabulary"):
+def test_added_tokens_never_stand_over_a_trained_row(tmp_path: Path) -> None:
+    """A byte-level vocabulary spells `` self`` with another character for the space."""
+    with pytest.raises(TokenizerError, match="one token of the old tokenizer already: 'self'"):
         extend("gpt2", write(tmp_path, "self\n"), as_added_tokens=True)
+    said: list[str] = []
+    _, extension = extend("gpt2", write(tmp_path, "self\ninterna\n"), Job(say=said.append), as_added_tokens=True)
+    assert [token.string for token in extension.tokens] == ["interna"] and "1 terms are one token" in said[0]
+
+
+def test_added_tokens_do_not_cut_longer_words(tmp_path: Path) -> None:
+    new, extension = extend("gpt2", write(tmp_path, "interna\n"), as_added_tokens=True)
+    (token,) = extension.tokens
+    assert token.id in new.encode("x interna y").ids
+    assert token.id not in new.encode("x internal y").ids
+    with pytest.raises(ConfigError, match="leading_space=with"):
+        extend("gpt2", write(tmp_path, "interna\n"), as_added_tokens=True, leading_space="with")
 
 
 def test_files(tmp_path: Path) -> None:
-    assert read_terms(Path(write(tmp_path, "\ufeffa\n # no\n\n b \r\na\n"))) == [Term("a", 1), Term("b", 4)]
+    assert read_terms(Path(write(tmp_path, "\ufeffa\n # no\n\n b \r\na\n#include\n##\n#\n"))) == [
+        Term("a", 1),
+        Term("b", 4),
+        Term("#include", 6),
+        Term("##", 7),
+    ]
     with pytest.raises(ConfigError, match=r"tokens\.terms=.*cannot be read"):
         read_terms(tmp_path / "none.txt")
     with pytest.raises(ConfigError, match="holds no term"):

@@ -71,6 +71,21 @@ def test_marking_keeps_the_cuts(name: str) -> None:
         assert [i % size for i in marked.encode(text, add_special_tokens=False).ids] == encoding.ids
 
 
+def test_added_tokens_outside_the_vocabulary_are_no_other_token() -> None:
+    """As in Phi-1, CodeGen and Pythia: runs of spaces and the like, numbered after the vocabulary."""
+    tokenizer = tiny.byte_level("gpt2", 420)
+    tokenizer.add_tokens(["    ", "§§"])
+    spec, size = definition(tokenizer), old_size(tokenizer)
+    assert size == 422 and "§§" not in spec["model"]["vocab"]
+    text = "def f():\n    return x§§y    attention\n" * 3
+    encoding = reader(spec).encode(text, add_special_tokens=False)
+    assert {420, 421} < set(encoding.ids)
+    assert [i % size for i in marking(spec, size).encode(text, add_special_tokens=False).ids] == encoding.ids
+    words = count_words(spec, size, "word", [text])
+    assert words.tokens == len(encoding.ids)
+    assert not {420, 421} & set(words.pieces.tolist()), "an AddedToken stands alone"
+
+
 @pytest.mark.parametrize("boundary", ["word", "identifier", "dotted"])
 @pytest.mark.parametrize("name", ["llama2", "gemma"])
 def test_sentencepiece_words_have_the_shape(name: str, boundary: str) -> None:

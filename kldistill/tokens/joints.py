@@ -1,0 +1,213 @@
+"""Which regexes a pre-tokenizer can be widened to: read off its own regex and off what its tokens span."""
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import regex
+
+from kldistill.runtime.errors import TokenizerError
+from kldistill.tokens.definition import BYTE_LEVEL, text_bytes
+from kldistill.tokens.encoding import reader
+
+BOUNDARIES = ("word", "identifier", "dotted")
+
+# The regex in tokenizers' ByteLevel(use_regex=true), which is GPT-2's.
+GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+# What may go on in a run of punctuation: before it a run of underscores would be no whole match of R.
+_PUNCTUATION = r"[^\s\p{L}\p{N}]"
+_DOTS = r"(?=[._]+\p{L})"
+# Where a match may depend on what stands before it, it cannot be embedded.
+_LOOKS_BACK = regex.compile(r"\^|\\[bBAGK1-9kg]|\(\?<|\(\?P?=")
+
+
+def alternatives(pattern: str) -> list[str]:
+    """The top-level alternatives of a regex; escapes, classes and groups are respected."""
+    found, depth, in_class, start, i = [], 0, False, 0, 0
+    while i < len(pattern):
+        char = pattern[i]
+        if char == "\\":
+            i += 1
+        elif in_class:
+            in_class = char != "]"
+        elif char == "[":
+            in_class = True
+        elif char in "()":
+            depth += 1 if char == "(" else -1
+        elif char == "|" and depth == 0:
+            found.append(pattern[start:i])
+            start = i + 1
+        i += 1
+    return [*found, pattern[start:]]
+
+
+class Spans(NamedTuple):
+    """Which neighbours stand together inside some old token, so that no joint may be between them.
+
+    Attributes:
+        pairs: (left, right) with a token that holds them; ``L`` is a letter, ``M`` a mark, ``lU`` a capital after a
+            small letter, ``_`` and ``.`` themselves.
+        partial: after ``_`` or ``.``: a class of characters that some token begins but does not end.
+    """
+
+    pairs: Mapping[tuple[str, str], str] = MappingProxyType({})
+    partial: Mapping[str, str] = MappingProxyType({})
+
+
+_PAIRS = {
+    ("L", "_"): r"[\p{L}\ufffd]_",
+    ("M", "_"): r"[\p{M}\ufffd]_",
+    ("L", "."): r"[\p{L}\ufffd]\.",
+    ("M", "."): r"[\p{M}\ufffd]\.",
+    ("_", "L"): r"_\p{L}",
+    (".", "L"): r"\.\p{L}",
+    ("l", "U"): r"\p{Ll}\p{Lu}",
+}
+_PAIR_RULES = {pair: regex.compile(rule) for pair, rule in _PAIRS.items()}
+
+
+def spans_of(spec: dict[str, Any]) -> Spans:
+    """What the tokens of a byte-level tokenizer span."""
+    added = {token["content"] for token in spec["added_tokens"]}
+    pairs: dict[tuple[str, str], str] = {}
+    partial: dict[str, set[str]] = {"_": set(), ".": set()}
+    for token in spec["model"]["vocab"]:
+        if token in added or len(token) < 2:
+            continue
+        data = text_bytes(token, BYTE_LEVEL)
+        text = data.decode(errors="replace")
+        for pair, rule in _PAIR_RULES.items():
+            if pair not in pairs and rule.search(text):
+                pairs[pair] = text
+        if len(text) > 1 and text[-1] == "\ufffd" and text[-2] in partial and "\ufffd" not in text[:-1]:
+            partial[text[-2]].add(_range(data[len(text[:-1].encode()) :]))
+    return Spans(pairs, {char: "".join(sorted(found)) for char, found in partial.items() if found})
+
+
+def _range(start: bytes) -> str:
+    """The characters whose UTF-8 begins with ``start`` (a lead byte, perhaps more), as a part of a class."""
+    size = 2 if start[0] < 0xE0 else 3 if start[0] < 0xF0 else 4
+    if start[0] < 0xC0:
+        return ""  # no beginning of a character
+    value = start[0] & (0xFF >> (size + 1))
+    for byte in start[1:]:
+        value = value << 6 | byte & 0x3F
+    rest = 6 * (size - len(start))
+    low = max(value << rest, {2: 0x80, 3: 0x800, 4: 0x10000}[size])
+    high = min((value << rest) | ((1 << rest) - 1), 0x10FFFF)
+    if 0xD800 <= high <= 0xDFFF:
+        high = 0xD7FF
+    return f"{chr(low)}-{chr(high)}"
+
+
+def looked_up(spec: dict[str, Any]) -> list[str]:
+    """Words that the tokenizer only has because it looks whole words up (``ignore_merges``): its merges make others."""
+    if not spec["model"].get("ignore_merges"):
+        return []
+    added = {token["content"] for token in spec["added_tokens"]}
+    merging = {**spec, "normalizer": None, "pre_tokenizer": None, "post_processor": None, "added_tokens": []}
+    bare = reader({**merging, "model": {**spec["model"], "ignore_merges": False}})
+    vocab = {token: index for token, index in spec["model"]["vocab"].items() if token not in added}
+    encodings = bare.encode_batch_fast(list(vocab), add_special_tokens=False)
+    found = []
+    for (token, index), encoding in zip(vocab.items(), encodings, strict=True):
+        if encoding.ids != [index]:
+            try:
+                found.append(text_bytes(token, BYTE_LEVEL).decode())
+            except UnicodeDecodeError:
+                continue  # part of a character: no match of a regex
+    return found
+
+
+def any_of(words: Iterable[str]) -> str:
+    """A regex that matches any of the words: a trie, so that few of them are tried at any place."""
+    trie: dict[str, Any] = {}
+    for word in words:
+        node = trie
+        for char in word:
+            node = node.setdefault(char, {})
+        node[""] = {}
+
+    def spell(node: dict[str, Any]) -> str:
+        branches = [regex.escape(char) + spell(below) for char, below in sorted(node.items()) if char]
+        if not branches:
+            return ""
+        if len(branches) == 1 and "" not in node:
+            return branches[0]
+        return f"(?:{'|'.join(branches)})" + ("?" if "" in node else "")
+
+    return spell(trie)
+
+
+def reach(pattern: str) -> str:
+    """How far a regex reaches that this module may have widened before; ``word`` for any other."""
+    if r")(?:(?<=[" not in pattern:
+        return "word"
+    return "dotted" if _DOTS in pattern else "identifier"
+
+
+def widen_regex(pattern: str, boundary: str, spans: Spans, keep: Iterable[str] = ()) -> str:
+    """The regex whose matches are unions of whole matches of ``pattern``, as far as ``boundary`` reaches.
+
+    Args:
+        pattern: R, whose matches are the old pre-tokens.
+        boundary: ``identifier`` or ``dotted``.
+        spans: what the old tokens span.
+        keep: words that must stay matches of their own.
+
+    Raises:
+        TokenizerError: R looks at what stands before a match, does not keep letters together, or old tokens reach
+            across the joint.
+    """
+    before = reach(pattern)
+    if BOUNDARIES.index(before) >= BOUNDARIES.index(boundary):
+        return pattern
+    way_out = f"Use tokens.boundary={before}, which leaves it as it is."
+    refused = f"tokens.boundary={boundary}: the pre-tokenizer's regex {pattern!r} cannot be widened"
+    bare = regex.sub(r"\[(?:\\.|[^\]\\])*\]|\\\\", "", pattern)
+    try:
+        old = regex.compile(pattern)
+    except regex.error as error:
+        raise TokenizerError(f"{refused}: {error}. {way_out}") from error
+    if before != "word":
+        raise TokenizerError(f"{refused}: it was widened to {before} before. {way_out}")
+    if _LOOKS_BACK.search(bare) or old.groups:
+        raise TokenizerError(f"{refused}: its matches may depend on what stands before them. {way_out}")
+    if not (found := old.match("ab")) or found.end() != 2:
+        raise TokenizerError(f"{refused}: it does not keep letters together. {way_out}")
+    joints = "_" if boundary == "identifier" else "_."
+    for joint in joints:
+        if token := spans.pairs.get(("L", joint)):
+            raise TokenizerError(
+                f"{refused}: old tokens such as {token!r} hold a letter before {joint!r}, so old merges would give "
+                f"other pieces. {way_out}"
+            )
+    letters = "".join(
+        rf"\p{{{letter}}}" for letter in "LM" if not any((letter, joint) in spans.pairs for joint in joints)
+    )
+    stays = f"(?!{any_of(keep)}(?![\\p{{Ll}}\\p{{Lm}}\\p{{Lo}}\\p{{M}}]))" if (keep := sorted(keep)) else ""
+    whole = f"{stays}(?>{pattern})"
+    takes_lines = (found := old.match("_\n")) is not None and found.end() == 2
+    run = rf"(?=_+(?!{_PUNCTUATION}|[\r\n]))" if takes_lines else f"(?=_+(?!{_PUNCTUATION}))"
+    goes_on = [rf"(?<=[{letters}]){run}{whole}"]
+    if boundary == "dotted":
+        goes_on.append(rf"(?<=[{letters}]){_DOTS}{whole}")
+    for joint in joints:
+        if (joint, "L") not in spans.pairs:
+            begun = f"(?![{spans.partial[joint]}])" if spans.partial.get(joint) else ""
+            goes_on.append(rf"(?<={regex.escape(joint)})(?={begun}\p{{L}}){whole}")
+    cut = old.match("aB")
+    if cut and cut.end() == 1 and ("l", "U") not in spans.pairs:  # camelCase is several words in o200k
+        goes_on.append(rf"(?<=\p{{Ll}})(?=\p{{Lu}}){whole}")
+    contractions = [part for part in alternatives(pattern) if _is_contraction(part)]
+    head = f"(?!{'|'.join(contractions)})" if contractions else ""
+    takes_one = (found := old.match(".a")) is not None and found.end() == 2
+    start = rf"[^\r\n\p{{L}}\p{{N}}]?\p{{L}}| ?{run}_" if takes_one else rf" ?(?:\p{{L}}|{run}_)"
+    return rf"{head}(?={start}){whole}(?:{'|'.join(goes_on)})*|{pattern}"
+
+
+def _is_contraction(alternative: str) -> bool:
+    """Whether an alternative takes ``'s`` and the like, and nothing else that begins with an apostrophe."""
+    some = any(regex.fullmatch(alternative, text) for text in ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d"))
+    return some and not regex.fullmatch(alternative, "'qz")
