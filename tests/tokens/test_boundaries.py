@@ -247,7 +247,7 @@ def test_a_token_that_begins_a_character_keeps_those_characters_apart() -> None:
     spec = copy.deepcopy(DEFINITIONS["gpt2"])
     spec["model"]["vocab"]["." + CHAR_OF_BYTE[0xE2]] = len(spec["model"]["vocab"])
     spans = spans_of(spec)
-    assert spans.partial == {".": "\u2000-\u2fff"} and not spans.pairs
+    assert spans.partial == {".": "\u2000-\u2fff"} and set(spans.pairs) <= {("l", "U")}
     rule = widen_regex(GPT2, "dotted", spans)
     assert [m[0] for m in regex.finditer(rule, "a.b a.\u2c80")] == ["a.b", " a.", "\u2c80"]
 
