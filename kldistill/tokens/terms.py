@@ -234,28 +234,22 @@ def listed(found: list[str], between: str = ", ", limit: int = 20) -> str:
 def added_tokens(spec: dict[str, Any], terms: list[Term], leading_space: str) -> tuple[list[str], list[str]]:
     """The contents of AddedTokens for the terms, and remarks on what was left out.
 
-    An AddedToken stands for the term alone, never with a space before it: it is found before anything is cut, and
-    ``single_word``, which keeps it out of longer words, asks that no word stands before the space either.
+    A content with a space before it is also found where a longer word begins with the term: ``single_word``, which
+    keeps the others out of longer words, would ask that no word stands before the space.
 
     Raises:
-        ConfigError: ``leading_space`` asks for the variant with a space only.
         TokenizerError: the old tokenizer has every term as one token already.
     """
-    if leading_space == "with":
-        raise ConfigError(
-            "tokens.leading_space=with and tokens.as_added_tokens=true: an AddedToken with a space before it would be "
-            "found inside longer words. Use tokens.leading_space=without, or tokens.as_added_tokens=false."
-        )
     tokenizer = reader(spec)
     vocab = spec["model"]["vocab"].keys() | {token["content"] for token in spec["added_tokens"]}
     contents, known = list[str](), list[str]()
     for term in terms:
-        # A second, untrained row must not stand over one that the model has learnt, with or without a space.
-        ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in variants(term, "both")]
-        if term.text in vocab or min(map(len, ids)) == 1:
-            known.append(f"{term.text!r} (line {term.line})")
-        else:
-            contents.append(term.text)
+        for text in variants(term, leading_space):
+            # A second, untrained row must not stand over one that the model has learnt.
+            if text in vocab or len(tokenizer.encode(text, add_special_tokens=False).ids) == 1:
+                known.append(f"{text!r} (line {term.line})")
+            else:
+                contents.append(text)
     if not contents:
         raise TokenizerError(f"tokens.terms: every term is one token of the old tokenizer already: {listed(known)}.")
     remarks = [f"{len(known)} terms are one token already and are left out: {listed(known)}."] if known else []

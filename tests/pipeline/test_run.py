@@ -376,7 +376,7 @@ def test_added_tokens_go_through_with_losses_that_need_no_pieces(
 ) -> None:
     terms = tmp_path / "terms.txt"
     terms.write_text("isinstance\nindent\nresult\n")
-    overrides = ["tokens=list", f"tokens.terms={terms}", "tokens.as_added_tokens=true"]
+    overrides = ["tokens=list", f"tokens.terms={terms}", "tokens.as_added_tokens=true", "tokens.leading_space=with"]
     found = run(corpus, outputs, *overrides, "init=mean", f"loss={loss}", name=f"added_{loss}")
     assert found["metrics"]["tokens/added"] == 3
     assert found["metrics"]["eval/distilled/domain/new_token_share"] > 0
