@@ -112,7 +112,7 @@ def _steps(suites: Sequence[str], finetuned: bool, covers: bool) -> dict[str, St
         _evaluate("original"),
         _same("model", "corpus"),
         group="evaluate",
-        version=2,
+        version=3,
     )
     found |= _generation("original", suites, _same("model"))
     found |= _evaluation("init", "init", [])
