@@ -121,7 +121,7 @@ def test_a_real_tokenizer_is_extended(name: str, tmp_path: Path) -> None:
         if not any(index >= size for index in now):
             assert now == was, text
         assert after.decode(now, skip_special_tokens=False) == before.decode(was, skip_special_tokens=False)
-        new_used += any(index >= size for index in now)
+        new_used += sum(index >= size for index in now)
     assert new_used > 50
     used = tokens_stage.uses(extension.spec, size, 256, train)
     assert preflight.miscounted(extension.tokens, used, train) == []
