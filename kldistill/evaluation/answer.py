@@ -57,7 +57,8 @@ def build(cfg: GenerateConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     order = {task.id: at for at, task in enumerate(tasks)}
     if kind == "text":
         where = {task.id: seen_in(task, snippets) for task in tasks}
-        records = [record | {"seen": where[record["task"]]} for record in records]
+        for record in records:
+            record["seen"] = where[record["task"]]
     records.sort(key=lambda record: (order[record["task"]], record["sample"]))
     replace(path, [dump(record) for record in records])
     found = summarise(kind, records)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -46,12 +46,14 @@ def add_rows(model: PreTrainedModel, n: int) -> None:
     The rows are copies of the padding token's (of id 0's where there is none), which stands in no text and which no
     text is predicted to go on with: the probabilities of all other tokens stay what they were, up to that of padding.
     """
-    height = model.get_input_embeddings().weight.shape[0]
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding), "checked when the model was fetched"
+    height = embedding.weight.shape[0]
     padding = getattr(model.config.get_text_config(), "pad_token_id", None)
     model.resize_token_embeddings(height + n, mean_resizing=False)
     for matrix in (model.get_input_embeddings(), model.get_output_embeddings()):
-        for weight in (matrix.weight, getattr(matrix, "bias", None)):
-            if weight is not None:
+        for weight in (getattr(matrix, "weight", None), getattr(matrix, "bias", None)):
+            if isinstance(weight, Tensor):
                 weight[height:] = weight[padding if isinstance(padding, int) and 0 <= padding < height else 0].clone()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra import compose as hydra_compose
@@ -161,7 +161,7 @@ def _of_schema(schema: type, prefix: str, only: Sequence[str] = (), preset: str 
         optional = next((part for part in get_args(hint) if is_dataclass(part)), None) if inner is hint else None
         # A loss inside another group is the group loss once more.
         if is_dataclass(inner) and (inner is not LossConfig or prefix == "loss"):
-            yield from _of_schema(inner, f"{key}.NAME" if get_origin(hint) is dict else key)
+            yield from _of_schema(cast(type, inner), f"{key}.NAME" if get_origin(hint) is dict else key)
             continue
         meaning = meanings.get(item.name, "")
         # A key of one preset alone says so; those of the base class belong to all of them.
@@ -170,7 +170,7 @@ def _of_schema(schema: type, prefix: str, only: Sequence[str] = (), preset: str 
         unit = next((unit for pattern, unit in _UNITS if re.search(pattern, item.name)), "")
         yield Entry(key, _type(hint), _default(item, key), unit, item.metadata.get("choices", ()), meaning)
         if optional is not None:
-            yield from _of_schema(optional, key)
+            yield from _of_schema(cast(type, optional), key)
 
 
 def _shared(schema: type) -> set[str]:

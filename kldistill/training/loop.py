@@ -136,7 +136,9 @@ def train(
                 _check_finite(norm, "gradient's norm", step, settings.lr)
             if seen is not None:
                 for parameter, mask in seen(batch).items():
-                    lazy.seen[parameter] = accelerate.reduce(mask.to(accelerate.device, torch.float32), "sum") > 0
+                    shared = accelerate.reduce(mask.to(accelerate.device, torch.float32), "sum")
+                    assert isinstance(shared, Tensor)
+                    lazy.seen[parameter] = shared > 0
             optimizer.step()
             optimizer.zero_grad()
             seconds = time.perf_counter() - begun
@@ -268,7 +270,7 @@ def _checksum(state: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(state.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
