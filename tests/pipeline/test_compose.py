@@ -51,7 +51,7 @@ def choice_of(preset: Path) -> list[str]:
     if group in (".", "eval/suite"):  # every suite is in every configuration
         return []
     if group.startswith("loss/term"):
-        return [f"+loss/term@loss.terms.{name}={name}"]
+        return [f"+loss/term@loss.terms.{name}_too={name}"]  # beside those that the default loss has
     return [f"{group}={name}"]
 
 
