@@ -61,8 +61,7 @@ def check_training(cfg: Any, group: str) -> None:
         cfg.betas,
         "must be two numbers, at least 0 and below 1",
     )
-    if cfg.lora is not None:
-        cfg.lora.check(group)
+    cfg.lora.check(group, least=0 if group == "distill" else 1)
     check_choices(cfg, group)
 
 
@@ -76,7 +75,7 @@ class LoraConfig:
     """A low-rank adapter of the body (arXiv 2106.09685), as ``peft`` knows it.
 
     Attributes:
-        r: rank of every update.
+        r: rank of every update. In ``distill`` 0 stands for no adapter.
         alpha: the update is scaled by alpha / r.
         dropout: on the adapter's input, in training.
         target_modules: names of linear layers of the body, or ends of names. Null: all of them. Never the head.
@@ -87,9 +86,9 @@ class LoraConfig:
     dropout: float = 0.0
     target_modules: list[str] | None = None
 
-    def check(self, group: str) -> None:
+    def check(self, group: str, least: int) -> None:
         """The ranges. Raises ``ConfigError`` naming the key below ``group``."""
-        require(self.r >= 1, f"{group}.lora.r", self.r, "must be at least 1")
+        require(self.r >= least, f"{group}.lora.r", self.r, f"must be at least {least}")
         require(self.alpha > 0, f"{group}.lora.alpha", self.alpha, "must be above 0")
         require(0 <= self.dropout < 1, f"{group}.lora.dropout", self.dropout, "must be at least 0 and below 1")
         require(
@@ -105,17 +104,18 @@ class SolveConfig:
     """Solving the output rows at the teacher's states before the training (see ``kldistill.training.solve``).
 
     Attributes:
-        iterations: of L-BFGS for each ridge; one is a pass over the training text's positions, or two.
+        iterations: of L-BFGS for each ridge; one is a pass over the training text's positions, or two. 0: nothing is
+            solved, training starts from the rows of ``init``.
         ridges: strengths of the pull towards the start, tried from the strongest on while the validation loss falls. 1
             weighs a move of all rows by the old rows' median length like half a nat a position.
     """
 
-    iterations: int = 10
+    iterations: int = 0
     ridges: list[float] = field(default_factory=lambda: [0.1, 0.01, 0.001, 1e-4, 1e-5])
 
     def check(self, group: str) -> None:
         """The ranges. Raises ``ConfigError`` naming the key below ``group``."""
-        require(self.iterations >= 1, f"{group}.iterations", self.iterations, "must be at least 1")
+        require(self.iterations >= 0, f"{group}.iterations", self.iterations, "must be 0 (nothing is solved) or more")
         require(
             len(self.ridges) > 0 and all(0 <= ridge < float("inf") for ridge in self.ridges),
             f"{group}.ridges",
@@ -130,11 +130,11 @@ class DistillConfig:
 
     Attributes:
         lora: an adapter of the body that learns with the rows: against the teacher's stored states it learns the new
-            cut and, with the KL alone, nothing else. It is merged at export. Null: the body stays bit-identical.
+            cut and, with the KL alone, nothing else. It is merged at export. Rank 0: the body stays bit-identical.
         lora_lr: its learning rate.
         lazy_rows: update only the new rows that occur in the step (see ``LazyAdamW``).
         solve: fit the output rows to the teacher's states first, which costs no pass through the body; a tied model
-            then has output rows of its own. Null: start from the rows of ``init``.
+            then has output rows of its own.
         output_lr: learning rate of separate output rows. Null: ``lr``.
         teacher: ``self`` (the original model) or ``none`` (losses that need no teacher; validation then shows no
             KL).
@@ -169,10 +169,10 @@ class DistillConfig:
     text_seed: int = 0
     validation_bytes: int = 12_000
     lr: float = 3e-3
-    lora: LoraConfig | None = None
+    lora: LoraConfig = field(default_factory=lambda: LoraConfig(r=0))
     lora_lr: float = 1e-3
     lazy_rows: bool = True
-    solve: SolveConfig | None = None
+    solve: SolveConfig = field(default_factory=SolveConfig)
     output_lr: float | None = None
     warmup: float = 0.1
     schedule: str = choice("cosine", *SCHEDULES)
@@ -185,8 +185,8 @@ class DistillConfig:
     loss: LossConfig = II("loss")  # noqa: RUF009
 
     def __post_init__(self) -> None:
-        if self.solve is not None:
-            self.solve.check("distill.solve")
+        self.solve.check("distill.solve")
+        if self.solve.iterations:
             require(
                 self.teacher == "self", "distill.teacher", self.teacher, "has no states for distill.solve to fit to"
             )

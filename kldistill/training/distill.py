@@ -28,8 +28,8 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
 
     Args:
         inputs: ``model``, ``tokens``, ``init`` and ``teacher``.
-        out: gets ``rows.safetensors``, ``rows.json``, ``metrics.jsonl``, ``summary.json`` and, with ``cfg.lora``, the
-            body's adapter (see ``kldistill.training.adapters``).
+        out: gets ``rows.safetensors``, ``rows.json``, ``metrics.jsonl``, ``summary.json`` and, where ``cfg.lora`` has a
+            rank, the body's adapter (see ``kldistill.training.adapters``).
     """
     accelerate = accelerator(job.runtime, cfg.precision)
     device = accelerate.device
@@ -37,9 +37,9 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     tokenizer = load_extended_tokenizer(inputs["tokens"])
     torch.manual_seed(cfg.seed)
     model = load_original(inputs["model"], device)
-    learns = adapters.Training("rows" if cfg.lora is None else "lora", cfg.lora)
+    learns = adapters.Training("lora" if cfg.lora.r else "rows", cfg.lora)
     rows = Rows.load(inputs["init"])
-    if cfg.solve is not None and rows.output is None:
+    if cfg.solve.iterations and rows.output is None:
         rows = Rows(rows.input, rows.input, rows.made_by)  # a tied model: from here on two rows a token
     student, adapter = adapters.unfreeze(model, rows, pieces.old_size, learns)
     student.to(device)
@@ -70,9 +70,9 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     objective = Objective(student, terms_of(cfg.loss))
     solved: dict[str, float] = {}
     told = out / "solve.json"
-    if cfg.solve is not None and checkpoint.is_file():  # it has the rows that came of it
+    if cfg.solve.iterations and checkpoint.is_file():  # it has the rows that came of it
         solved = json.loads(told.read_text())
-    elif cfg.solve is not None:
+    elif cfg.solve.iterations:
         train_on, held_out = (
             Readout(student, sets[name], new_ids[name], pieces, job.runtime.chunk) for name in ("train", "validation")
         )
@@ -80,7 +80,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         assert rows.output is not None
         rows.output.data.copy_(output_ND)
         write_text(told, json.dumps(solved, indent=2) + "\n")
-    if cfg.solve is not None:
+    if cfg.solve.iterations:
         rows.made_by["output"] = f"{rows.made_by.get('output', '')}, solved".lstrip(", ")
     figures = train(
         objective,

@@ -30,7 +30,7 @@ def test_every_key_of_every_choice_is_there_and_says_what_it_means() -> None:
         composed |= set(keys.known_keys(config(overrides)))
     # What a component is given follows from other keys; a loss stands under the name of its term.
     inner = (
-        *("corpus.source.", "corpus.general.", "init.input.", "init.output."),
+        *("corpus.source.", "corpus.general.", "corpus.general_code.", "init.input.", "init.output."),
         *("loss.terms.", "finetune.loss.", "model._target_"),
     )
     wanted = {key for key in composed if not key.startswith(inner) and not key.endswith("._target_")}

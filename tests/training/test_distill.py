@@ -113,7 +113,7 @@ def test_another_seed_trains_on_other_text(inputs: Inputs, tmp_path: Path) -> No
 def test_a_body_that_learns_with_the_rows(inputs: Inputs, tmp_path: Path) -> None:
     """An adapter takes the student nearer than the rows alone in as many steps, and is read back with the rows."""
     ends = {}
-    for name, lora in (("rows", None), ("lora", LoraConfig(r=4, alpha=8.0))):
+    for name, lora in (("rows", LoraConfig(r=0)), ("lora", LoraConfig(r=4, alpha=8.0))):
         figures: dict[str, float] = {}
         out = inputs.distilled(
             name, lambda found, step, figures=figures: figures.update(found), steps=24, lora=lora, lora_lr=0.003
@@ -136,7 +136,7 @@ def test_a_body_that_learns_with_the_rows(inputs: Inputs, tmp_path: Path) -> Non
 
 def test_solved_output_rows_are_where_training_starts(inputs: Inputs) -> None:
     curves = {}
-    for name, solved in (("from_init", None), ("solved", SolveConfig(6, [0.01]))):
+    for name, solved in (("from_init", SolveConfig()), ("solved", SolveConfig(6, [0.01]))):
         log: list[dict[str, float]] = []
         out = inputs.distilled(name, lambda found, step, log=log: log.append(found), steps=2, solve=solved)
         curves[name] = [found["kl"] for found in log if "kl" in found]

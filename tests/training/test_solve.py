@@ -121,8 +121,8 @@ def test_rows_that_would_be_worse_on_held_out_text_are_not_taken(setting: Settin
 
 
 def test_values_out_of_range_name_their_key() -> None:
-    for key, cfg in {"iterations": SolveConfig(0), "ridges": SolveConfig(3, [])}.items():
+    for key, cfg in {"iterations": SolveConfig(-1), "ridges": SolveConfig(3, [])}.items():
         with pytest.raises(ConfigError, match=rf"distill\.solve\.{key}="):
             DistillConfig(solve=cfg)
     with pytest.raises(ConfigError, match=r"distill\.teacher='none'"):
-        DistillConfig(solve=SolveConfig(), teacher="none")
+        DistillConfig(solve=SolveConfig(3), teacher="none")
