@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from omegaconf import DictConfig, OmegaConf
@@ -94,5 +95,5 @@ def check_values(node: Any, key: str) -> None:
     elif isinstance(node, str):
         require(bool(node.strip()), key, node, "is empty; give a value, or leave the key out")
         require("\0" not in node, key, node, "holds a zero byte")
-        if len(node) > 4096 or any(len(part.encode(errors="replace")) > 255 for part in node.split("/")):
+        if len(node) > 4096 or any(len(part.encode(errors="replace")) > 255 for part in Path(node).parts):
             raise ConfigError(f"{key}: {len(node):,} characters are too long for a name or a path.")

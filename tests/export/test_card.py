@@ -8,6 +8,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from kldistill.evaluation.table import markdown_table
 from kldistill.export import card
 from kldistill.rows.rows import Rows
 from kldistill.runtime import artifacts
@@ -180,4 +181,4 @@ def test_settings_come_from_the_records_and_name_no_path(folders: dict[str, Path
 
 
 def test_cells_cannot_break_a_table() -> None:
-    assert card.table(["a"], [["x|y"]]) == "| a |\n| --- |\n| x\\|y |"
+    assert markdown_table(["a"], [["x|y"]]) == "| a |\n| --- |\n| x\\|y |"

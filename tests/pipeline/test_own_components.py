@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kldistill.pipeline import command
+from kldistill.pipeline import command, compose
 from kldistill.runtime.errors import ConfigError
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import SMALL, write_corpus
@@ -105,6 +106,15 @@ hydra:
 }
 
 
+@pytest.fixture(autouse=True)
+def nobodys_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test made known of a folder of presets is forgotten: Hydra's store is of the whole process."""
+    monkeypatch.setattr(compose, "_own", [])
+    yield
+    monkeypatch.undo()
+    compose.register()
+
+
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for the path with the package in it, not installed."""
@@ -127,8 +137,10 @@ def install(folder: Path) -> None:
 
 
 def command_line(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    # A corpus of one's own need not have the second general text that the package's presets bring.
+    small = [word for word in SMALL if not word.startswith("corpus/general_code=")]
     return subprocess.run(
-        [sys.executable, "-m", "kldistill", "--config-dir", "my", *SMALL, *more],
+        [sys.executable, "-m", "kldistill", "--config-dir", "my", *small, *more],
         env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,

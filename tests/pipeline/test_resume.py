@@ -55,8 +55,8 @@ PLANS: dict[str, list[dict[str, Any]]] = {
     ],
     "between the stage's line and the run's": [
         kill(r"/runs/run/metrics\.jsonl$", 9, torn=True),
-        kill(r"/runs/run/\.metrics\.jsonl$", 1),
-        kill(r"/runs/run/\.metrics\.jsonl$", 2),
+        kill(r"/runs/run/\.metrics\.jsonl\.[\d-]+\.tmp$", 1),
+        kill(r"/runs/run/\.metrics\.jsonl\.[\d-]+\.tmp$", 2),
     ],
     "around checkpoints": [
         kill(CHECKPOINT, 1, event="os.rename"),
@@ -65,7 +65,7 @@ PLANS: dict[str, list[dict[str, Any]]] = {
         kill(r"/distill/\w+\.partial/rows\.json$"),
         kill(CHECKPOINT, event="os.remove"),
     ],
-    "while run.json is written": [kill(r"/\.run\.json$", n) for n in (1, 9, 11)],
+    "while run.json is written": [kill(r"/\.run\.json\.[\d-]+\.tmp$", n) for n in (1, 9, 11)],
 }
 
 
@@ -165,7 +165,8 @@ def test_nothing_is_left_lying_about(plan: str, outcomes: dict[str, Outcome]) ->
         assert names == [outcomes[plan].artifact(stage).name]
     names = {path.name for path in (outputs / "runs/run").iterdir()}
     assert names == {path.name for path in (outcomes["uninterrupted"].folder / "outputs/runs/run").iterdir()}
-    assert {"run.json", "metrics.jsonl"} <= names and not any(name.startswith(".") for name in names)
+    assert {"run.json", "metrics.jsonl"} <= names
+    assert {name for name in names if name.startswith(".")} == {".lock"}, "who holds the folder is told by the lock"
 
 
 def test_what_was_whole_or_sealed_is_built_once(outcomes: dict[str, Outcome]) -> None:

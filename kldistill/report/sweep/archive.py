@@ -17,9 +17,10 @@ from typing import Any
 from kldistill.report.data import RUN, ReportError, Run, find_runs
 from kldistill.report.sweep.collect import gather
 from kldistill.report.sweep.formats import as_csv, as_markdown
+from kldistill.runtime.files import SUMMARY
 
 ARCHIVE = ".tar.xz"
-_KEPT = ("records.jsonl", "summary.json")
+_KEPT = ("records.jsonl", SUMMARY)
 _DROPPED = ("completion", "prompt_sha256", "detail")  # of a record: the tables need none of them
 
 
