@@ -1,7 +1,7 @@
 """Typed schema of the group ``eval``, and the slices that its stages get."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
+from functools import cache
 from typing import Any
 
 from kldistill.evaluation.sandbox import Limits
@@ -78,8 +78,12 @@ class EvalConfig(ScoringConfig):
         return ScoringConfig(**{item.name: getattr(self, item.name) for item in fields(ScoringConfig)})
 
 
-def with_suites(names: Sequence[str]) -> type[EvalConfig]:
-    """``EvalConfig`` with one key for every suite: Hydra knows, and checks, a suite by its YAML file."""
+@cache
+def with_suites(names: tuple[str, ...]) -> type[EvalConfig]:
+    """``EvalConfig`` with one key for every suite: Hydra knows, and checks, a suite by its YAML file.
+
+    One class for the same names, so that two configurations of one process can be compared.
+    """
     suites = [(name, Any, field(default=None)) for name in names]
     made = make_dataclass("EvalConfig", suites, bases=(EvalConfig,))
     made.__doc__ = EvalConfig.__doc__

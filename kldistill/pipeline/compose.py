@@ -128,7 +128,7 @@ def _store(folders: Sequence[Path]) -> None:
     for name, schema in SCHEMAS.items():
         store.store(group="schema", name=name, node=schema)
     suites = sorted({path.stem for folder in folders for path in (folder / "eval" / "suite").glob("*.yaml")})
-    store.store(group="schema", name="eval", node=with_suites(suites))
+    store.store(group="schema", name="eval", node=with_suites(tuple(suites)))
     store.store(group="eval/suite", name="all", node={"defaults": [f"{name}@{name}" for name in suites]})
 
 
