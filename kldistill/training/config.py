@@ -132,7 +132,8 @@ class DistillConfig:
         lora: an adapter of the body that learns with the rows: against the teacher's stored states it learns the new
             cut and, with the KL alone, nothing else. It is merged at export. Rank 0: the body stays bit-identical.
         lora_lr: its learning rate.
-        lazy_rows: update only the new rows that occur in the step (see ``LazyAdamW``).
+        lazy_rows: update only the new rows that occur in the step (see ``LazyAdamW``). Off, as an output row that is
+            left alone where its token is absent is never pushed down there (docs/log.md).
         solve: fit the output rows to the teacher's states first, which costs no pass through the body; a tied model
             then has output rows of its own.
         output_lr: learning rate of separate output rows. Null: ``lr``.
@@ -165,13 +166,13 @@ class DistillConfig:
     batch_size: int = 2
     snippets: int | None = None
     snippet_bytes: int = 700
-    draw: str = choice("cover", "cover", "hash")
+    draw: str = choice("hash", "hash", "cover")
     text_seed: int = 0
     validation_bytes: int = 12_000
     lr: float = 3e-3
     lora: LoraConfig = field(default_factory=lambda: LoraConfig(r=0))
     lora_lr: float = 1e-3
-    lazy_rows: bool = True
+    lazy_rows: bool = False
     solve: SolveConfig = field(default_factory=SolveConfig)
     output_lr: float | None = None
     warmup: float = 0.1
@@ -232,7 +233,8 @@ class FinetuneConfig:
         train_rows: false keeps the new rows as they were distilled.
         loss: what is trained on, as in ``distill``: cross-entropy by default, ``loss@finetune.loss=kl_ce`` with the
             KL to the original model beside it, to limit forgetting.
-        lazy_rows: update only the new rows that occur in the step (see ``LazyAdamW``).
+        lazy_rows: update only the new rows that occur in the step (see ``LazyAdamW``). Off, as an output row that is
+            left alone where its token is absent is never pushed down there (docs/log.md).
         snippets: how many different snippets of the train split there are, first those that distillation has not
             seen. Null: one per step and place in the batch. A loss that needs the teacher takes those of distillation,
             as the teacher's states are stored for these alone.
@@ -250,7 +252,7 @@ class FinetuneConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     train_rows: bool = True
     loss: LossConfig = MISSING
-    lazy_rows: bool = True
+    lazy_rows: bool = False
     steps: int = 150
     batch_size: int = 2
     snippets: int | None = None
