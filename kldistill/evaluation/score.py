@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from kldistill.corpus.documents import read_documents
 from kldistill.corpus.snippets import cut, draw
 from kldistill.evaluation.config import EvaluateConfig
@@ -22,6 +20,7 @@ from kldistill.rows.student import bare
 from kldistill.runtime.devices import device_of
 from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
+from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
 from kldistill.tokens.windows import within_context
@@ -68,7 +67,7 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
     """
     device = device_of(job.runtime)
     pieces = PieceTable.load(inputs["tokens"])
-    tokenizer = AutoTokenizer.from_pretrained(inputs["tokens"] / "tokenizer")
+    tokenizer = load_extended_tokenizer(inputs["tokens"])
     student = load_student(inputs["model"], inputs["rows"], device)
     scores: dict[str, list[Score]] = {}
     for name in TEXTS:

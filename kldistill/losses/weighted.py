@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kldistill.losses.alignment import Alignment
 from kldistill.losses.chunks import Chunk
 from kldistill.losses.facts import loss_facts
 from kldistill.losses.fused import can_fuse, fused
@@ -57,22 +58,32 @@ def weighted(
     if teacher_hidden_BD is not None and any(term.teacher and not term.hidden for term in terms.values()):
         with torch.no_grad():
             teacher_logits_BV = heads.logits_old(teacher_hidden_BD)
-    total = student_hidden_AD.new_zeros((), dtype=torch.float32)
+    logits = (student_logits_AW, teacher_logits_BV)
+    return summed(terms, logits, (student_hidden_AD, teacher_hidden_BD), chunk.alignment)
+
+
+def summed(
+    terms: Mapping[str, Term],
+    logits: tuple[Float[Tensor, "A W"] | None, Float[Tensor, "B V"] | None],
+    hidden: tuple[Float[Tensor, "A D"], Float[Tensor, "B D"] | None],
+    alignment: Alignment,
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    """``weighted`` of logits that are at hand; student and teacher of each."""
+    student_logits_AW, teacher_logits_BV = logits
+    total = hidden[0].new_zeros((), dtype=torch.float32)
     values: dict[str, Tensor] = {}
     together = {name: (term.function, term.weight) for name, term in terms.items() if can_fuse(term.function)}
     if together:
         assert student_logits_AW is not None
         for name in together:
             assert not terms[name].teacher or teacher_logits_BV is not None, f"{name} needs a teacher"
-        total, values = fused(together, student_logits_AW, teacher_logits_BV, chunk.alignment)
+        total, values = fused(together, student_logits_AW, teacher_logits_BV, alignment)
     for name, term in terms.items():
         if name in together:
             continue
-        student, teacher = (
-            (student_hidden_AD, teacher_hidden_BD) if term.hidden else (student_logits_AW, teacher_logits_BV)
-        )
+        student, teacher = hidden if term.hidden else logits
         assert not term.teacher or teacher is not None, f"{name} needs a teacher"
-        value = term.function(student, *([teacher] if term.teacher else []), chunk.alignment)
+        value = term.function(student, *([teacher] if term.teacher else []), alignment)
         values[name] = value.detach()
         total = total + term.weight * value
     return total, values

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from kldistill.model.load import load_original, load_original_tokenizer, old_size
 from kldistill.rows.resize import extend
 from kldistill.rows.rows import Rows
 from kldistill.rows.student import Student
+from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.training.adapters import adapt, frozen_head, method_of
 
 
@@ -40,4 +41,4 @@ def load_model(model: Path, rows: Path | None, device: str | torch.device = "cpu
 
 def load_tokenizer(model: Path, tokens: Path | None) -> PreTrainedTokenizerFast:
     """The original tokenizer (``tokens`` None), or the extended one of a ``tokens`` artifact."""
-    return load_original_tokenizer(model) if tokens is None else AutoTokenizer.from_pretrained(tokens / "tokenizer")
+    return load_original_tokenizer(model) if tokens is None else load_extended_tokenizer(tokens)

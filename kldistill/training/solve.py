@@ -20,8 +20,7 @@ from torch import Tensor
 
 from kldistill.losses.alignment import Alignment, align
 from kldistill.losses.chunks import chunks
-from kldistill.losses.fused import can_fuse, fused
-from kldistill.losses.weighted import Term
+from kldistill.losses.weighted import Term, summed
 from kldistill.rows.student import Student
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training.config import SolveConfig
@@ -111,28 +110,18 @@ class Readout:
 
         With ``backward`` its gradient is added to ``output_ND.grad``, a chunk at a time.
         """
+        asked = {name: term for name, term in terms.items() if not term.hidden}
         total = 0.0
         for part in self.parts:
             with torch.set_grad_enabled(backward):
                 new_AN = self.student.logits_new(part.hidden_AD, output_ND).float()
-                value = _weighted(terms, torch.cat([part.old_AR, new_AN], -1), part.teacher_BR, part.alignment)
+                logits = (torch.cat([part.old_AR, new_AN], -1), part.teacher_BR)
+                # The student's states are the teacher's here, so a term of hidden states is 0 whatever the rows are.
+                value, _ = summed(asked, logits, (part.hidden_AD, None), part.alignment)
             if backward:
                 value.backward()
             total += value.item()
         return total
-
-
-def _weighted(
-    terms: Mapping[str, Term], student_AW: Tensor, teacher_BR: Tensor, alignment: Alignment
-) -> Float[Tensor, ""]:
-    together = {name: (term.function, term.weight) for name, term in terms.items() if can_fuse(term.function)}
-    total = student_AW.new_zeros(())
-    if together:
-        total = total + fused(together, student_AW, teacher_BR, alignment)[0]
-    for name, term in terms.items():
-        if name not in together:
-            total = total + term.weight * term.function(student_AW, *([teacher_BR] if term.teacher else []), alignment)
-    return total
 
 
 def solve(

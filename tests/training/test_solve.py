@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kldistill.losses import ce, kl, kl_first
+from kldistill.losses import ce, hidden, kl, kl_first
 from kldistill.losses.alignment import align
 from kldistill.losses.weighted import Term
 from kldistill.runtime.errors import ConfigError
@@ -82,6 +82,12 @@ def test_a_weighted_sum_takes_any_loss(setting: Setting) -> None:
     own = loss(exact_pieces=True)(halved)
     both = readout.loss(rows_ND, {"own": Term(own, 1.0), "kl": Term(kl, 0.5)})
     assert both == pytest.approx(readout.loss(rows_ND, {"kl": Term(kl, 1.0)}), rel=1e-5)
+
+
+def test_a_term_of_hidden_states_has_nothing_to_say_of_output_rows(setting: Setting) -> None:
+    readout = Readout(setting.student, setting.states, setting.new_ids, setting.pieces, chunk=64)
+    rows_ND, alone = setting.student.rows.head.detach(), {"kl": Term(kl, 1.0)}
+    assert readout.loss(rows_ND, {**alone, "hidden": Term(hidden, 0.5)}) == readout.loss(rows_ND, alone)
 
 
 def test_solved_rows_are_better_on_both_texts_and_a_strong_ridge_stays_near(setting: Setting) -> None:
