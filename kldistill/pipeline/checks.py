@@ -42,6 +42,11 @@ def check(cfg: Config) -> None:
     )
     _check_targets(cfg)
     _check_loss(cfg, "loss", cfg.loss)
+    if cfg.distill.solve.iterations and all(term.hidden for term in terms_of(cfg.loss).values()):
+        raise ConfigError(
+            f"distill.solve.iterations={cfg.distill.solve.iterations} with loss={cfg.loss.name}: a loss of hidden "
+            "states says nothing of output rows. Use loss=kl, ce or kl_ce, or distill.solve.iterations=0."
+        )
     if cfg.finetune.method != "none":
         _check_loss(cfg, "loss@finetune.loss", cfg.finetune.loss)
     _check_suites(cfg)

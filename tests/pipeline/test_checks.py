@@ -17,6 +17,10 @@ ADDED = ["tokens=list", "tokens.terms={terms}", "tokens.as_added_tokens=true"]
 
 # Overrides, and what the message must say: the keys that do not go together, and a way out.
 IMPOSSIBLE = {
+    "output rows solved by a loss that does not see them": (
+        ["distill=solved", "loss=hidden"],
+        "distill.solve.iterations=10 with loss=hidden: a loss of hidden states says nothing of output rows",
+    ),
     "kl without a teacher": (
         ["distill.teacher=none", "loss=kl"],
         "loss=kl with distill.teacher=none: its term kl compares with the teacher. Use distill.teacher=self, "
