@@ -166,7 +166,7 @@ def test_a_choice_without_its_value_says_which_is_missing(choice: str, message: 
         ("eval.limit", 0, "eval.limit=0: must be at least 1, or null for all."),
         ("eval.n_samples", 5, "eval.n_samples=5: all samples of a task would be the same at eval.temperature=0"),
         ("eval.limits.cpu_seconds", 0, "eval.limits.cpu_seconds=0.0: must be above 0."),
-        ("distill.draw", "best", "distill.draw='best': must be cover or hash."),
+        ("distill.draw", "best", "distill.draw='best': must be hash or cover."),
         ("export.push_to_hub", "me", "export.push_to_hub='me': must be a repository of the hub"),
         ("runtime.checkpoint_every", 0, "runtime.checkpoint_every=0: must be at least 1."),
         ("logger.mode", "loud", "logger.mode='loud': must be offline"),
