@@ -13,7 +13,7 @@ class CorpusConfig:
     Attributes:
         source: the function that reads the domain's text, by ``_target_``, and its settings. The keys of the chosen
             preset fill it in.
-        general: the same for general text, which only measures what is forgotten.
+        general: the same for general text, which measures what is forgotten, and may be mixed into training.
         general_code: the same for general text of another kind; empty for none.
         seed: of the split, and of the order in which ``max_bytes`` takes documents.
         validation: share of the groups of documents (see ``split_by``) that validation during training draws on.
@@ -21,6 +21,8 @@ class CorpusConfig:
         split_by: ``folder`` (documents of one folder share a split; a folder with more text than the smaller of the
             held-out splits is divided into its documents) or ``document``.
         max_copied: held-out documents of whose 13-token shingles more than this share stands in train are left out.
+        general_train: share of the documents of the general texts that training may draw on (``distill.general``), a
+            quarter of these for validation; the evaluation sees the others alone.
         max_bytes: domain text that is kept, at most; null for all.
         general_max_bytes: text that is kept of each of the general texts, at most.
         min_document_bytes: shorter documents are left out.
@@ -39,6 +41,7 @@ class CorpusConfig:
     test: float = 0.1
     split_by: str = "folder"
     max_copied: float = 0.1
+    general_train: float = 0.3
     max_bytes: int | None = None
     general_max_bytes: int = 1_000_000
     min_document_bytes: int = 64
@@ -52,6 +55,8 @@ class CorpusConfig:
         for key in ("validation", "test"):
             value = getattr(self, key)
             require(0 < value < 0.5, f"corpus.{key}", value, "is a share of the documents, above 0 and below 0.5")
+        rule = "is a share of the documents, from 0 to below 1"
+        require(0 <= self.general_train < 1, "corpus.general_train", self.general_train, rule)
         rule = "must be folder or document"
         require(self.split_by in ("folder", "document"), "corpus.split_by", self.split_by, rule)
         rule = "is a share of a document's shingles, from 0 to 1 (1 leaves nothing out)"

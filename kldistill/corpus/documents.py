@@ -12,7 +12,9 @@ from kldistill.runtime.errors import CorpusError
 
 DOMAIN_SPLITS = ("train", "validation", "test")
 GENERAL_SPLITS = ("general", "general_code")
-SPLITS = (*DOMAIN_SPLITS, *GENERAL_SPLITS)
+# The part of the general texts that training may draw on, and validation during it: no document of the above.
+GENERAL_PARTS = ("train", "validation")
+SPLITS = (*DOMAIN_SPLITS, *GENERAL_SPLITS, *(f"{name}_{part}" for name in GENERAL_SPLITS for part in GENERAL_PARTS))
 
 
 class Document(NamedTuple):
@@ -109,7 +111,9 @@ def digest(contents: Iterable[tuple[str, Callable[[], bytes]]]) -> str:
 
 
 def read_documents(folder: Path, split: str) -> list[Document]:
-    """The documents of one split (``train``, ``validation``, ``test``, ``general``, ``general_code``)."""
+    """The documents of one split: ``train``, ``validation``, ``test``, ``general``, ``general_code``, or one of the
+    latter two with ``_train`` or ``_validation`` behind it.
+    """
     assert split in SPLITS, f"no split {split!r}"
     with (folder / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as file:
         return [Document(**json.loads(line)) for line in file]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kldistill.corpus.config import CorpusConfig
-from kldistill.corpus.documents import DOMAIN_SPLITS, GENERAL_SPLITS, Document, Skipped, Source
+from kldistill.corpus.documents import DOMAIN_SPLITS, GENERAL_PARTS, GENERAL_SPLITS, Document, Skipped, Source
 from kldistill.corpus.leakage import Seen, groups_of
 from kldistill.corpus.near_duplicates import NearDuplicates
 from kldistill.corpus.snippets import cut
@@ -38,8 +38,8 @@ _GENERATED = re.compile(
 
 
 def build(cfg: CorpusConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
-    """Write ``train``, ``validation``, ``test``, ``general`` and, if there is one, ``general_code`` as JSON Lines, and
-    ``summary.json``, into ``out``.
+    """Write ``train``, ``validation``, ``test``, ``general`` and, if there is one, ``general_code`` as JSON Lines, the
+    parts of the general texts that training may draw on, and ``summary.json``, into ``out``.
 
     It reads none of the ``inputs``.
 
@@ -62,9 +62,8 @@ def build(cfg: CorpusConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
         left_out[name] = Counter()
         description = f"Reading {name.replace('_', ' ')} text"
         documents = _usable(_read(node, f"corpus.{name}", description), cfg, left_out[name], code=name != "general")
-        splits[name] = _choose(
-            _cut_large(documents, cfg.max_document_bytes), cfg, cfg.general_max_bytes, left_out[name]
-        )
+        chosen = _choose(_cut_large(documents, cfg.max_document_bytes), cfg, cfg.general_max_bytes, left_out[name])
+        splits |= _share_out(name, chosen, cfg.general_train)
 
     _refuse_empty(splits, cfg, left_out)
     summary: dict[str, float] = {f"corpus/usable/{unit}": number for unit, number in read.items()}
@@ -203,6 +202,21 @@ def _choose(
         chosen.append(document)
         total += size
     return chosen
+
+
+def _share_out(name: str, documents: list[Document], share: float) -> dict[str, list[Document]]:
+    """General documents, in seeded order, for the evaluation (the first in any case), for training and for validation
+    during it: a ``share`` of them for the latter two, of which every fourth for validation. Empty parts are left out.
+    """
+    found: dict[str, list[Document]] = {name: []}
+    taken = 0
+    for number, document in enumerate(documents):
+        part = name
+        if int((number + 1) * share) > taken:
+            taken += 1
+            part = f"{name}_{GENERAL_PARTS[taken % 4 == 0]}"
+        found.setdefault(part, []).append(document)
+    return found
 
 
 def _remove_copies(splits: dict[str, list[Document]], max_copied: float, skipped: Counter[str]) -> dict[str, float]:

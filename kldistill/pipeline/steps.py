@@ -91,7 +91,7 @@ def _steps(suites: Sequence[str], finetuned: bool, covers: bool) -> dict[str, St
             _later("corpus.stage.build"),
             lambda cfg: cfg.corpus,
             identity=_later("corpus.stage.identity"),
-            version=2,
+            version=3,
         ),
         "tokens": Step(
             _later("tokens.stage.build"), lambda cfg: cfg.tokens, _same("model", "corpus"), identity=_terms, version=2
@@ -117,7 +117,7 @@ def _steps(suites: Sequence[str], finetuned: bool, covers: bool) -> dict[str, St
     found |= _generation("original", suites, _same("model"))
     found |= _evaluation("init", "init", [])
     found["teacher"] = Step(
-        _later("training.teacher.build"), _teacher, _same("model", "corpus", *(["tokens"] if covers else [])), version=3
+        _later("training.teacher.build"), _teacher, _same("model", "corpus", *(["tokens"] if covers else [])), version=4
     )
     sources = _same("model", "tokens", "init", "teacher")
     found["distill"] = Step(
@@ -253,7 +253,13 @@ def _teacher(cfg: "Config") -> TeacherConfig:
     d = cfg.distill
     n_snippets = d.snippets or d.steps * d.batch_size
     return TeacherConfig(
-        d.snippet_bytes, n_snippets, d.validation_bytes, d.teacher == "self", draw=d.draw, seed=d.text_seed
+        d.snippet_bytes,
+        n_snippets,
+        d.validation_bytes,
+        d.teacher == "self",
+        draw=d.draw,
+        seed=d.text_seed,
+        general=d.general,
     )
 
 

@@ -52,6 +52,7 @@ def check_training(cfg: Any, group: str) -> None:
     for key in ("lr", "clip"):
         require(getattr(cfg, key) > 0, f"{group}.{key}", getattr(cfg, key), "must be above 0")
     require(cfg.snippets is None or cfg.snippets >= 1, f"{group}.snippets", cfg.snippets, "must be at least 1, or null")
+    require(0 <= cfg.general < 1, f"{group}.general", cfg.general, "is a share of the snippets, from 0 to below 1")
     require(cfg.snippet_bytes >= 32, f"{group}.snippet_bytes", cfg.snippet_bytes, "must be at least 32")
     require(0 <= cfg.warmup < 1, f"{group}.warmup", cfg.warmup, "is a share of the steps, at least 0 and below 1")
     require(cfg.weight_decay >= 0, f"{group}.weight_decay", cfg.weight_decay, "must be 0 or more")
@@ -148,7 +149,10 @@ class DistillConfig:
             ``corpus.snippets.cover``). ``hash``: in an order that has nothing to do with the new tokens, so that
             runs with other tokens share the teacher's states.
         text_seed: of what is drawn; another seed trains on other text.
-        validation_bytes: text from the validation split that is scored during training.
+        general: share of the snippets that are of general text (prose and code in equal parts, where the corpus has
+            both), from 0 to below 1: so that what the domain does not show stays as it was.
+        validation_bytes: text from the validation split that is scored during training; of general text a third as
+            much.
         lr: highest learning rate of AdamW.
         warmup: share of the steps in which the rate rises to ``lr``.
         schedule: how the rate goes on after that, as transformers names it.
@@ -168,6 +172,7 @@ class DistillConfig:
     snippet_bytes: int = 700
     draw: str = choice("hash", "hash", "cover")
     text_seed: int = 0
+    general: float = 0.0
     validation_bytes: int = 12_000
     lr: float = 3e-3
     lora: LoraConfig = field(default_factory=lambda: LoraConfig(r=0))
@@ -209,7 +214,7 @@ class TeacherConfig:
     Attributes:
         snippet_bytes: documents are cut at lines into snippets of about this many bytes.
         n_snippets: training snippets at most.
-        draw, seed: how they are chosen (see ``DistillConfig``).
+        draw, seed, general: how they are chosen (see ``DistillConfig``).
         validation_bytes: text of the validation split.
         states: false writes the snippets' ids only (a run without a teacher).
     """
@@ -220,6 +225,7 @@ class TeacherConfig:
     states: bool = True
     draw: str = "hash"
     seed: int = 0
+    general: float = 0.0
 
 
 @dataclass
@@ -238,6 +244,7 @@ class FinetuneConfig:
         snippets: how many different snippets of the train split there are, first those that distillation has not
             seen. Null: one per step and place in the batch. A loss that needs the teacher takes those of distillation,
             as the teacher's states are stored for these alone.
+        general: share of fresh snippets that are of general text (see ``DistillConfig``).
         snippet_bytes: documents are cut at lines into snippets of about this many bytes.
         gradient_checkpointing: run each layer again on the way back rather than keep what it made: slower, less
             memory.
@@ -256,6 +263,7 @@ class FinetuneConfig:
     steps: int = 150
     batch_size: int = 2
     snippets: int | None = None
+    general: float = 0.0
     snippet_bytes: int = 700
     lr: float = 5e-4
     rows_lr: float | None = None

@@ -58,10 +58,9 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
 
     validate = validation(
         student,
-        sets["validation"],
-        new_ids["validation"],
+        inputs["teacher"],
+        tokenizer,
         pieces,
-        teacher=cfg.teacher == "self" and pieces.exact,
         batch_size=2 * cfg.batch_size,
         chunk=job.runtime.chunk,
         device=device,

@@ -20,7 +20,7 @@ from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
 from kldistill.tokens.windows import within_context
-from kldistill.training import adapters, states
+from kldistill.training import adapters, states, texts
 from kldistill.training.batches import Steps, schedule
 from kldistill.training.config import FinetuneConfig
 from kldistill.training.loop import train
@@ -47,9 +47,8 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     device = accelerate.device
     pieces = PieceTable.load(inputs["tokens"])
     tokenizer = load_extended_tokenizer(inputs["tokens"])
-    texts = training_text(cfg, inputs, pieces)
-    held_out = states.read(inputs["teacher"], "validation")
-    new_ids = encode(tokenizer, [snippet.text for snippet in texts.snippets])
+    text = training_text(cfg, inputs, pieces)
+    new_ids = encode(tokenizer, [snippet.text for snippet in text.snippets])
     torch.manual_seed(cfg.seed)
     model = load_original(inputs["model"], device)
     dtype = model.dtype
@@ -61,7 +60,7 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     # Distillation shuffles by its seed alone; the same seed must not show the text in the same order again.
     order = schedule([len(row) for row in new_ids], cfg.batch_size, cfg.steps, f"finetune/{cfg.seed}")
     batches = Steps(
-        texts,
+        text,
         new_ids,
         pieces,
         order,
@@ -81,10 +80,9 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
         description=f"Fine-tuning ({cfg.method})",
         validate=validation(
             student,
-            held_out,
-            encode(tokenizer, [snippet.text for snippet in held_out.snippets]),
+            inputs["teacher"],
+            tokenizer,
             pieces,
-            teacher=held_out.values is not None and pieces.exact,
             batch_size=2 * cfg.batch_size,
             chunk=job.runtime.chunk,
             device=device,
@@ -96,7 +94,7 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
         return
     adapters.save(student, adapter, learns, out, dtype, before=inputs["rows"])
     summary = {f"finetune/{name}": value for name, value in figures.items()}
-    summary |= {"finetune/trainable_parameters": n_trainable, "finetune/snippets": len(texts.snippets)}
+    summary |= {"finetune/trainable_parameters": n_trainable, "finetune/snippets": len(text.snippets)}
     write_summary(out, summary)
     checkpoint.unlink(missing_ok=True)
 
@@ -106,14 +104,14 @@ def training_text(cfg: FinetuneConfig, inputs: Mapping[str, Path], pieces: Piece
     seen = states.read(inputs["teacher"], "train")
     terms = terms_of(cfg.loss).values()
     if not any(term.teacher for term in terms):
-        wanted = cfg.snippets or cfg.steps * cfg.batch_size
         return fresh(
             inputs["corpus"],
             load_original_tokenizer(inputs["model"]),
             seen.snippets,
-            wanted,
+            cfg.snippets or cfg.steps * cfg.batch_size,
             cfg.snippet_bytes,
             load_original_config(inputs["model"]),
+            cfg.general,
         )
     if not pieces.exact and any(loss_facts(term.function).exact_pieces for term in terms):
         raise ConfigError(
@@ -135,12 +133,17 @@ def fresh(
     n: int,
     snippet_bytes: int,
     config: PretrainedConfig,
+    general: float = 0.0,
 ) -> States:
-    """``n`` snippets of the train split, those that are not among ``seen`` first; fewer if there are no more."""
+    """``n`` snippets of the train split, those that are not among ``seen`` first; fewer if there are no more. A share
+    of them is of general text.
+    """
     known = set(seen)
-    order = draw(cut(read_documents(folder, "train"), snippet_bytes), n=n + len(known))
-    chosen = [snippet for snippet in order if snippet not in known][:n]
-    chosen += [snippet for snippet in order if snippet in known][: n - len(chosen)]
+    n_domain = n - texts.n_general(n, general)
+    order = draw(cut(read_documents(folder, "train"), snippet_bytes), n=n_domain + len(known))
+    chosen = [snippet for snippet in order if snippet not in known][:n_domain]
+    chosen += [snippet for snippet in order if snippet in known][: n_domain - len(chosen)]
+    chosen = texts.with_general(chosen, folder, general, snippet_bytes, seed=0, key="finetune.general")
     chosen = within_context(chosen, tokenizer, config)
     ids = encode(tokenizer, [snippet.text for snippet in chosen])
     return States(chosen, ids, [0, *itertools.accumulate(len(row) for row in ids)], None)

@@ -1,19 +1,22 @@
 """What a training step computes and what is measured in between: shared by all stages that train a student."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from kldistill.losses.weighted import Term, chunked
 from kldistill.rows.student import Student
 from kldistill.runtime.components import find
+from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
+from kldistill.training import states
 from kldistill.training.batches import Batch
 from kldistill.training.config import LossConfig
 from kldistill.training.scoring import score_student
-from kldistill.training.states import States
 from kldistill.training.sums import summarise
 
 
@@ -49,37 +52,50 @@ def terms_of(loss: LossConfig) -> dict[str, Term]:
     }
 
 
+# What validation during training scores, by the start of its metrics' names: sets of the teacher's artifact.
+HELD_OUT = {"validation": "validation", "validation_general": "general"}
+
+
 def validation(
     student: Student,
-    texts: States,
-    new_ids: Sequence[Sequence[int]],
+    teacher: Path,
+    tokenizer: PreTrainedTokenizerBase,
     pieces: PieceTable,
     *,
-    teacher: bool,
     batch_size: int,
     chunk: int,
     device: torch.device,
 ) -> Callable[[], dict[str, float]]:
-    """A function that scores the texts with the student as it is when it is called, for ``training.train``.
+    """A function that scores held-out text with the student as it is when it is called, for ``training.train``.
 
-    Its metrics are those of ``sums.SUMS``, each named ``validation_NAME``. Dropout is off meanwhile.
+    Its metrics are those of ``sums.SUMS``, named ``validation_NAME`` for text of the domain and
+    ``validation_general_NAME`` for general text, where there is some. Dropout is off meanwhile.
+
+    Args:
+        teacher: folder of the ``teacher`` artifact, whose texts are scored; without states there is no KL.
+        tokenizer: the extended one.
     """
+    sets = {start: states.read(teacher, name) for start, name in HELD_OUT.items() if states.exists(teacher, name)}
+    new_ids = {start: encode(tokenizer, [snippet.text for snippet in texts.snippets]) for start, texts in sets.items()}
 
     def validate() -> dict[str, float]:
         training = student.training
         student.eval()
-        scores = score_student(
-            student,
-            texts,
-            new_ids,
-            pieces,
-            teacher=teacher,
-            batch_size=batch_size,
-            chunk=chunk,
-            device=device,
-            description="Validation",
-        )
+        found: dict[str, float] = {}
+        for start, texts in sets.items():
+            scores = score_student(
+                student,
+                texts,
+                new_ids[start],
+                pieces,
+                teacher=texts.values is not None and pieces.exact,
+                batch_size=batch_size,
+                chunk=chunk,
+                device=device,
+                description="Validation",
+            )
+            found |= {f"{start}_{name}": value for name, value in summarise(scores).items()}
         student.train(training)
-        return {f"validation_{name}": value for name, value in summarise(scores).items()}
+        return found
 
     return validate

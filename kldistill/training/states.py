@@ -69,6 +69,11 @@ def write(
     values.flush()
 
 
+def exists(folder: Path, name: str) -> bool:
+    """Whether ``write`` stored anything of this name."""
+    return (folder / f"{name}.jsonl").is_file()
+
+
 def read(folder: Path, name: str) -> States:
     """What ``write`` stored. The states stay on disk until they are asked for."""
     with (folder / f"{name}.jsonl").open(encoding="utf-8") as file:

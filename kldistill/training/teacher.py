@@ -15,7 +15,7 @@ from kldistill.runtime.job import Job
 from kldistill.tokens.artifact import load_extended_tokenizer, read_new_tokens
 from kldistill.tokens.encoding import encode
 from kldistill.tokens.windows import within_context
-from kldistill.training import states
+from kldistill.training import states, texts
 from kldistill.training.config import TeacherConfig
 
 # Candidates for each snippet that is chosen to cover: more candidates show rare tokens more often, and fewer leave the
@@ -28,17 +28,21 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
 
     Args:
         inputs: ``model`` and ``corpus``; with ``draw=cover`` also ``tokens``.
-        out: gets ``train.jsonl``, ``validation.jsonl`` and, with ``cfg.states``, ``train.npy`` and
-            ``validation.npy``.
+        out: gets ``train.jsonl``, ``validation.jsonl``, ``general.jsonl`` (general text for validation, where the
+            corpus keeps some) and, with ``cfg.states``, an ``.npy`` of each.
+
+    Raises:
+        ConfigError: general text is to be trained on, and the corpus has kept none for it.
     """
     tokenizer = load_original_tokenizer(inputs["model"])
     device = device_of(job.runtime)
     figures: dict[str, float] = {}
     train = cut(read_documents(inputs["corpus"], "train"), cfg.snippet_bytes)
     validation = cut(read_documents(inputs["corpus"], "validation"), cfg.snippet_bytes)
+    n_domain = cfg.n_snippets - texts.n_general(cfg.n_snippets, cfg.general)
     if cfg.draw == "cover":
-        candidates = draw(train, n=CANDIDATES * cfg.n_snippets, seed=cfg.seed)
-        chosen, seen = covering(candidates, inputs["tokens"], cfg.n_snippets)
+        candidates = draw(train, n=CANDIDATES * n_domain, seed=cfg.seed)
+        chosen, seen = covering(candidates, inputs["tokens"], n_domain)
         figures |= seen
         n_seen, n_new = (int(seen[f"teacher/train/{name}"]) for name in ("new_tokens_seen", "new_tokens"))
         job.say(
@@ -46,12 +50,22 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
             f"{seen['teacher/train/times_median']:g} times in the median."
         )
     else:
-        chosen = draw(train, n=cfg.n_snippets, seed=cfg.seed)
+        chosen = draw(train, n=n_domain, seed=cfg.seed)
+    chosen = texts.with_general(
+        chosen, inputs["corpus"], cfg.general, cfg.snippet_bytes, cfg.seed, key="distill.general"
+    )
     # Every seed is validated on the same text.
-    held_out = draw(validation, n_bytes=cfg.validation_bytes)
+    held_out = {
+        "validation": draw(validation, n_bytes=cfg.validation_bytes),
+        "general": texts.general(
+            inputs["corpus"], "validation", cfg.snippet_bytes, n_bytes=max(1, cfg.validation_bytes // 3)
+        ),
+    }
     model = bare(inputs["model"], device) if cfg.states else None
     config = load_original_config(inputs["model"])
-    for name, drawn in {"train": chosen, "validation": held_out}.items():
+    for name, drawn in {"train": chosen, **held_out}.items():
+        if not drawn:
+            continue
         snippets = within_context(drawn, tokenizer, config)
         ids = encode(tokenizer, [snippet.text for snippet in snippets])
         states.write(

@@ -51,6 +51,7 @@ def config(files: Path, **changes: Any) -> CorpusConfig:
         general={"_target_": target, "path": str(files / "general"), "glob": "**/*.txt"},
         validation=0.1,
         test=0.2,
+        general_train=0.0,
     )
     return dataclasses.replace(cfg, **changes)
 

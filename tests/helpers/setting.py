@@ -91,6 +91,9 @@ def train_a_little(source: Path, out: Path) -> Path:
     return out
 
 
+PARTS = {"train": 12, "validation": 4, "test": 3, "general": 3, "general_train": 3, "general_validation": 2}
+
+
 def make_inputs(source: Path, tokens: Path, root: Path, tied: bool, learnt: bool = True) -> dict[str, Path]:
     """Artifacts that training reads, below ``root``: model (after some steps if ``learnt``), tokens, a small corpus,
     random rows (``init``), and the teacher's states of 12 snippets.
@@ -99,7 +102,7 @@ def make_inputs(source: Path, tokens: Path, root: Path, tied: bool, learnt: bool
     for name in ("corpus", "init", "teacher"):
         folders[name] = root / name
         folders[name].mkdir()
-    for at, (split, n) in enumerate({"train": 12, "validation": 4, "test": 3, "general": 3}.items()):
+    for at, (split, n) in enumerate(PARTS.items()):
         records = [json.dumps(document._asdict()) + "\n" for document in documents(n, start=20 * at)]
         (folders["corpus"] / f"{split}.jsonl").write_text("".join(records))
     generator = torch.Generator().manual_seed(0)

@@ -1,0 +1,60 @@
+"""Which text trains: snippets of the domain, and a share of general text beside them."""
+
+from pathlib import Path
+
+from kldistill.corpus.documents import GENERAL_SPLITS, read_documents
+from kldistill.corpus.snippets import Snippet, cut, draw
+from kldistill.runtime.errors import ConfigError
+
+
+def n_general(n: int, share: float) -> int:
+    """How many of ``n`` snippets are of general text."""
+    return round(n * share)
+
+
+def general(
+    corpus: Path, part: str, size: int, *, n: int | None = None, n_bytes: int | None = None, seed: int = 0
+) -> list[Snippet]:
+    """Snippets of the general texts, of each kind that the corpus has (prose, code) the same number or size.
+
+    Args:
+        corpus: folder of the ``corpus`` artifact.
+        part: ``train`` or ``validation``.
+        size: bytes of a snippet, about.
+        n: how many, or:
+        n_bytes: how much text.
+
+    Returns:
+        The snippets; none where the corpus has kept no general text for this part.
+    """
+    kinds = [f"{name}_{part}" for name in GENERAL_SPLITS if (corpus / f"{name}_{part}.jsonl").is_file()]
+    found: list[Snippet] = []
+    for number, kind in enumerate(kinds):
+        snippets = cut(read_documents(corpus, kind), size)
+        if n is not None:
+            found += draw(snippets, n=(n + number) // len(kinds), seed=seed)
+        else:
+            assert n_bytes is not None
+            found += draw(snippets, n_bytes=n_bytes // len(kinds), seed=seed)
+    return found
+
+
+def with_general(snippets: list[Snippet], corpus: Path, share: float, size: int, seed: int, key: str) -> list[Snippet]:
+    """Snippets of the domain, and as many of general text as make up the ``share`` of all.
+
+    Args:
+        key: of the configuration, for errors.
+
+    Raises:
+        ConfigError: the corpus has kept no general text for training.
+    """
+    wanted = n_general(round(len(snippets) / (1 - share)), share)
+    if not wanted:
+        return snippets
+    found = general(corpus, "train", size, n=wanted, seed=seed)
+    if not found:
+        raise ConfigError(
+            f"{key}={share}: the corpus has kept no general text for training. Raise corpus.general_train, or give "
+            "corpus.general more documents."
+        )
+    return [*snippets, *found]
