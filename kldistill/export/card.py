@@ -16,6 +16,7 @@ from kldistill.evaluation.table import markdown_table, with_interval
 from kldistill.rows.rows import Rows
 from kldistill.runtime.artifacts import MANIFEST, manifest
 from kldistill.runtime.files import read_summary
+from kldistill.tokens.artifact import read_new_tokens, read_vocabulary
 from kldistill.training.adapters import FACTS, method_of
 
 TEXT_COLUMNS = [
@@ -106,7 +107,7 @@ def text_of(
     """The model card as text. Arguments as ``write``."""
     base, name = facts.get("base_model"), facts["name"]
     rows = Rows.load(inputs["rows"])
-    sizes = json.loads((inputs["tokens"] / "vocabulary.json").read_text())
+    sizes = read_vocabulary(inputs["tokens"])
     header = ModelCardData(
         base_model=base,
         license=license,
@@ -119,9 +120,9 @@ def text_of(
         header=header.to_yaml(),
         name=name,
         source=f"[{name}](https://huggingface.co/{base})" if base else f"`{name}`",
-        old_size=sizes["old_size"],
-        new_size=sizes["new_size"],
-        n_new=sizes["new_size"] - sizes["old_size"],
+        old_size=sizes.old_size,
+        new_size=sizes.new_size,
+        n_new=sizes.new_size - sizes.old_size,
         saved=figures.get("tokens/saved"),
         license=license,
         tied=rows.tied,
@@ -144,8 +145,7 @@ def text_of(
 
 def how(rows: Rows, tokens: Path) -> str:
     """One paragraph on tokens and rows."""
-    with (tokens / "new_tokens.jsonl").open(encoding="utf-8") as lines:
-        exact = all(json.loads(line)["pieces"] for line in lines)
+    exact = all(token.pieces for token in read_new_tokens(tokens))
     start = {side: rows.made_by.get(side, "an unknown method") for side in ("input", "output")}
     return (
         "The new tokens come after all the tokenizer's old merges, so each stands for one fixed sequence of old tokens."

@@ -3,7 +3,6 @@
 V old vocabulary, W old and new tokens.
 """
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from kldistill.model.load import read_facts
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.files import read_summary
 from kldistill.runtime.job import Job
+from kldistill.tokens.artifact import read_new_tokens, read_vocabulary
 from kldistill.training.load import load_model
 
 ROWS = ("rows", "finetune", "distill", "init")  # names of the input that has the rows; the first that is there
@@ -96,9 +96,8 @@ def export_model(
         ModelError: the written tokenizer, loaded plainly, gives other ids than the run's; or no GGUF can be written.
     """
     facts = read_facts(model)
-    sizes = json.loads((tokens / "vocabulary.json").read_text())
     extended = load_model(model, rows)
-    assert extended.config.get_text_config().vocab_size == sizes["new_size"]
+    assert extended.config.get_text_config().vocab_size == read_vocabulary(tokens).new_size
     padding.pad(extended, pad_to_multiple_of)
     extended.save_pretrained(out)
     # Copied byte for byte: the tokens stage has proved that plain AutoTokenizer reads these files.
@@ -130,8 +129,7 @@ def check_tokenizer(out: Path, samples: Iterable[str]) -> None:
 
 def samples_of(tokens_folder: Path, limit: int = 2_000) -> list[str]:
     """Texts that show the new tokens: each alone, after a space, and inside a line of others."""
-    with (tokens_folder / "new_tokens.jsonl").open(encoding="utf-8") as lines:
-        strings = [json.loads(line)["string"] for line, _ in zip(lines, range(limit), strict=False)]
+    strings = [token.string for token in read_new_tokens(tokens_folder)[:limit]]
     groups = [strings[start : start + 16] for start in range(0, len(strings), 16)]
     return [*strings, *(f" {text}" for text in strings), *(" ".join(group) for group in groups)]
 

@@ -22,6 +22,7 @@ from kldistill.runtime.errors import CorpusError, ModelError
 from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.runtime.progress import Bar
+from kldistill.tokens.artifact import NewToken, read_new_tokens
 from kldistill.training.load import load_tokenizer
 
 RIVALS = 8  # of each use at most
@@ -49,11 +50,11 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
         )
     head = Headline([contexts[use.context].document for use in uses])
     report: dict[str, Any] = {"contexts": _of_text(contexts, uses), "left_out": {}}
-    records = [json.loads(line) for line in (inputs["tokens"] / "new_tokens.jsonl").read_text("utf-8").splitlines()]
+    records = read_new_tokens(inputs["tokens"])
 
     def name(token: int) -> str:
         old = token < made.pieces.old_size
-        return str(old_tokenizer.decode([token])) if old else records[token - made.pieces.old_size]["string"]
+        return str(old_tokenizer.decode([token])) if old else records[token - made.pieces.old_size].string
 
     def attempt(what: str, reason: str | None, measure: Callable[[], dict[str, Any]]) -> None:
         """Measure, or say why it cannot be done with this model or these tokens."""
@@ -87,9 +88,9 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
     _write_json(out / "interpret.json", report)
     with (out / "new_tokens.jsonl").open("w", encoding="utf-8") as file:
         for record in records:
-            shown = {"id": record["id"], "string": record["string"], "pieces": [name(id) for id in record["pieces"]]}
-            measured = tokens.get(record["id"], {"n": 0})
-            file.write(json.dumps({**shown, "count": record["count"], **measured}, ensure_ascii=False) + "\n")
+            shown = {"id": record.id, "string": record.string, "pieces": [name(id) for id in record.pieces]}
+            measured = tokens.get(record.id, {"n": 0})
+            file.write(json.dumps({**shown, "count": record.count, **measured}, ensure_ascii=False) + "\n")
     _write_json(out / "figures.json", figures.draw(report, points, out))
     summary = headline(report, head)
     write_summary(out, summary)
@@ -205,7 +206,7 @@ def _attention(made: Models, contexts: Sequence[Context]) -> dict[str, Any]:
 def _geometry(
     cfg: InterpretConfig,
     made: Models,
-    records: Sequence[dict[str, Any]],
+    records: Sequence[NewToken],
     name: Callable[[int], str],
     points: dict[str, Any],
 ) -> dict[str, Any]:
@@ -224,8 +225,8 @@ def _geometry(
     near = {of: geometry.neighbours(old["input"], rows["input"][of], chosen, name) for of in STUDENTS}
     report["neighbours"] = [
         {
-            "id": records[index]["id"],
-            "string": records[index]["string"],
+            "id": records[index].id,
+            "string": records[index].string,
             "pieces": [name(piece) for piece in pieces[index]],
             **{of: near[of][number] for of in STUDENTS},
         }

@@ -3,7 +3,6 @@
 V old vocabulary, N new tokens, D width.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from kldistill.runtime.components import find
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
+from kldistill.tokens.artifact import read_new_tokens, read_vocabulary
 
 
 def build(cfg: InitConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
@@ -31,9 +31,8 @@ def build(cfg: InitConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> N
     tokens that have none.
     """
     model = load_original(inputs["model"])
-    old_size = json.loads((inputs["tokens"] / "vocabulary.json").read_text())["old_size"]
-    with (inputs["tokens"] / "new_tokens.jsonl").open(encoding="utf-8") as lines:
-        pieces: list[list[int]] = [json.loads(line)["pieces"] for line in lines]
+    old_size = read_vocabulary(inputs["tokens"]).old_size
+    pieces = [token.pieces for token in read_new_tokens(inputs["tokens"])]
     embedding, head = embedding_of(model), head_of(model)
     old_input_VD = embedding.weight[:old_size].float()
     # One matrix or two is a fact of the weights; the config can say one thing and the file hold another.

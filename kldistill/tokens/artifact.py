@@ -1,6 +1,7 @@
-"""What the ``tokens`` artifact holds, read by whoever needs it."""
+"""What the ``tokens`` artifact holds: the one place that writes its tables, and reads them for whoever needs them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,10 +26,40 @@ class NewToken(NamedTuple):
     count: int
 
 
+class Vocabulary(NamedTuple):
+    """The sizes of a vocabulary before and after.
+
+    Attributes:
+        old_size, new_size: in tokens; ids of new tokens are ``old_size`` to ``new_size - 1``.
+        byte_lengths: bytes of text that each id stands for, of length ``new_size``; None where they are not needed, as
+            the new cut refines into the old one (see ``PieceTable``).
+    """
+
+    old_size: int
+    new_size: int
+    byte_lengths: list[int] | None
+
+
+TOKENS, VOCABULARY = "new_tokens.jsonl", "vocabulary.json"
+
+
+def write_tables(folder: Path, tokens: Sequence[NewToken], old_size: int, byte_lengths: Sequence[int] | None) -> None:
+    """Write the new tokens and the vocabulary's sizes."""
+    lines = "".join(json.dumps(token._asdict(), ensure_ascii=False) + "\n" for token in tokens)
+    (folder / TOKENS).write_text(lines, encoding="utf-8")
+    sizes = Vocabulary(old_size, old_size + len(tokens), None if byte_lengths is None else list(byte_lengths))
+    (folder / VOCABULARY).write_text(json.dumps(sizes._asdict()) + "\n", encoding="utf-8")
+
+
 def read_new_tokens(folder: Path) -> list[NewToken]:
     """The new tokens of a tokens artifact, in the order of their ids."""
-    with (Path(folder) / "new_tokens.jsonl").open(encoding="utf-8") as lines:
+    with (Path(folder) / TOKENS).open(encoding="utf-8") as lines:
         return [NewToken(**json.loads(line)) for line in lines]
+
+
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """The sizes of a tokens artifact's vocabulary."""
+    return Vocabulary(**json.loads((Path(folder) / VOCABULARY).read_text(encoding="utf-8")))
 
 
 def load_extended_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

@@ -8,7 +8,6 @@ w is w with all its descendants.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from kldistill.runtime.errors import TokenizerError
+from kldistill.tokens.artifact import read_new_tokens, read_vocabulary
 
 
 @dataclass
@@ -73,10 +73,8 @@ class PieceTable:
     @classmethod
     def load(cls, folder: Path) -> PieceTable:
         """The table of a ``tokens`` artifact."""
-        facts = json.loads((folder / "vocabulary.json").read_text())
-        with (folder / "new_tokens.jsonl").open(encoding="utf-8") as lines:
-            pieces = [json.loads(line)["pieces"] for line in lines]
-        return cls(facts["old_size"], pieces, facts["byte_lengths"])
+        sizes = read_vocabulary(folder)
+        return cls(sizes.old_size, [token.pieces for token in read_new_tokens(folder)], sizes.byte_lengths)
 
     def of(self, token: int) -> tuple[int, ...]:
         """Old pieces of ``token``: itself where it is old; empty for a token without exact pieces."""

@@ -17,7 +17,7 @@ from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.runtime.progress import Bar
 from kldistill.tokens import preflight
-from kldistill.tokens.artifact import NewToken
+from kldistill.tokens.artifact import NewToken, write_tables
 from kldistill.tokens.boundaries import check_pretokenizer, widen, widest
 from kldistill.tokens.config import TokensConfig
 from kldistill.tokens.curve import LIMIT, as_json, as_table, curve_of, curves, knee
@@ -302,14 +302,7 @@ def write(out: Path, tokens: list[NewToken], examiner: preflight.Examiner, job: 
         TokenizerError: preflight refuses the result.
     """
     figures, held_out = preflight.figures(examiner, tokens), examiner.findings.uses
-    lines = "".join(json.dumps(token._asdict(), ensure_ascii=False) + "\n" for token in tokens)
-    (out / "new_tokens.jsonl").write_text(lines, encoding="utf-8")
-    vocabulary = {
-        "old_size": examiner.size,
-        "new_size": examiner.size + len(tokens),
-        "byte_lengths": examiner.new_bytes.tolist(),
-    }
-    (out / "vocabulary.json").write_text(json.dumps(vocabulary) + "\n", encoding="utf-8")
+    write_tables(out, tokens, examiner.size, examiner.new_bytes.tolist())
     (out / "preflight.json").write_text(preflight.as_json(figures, tokens, held_out), encoding="utf-8")
     (out / "preflight.txt").write_text(preflight.as_text(figures, tokens, held_out), encoding="utf-8")
     write_summary(out, figures)

@@ -12,6 +12,7 @@ from kldistill.evaluation.table import markdown_table
 from kldistill.export import card
 from kldistill.rows.rows import Rows
 from kldistill.runtime import artifacts
+from kldistill.tokens.artifact import NewToken, write_tables
 
 FACTS = {"name": "M-135M", "base_model": "org/M-135M", "license": "apache-2.0"}
 
@@ -45,8 +46,7 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     for folder in made.values():
         folder.mkdir()
     (made["out"] / "config.json").write_text("{}")
-    (made["tokens"] / "vocabulary.json").write_text(json.dumps({"old_size": 49_152, "new_size": 49_664}))
-    (made["tokens"] / "new_tokens.jsonl").write_text(json.dumps({"pieces": [3, 4]}) + "\n")
+    write_tables(made["tokens"], [NewToken(49_152 + i, "ab", "ab", [3, 4], 1) for i in range(512)], 49_152, None)
     Rows(torch.zeros(2, 4), torch.zeros(2, 4), {"input": "last_piece", "output": "subtoken_mean"}).save(made["rows"])
     return made
 
@@ -145,7 +145,7 @@ def test_what_the_folder_holds_besides(folders: dict[str, Path]) -> None:
 
 def test_added_tokens_have_no_exact_pieces(folders: dict[str, Path]) -> None:
     assert "one fixed sequence of old tokens" in text_of(folders)
-    (folders["tokens"] / "new_tokens.jsonl").write_text(json.dumps({"pieces": []}) + "\n")
+    write_tables(folders["tokens"], [NewToken(49_152, "ab", "ab", [], 1)], 49_152, None)
     text = text_of(folders)
     assert "one fixed sequence of old tokens" not in text and "added tokens" in text
 

@@ -11,6 +11,7 @@ import torch
 from kldistill.model import tiny
 from kldistill.model.load import load_original, load_original_tokenizer
 from kldistill.rows.rows import Rows
+from kldistill.tokens.artifact import NewToken, write_tables
 
 FAMILIES = list(tiny.KIND_OF_FAMILY)
 MakeModel = Callable[..., Path]
@@ -32,7 +33,7 @@ def write_tokens(model_folder: Path, out: Path, n: int) -> Path:
     for word in Counter(pieces):
         ids = [token.id for token in tokenizer.backend_tokenizer.model.tokenize(word.replace(" ", "▁"))]
         counts.update(pairwise(ids))
-    new: list[dict[str, object]] = []
+    new: list[NewToken] = []
     for (left, right), count in counts.most_common():
         joined = by_id[left] + by_id[right]
         if len(new) < n and joined not in vocab and not {left, right} & special and "<0x" not in joined:
@@ -40,13 +41,11 @@ def write_tokens(model_folder: Path, out: Path, n: int) -> Path:
             vocab[joined] = index
             spec["model"]["merges"].append([by_id[left], by_id[right]])
             text = tokenizer.decode([left, right])
-            new.append({"id": index, "string": text, "token": joined, "pieces": [left, right], "count": count})
+            new.append(NewToken(index, text, joined, [left, right], count))
     assert len(new) == n
     tokenizer.save_pretrained(out / "tokenizer")
     (out / "tokenizer" / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False))
-    (out / "new_tokens.jsonl").write_text("".join(json.dumps(token) + "\n" for token in new))
-    sizes = {"old_size": old_size, "new_size": old_size + n, "byte_lengths": None}
-    (out / "vocabulary.json").write_text(json.dumps(sizes))
+    write_tables(out, new, old_size, None)
     (out / "summary.json").write_text(json.dumps({"tokens/saved": 0.125, "tokens/added": n}))
     return out
 

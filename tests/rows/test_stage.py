@@ -14,6 +14,7 @@ from kldistill.rows.config import InitConfig
 from kldistill.rows.rows import Rows
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.job import Job
+from kldistill.tokens.artifact import NewToken, read_new_tokens, read_vocabulary, write_tables
 from tests.helpers.artifacts import MakeModel, MakeTokens
 
 
@@ -38,7 +39,7 @@ def untied(tiny_model: MakeModel) -> Path:
 
 
 def pieces_of(tokens: Path) -> list[list[int]]:
-    return [json.loads(line)["pieces"] for line in (tokens / "new_tokens.jsonl").read_text().splitlines()]
+    return [token.pieces for token in read_new_tokens(tokens)]
 
 
 def test_untied_input_and_output_come_from_their_own_matrix(
@@ -123,8 +124,8 @@ def test_settings_of_a_method_reach_it_and_its_name(untied: Path, fake_tokens: M
 def test_added_tokens_want_a_method_without_pieces(tied: Path, fake_tokens: MakeTokens, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.mkdir()
-    (tokens / "vocabulary.json").write_text((fake_tokens(tied) / "vocabulary.json").read_text())
-    (tokens / "new_tokens.jsonl").write_text('{"pieces": []}\n{"pieces": []}\n')
+    old_size = read_vocabulary(fake_tokens(tied)).old_size
+    write_tables(tokens, [NewToken(old_size + i, str(i), str(i), [], 1) for i in range(2)], old_size, None)
     with pytest.raises(ConfigError, match="AddedTokens"):
         run(InitConfig(node("mean"), node("last_piece")), tied, tokens, tmp_path / "a")
     assert run(InitConfig(node("mean"), node("random")), tied, tokens, tmp_path / "b").input.shape == (2, 32)

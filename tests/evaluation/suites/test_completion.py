@@ -11,6 +11,7 @@ from kldistill.evaluation.judge import judge_text
 from kldistill.evaluation.suites.completion import Completion, places_of, terms_of
 from kldistill.evaluation.suites.task import Sources, Task
 from kldistill.runtime.errors import ConfigError
+from kldistill.tokens.artifact import NewToken, write_tables
 
 CODE = '''\
 """A docstring with attention_mask."""
@@ -41,10 +42,8 @@ def sources(folder: Path, documents: dict[str, str], terms: list[str] | None = N
     with (folder / "test.jsonl").open("w") as file:
         for name, text in documents.items():
             file.write(json.dumps({"id": name, "text": text}) + "\n")
-    with (folder / "new_tokens.jsonl").open("w") as file:
-        for number, term in enumerate(TERMS if terms is None else terms):
-            token = {"id": number, "string": term, "token": term, "pieces": [], "count": 1}
-            file.write(json.dumps(token) + "\n")
+    names = enumerate(TERMS if terms is None else terms)
+    write_tables(folder, [NewToken(number, term, term, [], 1) for number, term in names], 0, None)
     return Sources(folder, folder, None)
 
 
