@@ -23,7 +23,7 @@ from kldistill.evaluation.outcomes import compared, summarise
 from kldistill.evaluation.sandbox import Outcome, Sandbox
 from kldistill.evaluation.suites.stage import TASKS
 from kldistill.evaluation.suites.task import Task, read, stripped_lines
-from kldistill.model.load import load_original_tokenizer, old_size
+from kldistill.model.load import vocabulary_size
 from kldistill.runtime.devices import device_of
 from kldistill.runtime.files import append, dump, read_lines, replace, write_summary
 from kldistill.runtime.job import Job
@@ -103,7 +103,7 @@ def head(task: Task, sample: int) -> dict[str, Any]:
 def loaded(inputs: Mapping[str, Path], job: Job) -> tuple[PreTrainedModel, Spelling, int]:
     """The model, what its tokens spell, and V."""
     model = load_model(inputs["model"], inputs.get("rows"), device_of(job.runtime))
-    size = old_size(load_original_tokenizer(inputs["model"]))
+    size = vocabulary_size(inputs["model"])
     return model, Spelling(load_tokenizer(inputs["model"], inputs.get("tokens"))), size
 
 

@@ -25,6 +25,7 @@ from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
 from kldistill.tokens.windows import within_context
 from kldistill.training import states
+from kldistill.training.cuts import TwoCuts
 from kldistill.training.load import load_student
 from kldistill.training.scoring import score_original, score_student
 from kldistill.training.sums import SUMS, Score, summarise
@@ -71,12 +72,9 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
     student = load_student(inputs["model"], inputs["rows"], device)
     scores: dict[str, list[Score]] = {}
     for name in TEXTS:
-        texts = states.read(inputs["evaluate_original"], name)
         scores[name] = score_student(
             student,
-            texts,
-            encode(tokenizer, [snippet.text for snippet in texts.snippets]),
-            pieces,
+            TwoCuts.read(inputs["evaluate_original"], name, tokenizer, pieces),
             teacher=pieces.exact,
             batch_size=job.runtime.score_batch,
             chunk=job.runtime.chunk,

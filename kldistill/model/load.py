@@ -110,6 +110,11 @@ def _source(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def vocabulary_size(folder: Path) -> int:
+    """V of a ``model`` artifact, as its stage has written it: no tokenizer is loaded for one number."""
+    return read_facts(folder)["vocabulary"]
+
+
 def old_size(tokenizer: PreTrainedTokenizerFast) -> int:
     """V: one more than the largest id over vocabulary and added tokens (not the height of a padded embedding)."""
     return max(tokenizer.get_vocab().values()) + 1

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kldistill.model.load import load_original_config, load_original_tokenizer
+from kldistill.model.load import load_original_config, load_original_tokenizer, old_size
 from kldistill.runtime.components import facts_of, find, plain
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.files import write_summary
@@ -36,8 +36,9 @@ def build(cfg: Any, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
     facts["license"] = license_name or made.get("license")
     write_facts(out, facts)
     tokenizer, config = load_original_tokenizer(out), load_original_config(out)
+    facts["vocabulary"] = old_size(tokenizer)
     figures = {
-        "model/old_size": 1 + max(tokenizer.get_vocab().values()),
+        "model/old_size": old_size(tokenizer),
         "model/embedding_height": config.get_text_config().vocab_size,
         "model/hidden_size": config.get_text_config().hidden_size,
         "model/tied": int(bool(config.get_text_config().tie_word_embeddings)),
@@ -51,8 +52,9 @@ def build(cfg: Any, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
                 f"{facts['name']}: the tokenizer has ids up to {figures['model/old_size'] - 1}, but the embedding only "
                 f"{figures['model/embedding_height']} rows. Resize the model's embedding to its tokenizer first."
             )
-        write_facts(out, {**facts, "rows_added": beyond})
+        facts["rows_added"] = beyond
         job.say(f"{beyond} special tokens have no row in this model's embedding; they get that of padding, unused.")
+    write_facts(out, facts)
     write_summary(out, figures)
 
 

@@ -86,6 +86,7 @@ def _steps(suites: Sequence[str], finetuned: bool, covers: bool) -> dict[str, St
             _later("model.stage.build"),
             lambda cfg: cfg.model,
             identity=_later("model.stage.identity"),
+            version=2,
         ),
         "corpus": Step(
             _later("corpus.stage.build"),

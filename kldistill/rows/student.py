@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from kldistill.model.load import load_original, load_original_tokenizer, old_size
+from kldistill.model.load import load_original, vocabulary_size
 from kldistill.rows.rows import Rows
 from kldistill.runtime.errors import ModelError
 
@@ -180,5 +180,5 @@ def new_bias(bias: Float[Tensor, " H"], old_size: int) -> Float[Tensor, ""]:
 def bare(folder: Path, device: torch.device) -> Student:
     """The original model alone: a student with no new tokens."""
     model = load_original(folder, device)
-    size = old_size(load_original_tokenizer(folder))
+    size = vocabulary_size(folder)
     return Student(model, Rows(torch.zeros(0, embedding_of(model).embedding_dim)), size).to(device)

@@ -9,12 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from kldistill.losses.alignment import Alignment, align
+from kldistill.losses.alignment import Alignment
 from kldistill.losses.chunks import Chunk, chunks, concatenate
 from kldistill.runtime.errors import ConfigError
-from kldistill.tokens.pieces import PieceTable
+from kldistill.training.cuts import TwoCuts
 from kldistill.training.padding import pad
-from kldistill.training.states import States
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,7 @@ class Steps(Dataset[Batch]):
     """The batch of every step, as a dataset: item ``step`` is what step ``step`` trains on.
 
     Args:
-        states: the training snippets with the teacher's ids and hidden states.
-        new_ids: the student's ids of the same snippets.
+        cuts: the training snippets in both cuts.
         order: from ``schedule``.
         rank, world: which share of each batch this process takes.
         stage: whose ``batch_size`` an error names.
@@ -99,9 +97,7 @@ class Steps(Dataset[Batch]):
 
     def __init__(
         self,
-        states: States,
-        new_ids: Sequence[Sequence[int]],
-        pieces: PieceTable,
+        cuts: TwoCuts,
         order: Sequence[Sequence[int]],
         *,
         chunk: int,
@@ -115,7 +111,7 @@ class Steps(Dataset[Batch]):
                 f"{stage}.batch_size: a batch of {smallest} snippets cannot be shared by {world} processes; give at "
                 "least one to each (a larger batch_size, or more text)."
             )
-        self.states, self.new_ids, self.pieces, self.order = states, new_ids, pieces, order
+        self.cuts, self.order = cuts, order
         self.chunk, self.rank, self.world = chunk, rank, world
 
     def __len__(self) -> int:
@@ -123,12 +119,13 @@ class Steps(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         indices = self.order[step]
-        aligned = {index: align(self.states.ids[index], self.new_ids[index], self.pieces) for index in indices}
+        states = self.cuts.states
+        aligned = {index: self.cuts.alignment(index) for index in indices}
         mine = indices[self.rank :: self.world]
         # Gradients are averaged over processes, so each divides by the whole batch's positions per process.
         totals = {name: sum(getattr(a, name) for a in aligned.values()) / self.world for name in ("n_next", "n_common")}
         share = [replace(aligned[index], n_next=0, n_common=0) for index in mine]
         share[0] = replace(share[0], n_next=totals["n_next"], n_common=totals["n_common"])
-        hidden = None if self.states.values is None else [self.states.hidden(index) for index in mine]
-        lengths = [len(self.states.ids[index]) for index in mine]
-        return collate(share, [self.new_ids[index] for index in mine], hidden, lengths, self.chunk)
+        hidden = None if states.values is None else [states.hidden(index) for index in mine]
+        lengths = [len(states.ids[index]) for index in mine]
+        return collate(share, [self.cuts.new_ids[index] for index in mine], hidden, lengths, self.chunk)

@@ -12,11 +12,11 @@ from kldistill.runtime.devices import accelerator
 from kldistill.runtime.files import write_summary, write_text
 from kldistill.runtime.job import Job
 from kldistill.tokens.artifact import load_extended_tokenizer
-from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
-from kldistill.training import adapters, states
+from kldistill.training import adapters
 from kldistill.training.batches import Steps, schedule
 from kldistill.training.config import DistillConfig
+from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import train
 from kldistill.training.objective import Objective, terms_of, validation
 from kldistill.training.solve import Readout, solve
@@ -43,13 +43,10 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         rows = Rows(rows.input, rows.input, rows.made_by)  # a tied model: from here on two rows a token
     student, adapter = adapters.unfreeze(model, rows, pieces.old_size, learns)
     student.to(device)
-    sets = {name: states.read(inputs["teacher"], name) for name in ("train", "validation")}
-    new_ids = {name: encode(tokenizer, [s.text for s in found.snippets]) for name, found in sets.items()}
-    order = schedule([len(row) for row in new_ids["train"]], cfg.batch_size, cfg.steps, cfg.seed)
+    cuts = TwoCuts.read(inputs["teacher"], "train", tokenizer, pieces)
+    order = schedule(cuts.lengths, cfg.batch_size, cfg.steps, cfg.seed)
     batches = Steps(
-        sets["train"],
-        new_ids["train"],
-        pieces,
+        cuts,
         order,
         chunk=job.runtime.chunk,
         rank=accelerate.process_index,
@@ -72,10 +69,9 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     if cfg.solve.iterations and checkpoint.is_file():  # it has the rows that came of it
         solved = json.loads(told.read_text())
     elif cfg.solve.iterations:
-        train_on, held_out = (
-            Readout(student, sets[name], new_ids[name], pieces, job.runtime.chunk) for name in ("train", "validation")
-        )
-        output_ND, solved = solve(train_on, held_out, rows.head.detach(), objective.terms, cfg.solve, job.say)
+        held_out = TwoCuts.read(inputs["teacher"], "validation", tokenizer, pieces)
+        readouts = [Readout(student, texts, job.runtime.chunk) for texts in (cuts, held_out)]
+        output_ND, solved = solve(*readouts, rows.head.detach(), objective.terms, cfg.solve, job.say)
         assert rows.output is not None
         rows.output.data.copy_(output_ND)
         write_text(told, json.dumps(solved, indent=2) + "\n")

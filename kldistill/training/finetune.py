@@ -23,6 +23,7 @@ from kldistill.tokens.windows import within_context
 from kldistill.training import adapters, states, texts
 from kldistill.training.batches import Steps, schedule
 from kldistill.training.config import FinetuneConfig
+from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import train
 from kldistill.training.objective import Objective, terms_of, validation
 from kldistill.training.states import States
@@ -48,7 +49,7 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     pieces = PieceTable.load(inputs["tokens"])
     tokenizer = load_extended_tokenizer(inputs["tokens"])
     text = training_text(cfg, inputs, pieces)
-    new_ids = encode(tokenizer, [snippet.text for snippet in text.snippets])
+    cuts = TwoCuts.of(text, tokenizer, pieces)
     torch.manual_seed(cfg.seed)
     model = load_original(inputs["model"], device)
     dtype = model.dtype
@@ -58,11 +59,9 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     student.to(device)
     n_trainable = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     # Distillation shuffles by its seed alone; the same seed must not show the text in the same order again.
-    order = schedule([len(row) for row in new_ids], cfg.batch_size, cfg.steps, f"finetune/{cfg.seed}")
+    order = schedule(cuts.lengths, cfg.batch_size, cfg.steps, f"finetune/{cfg.seed}")
     batches = Steps(
-        text,
-        new_ids,
-        pieces,
+        cuts,
         order,
         chunk=job.runtime.chunk,
         rank=accelerate.process_index,

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from kldistill.model.load import load_original, load_original_tokenizer, old_size
+from kldistill.model.load import load_original, load_original_tokenizer, vocabulary_size
 from kldistill.rows.resize import extend
 from kldistill.rows.rows import Rows
 from kldistill.rows.student import Student
@@ -23,7 +23,7 @@ def load_student(model: Path, rows: Path, device: str | torch.device = "cpu") ->
         model: folder of the ``model`` artifact.
         rows: folder of ``init``, ``distill`` or ``finetune``.
     """
-    size = old_size(load_original_tokenizer(model))
+    size = vocabulary_size(model)
     loaded = load_original(model, device)
     teacher_head = frozen_head(loaded) if method_of(rows) == "full" else None
     student = Student(adapt(loaded, rows), Rows.load(rows), size, teacher_head)
@@ -35,7 +35,7 @@ def load_model(model: Path, rows: Path | None, device: str | torch.device = "cpu
     loaded = load_original(model, device)
     if rows is None:
         return loaded
-    extended = extend(adapt(loaded, rows), Rows.load(rows), old_size(load_original_tokenizer(model)))
+    extended = extend(adapt(loaded, rows), Rows.load(rows), vocabulary_size(model))
     return extended.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
 
 

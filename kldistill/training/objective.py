@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from kldistill.losses.weighted import Term, chunked
 from kldistill.rows.student import Student
 from kldistill.runtime.components import find
-from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import states
 from kldistill.training.batches import Batch
 from kldistill.training.config import LossConfig
+from kldistill.training.cuts import TwoCuts
 from kldistill.training.scoring import score_student
 from kldistill.training.sums import summarise
 
@@ -75,20 +75,21 @@ def validation(
         teacher: folder of the ``teacher`` artifact, whose texts are scored; without states there is no KL.
         tokenizer: the extended one.
     """
-    sets = {start: states.read(teacher, name) for start, name in HELD_OUT.items() if states.exists(teacher, name)}
-    new_ids = {start: encode(tokenizer, [snippet.text for snippet in texts.snippets]) for start, texts in sets.items()}
+    sets = {
+        start: TwoCuts.read(teacher, name, tokenizer, pieces)
+        for start, name in HELD_OUT.items()
+        if states.exists(teacher, name)
+    }
 
     def validate() -> dict[str, float]:
         training = student.training
         student.eval()
         found: dict[str, float] = {}
-        for start, texts in sets.items():
+        for start, cuts in sets.items():
             scores = score_student(
                 student,
-                texts,
-                new_ids[start],
-                pieces,
-                teacher=texts.values is not None and pieces.exact,
+                cuts,
+                teacher=cuts.states.values is not None and pieces.exact,
                 batch_size=batch_size,
                 chunk=chunk,
                 device=device,

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kldistill.losses.alignment import Alignment, align
 from kldistill.losses.fused import measure
 from kldistill.rows.student import Student
 from kldistill.runtime.progress import Bar
-from kldistill.tokens.pieces import PieceTable
 from kldistill.training.batches import collate
+from kldistill.training.cuts import TwoCuts
 from kldistill.training.padding import by_length
 from kldistill.training.states import States
 from kldistill.training.sums import Score
@@ -43,9 +42,7 @@ def score_original(
 @torch.no_grad()
 def score_student(
     student: Student,
-    states: States,
-    new_ids: Sequence[Sequence[int]],
-    pieces: PieceTable,
+    cuts: TwoCuts,
     *,
     teacher: bool,
     batch_size: int,
@@ -58,33 +55,29 @@ def score_student(
     """
     scores = [
         Score(snippet.document, snippet.n_bytes, len(ids) - 1)
-        for snippet, ids in zip(states.snippets, new_ids, strict=True)
+        for snippet, ids in zip(cuts.states.snippets, cuts.new_ids, strict=True)
     ]
-    with Bar(description, total=sum(len(ids) for ids in new_ids), unit="tokens") as bar:
-        for batch in by_length(new_ids, batch_size):
-            aligned = [align(states.ids[index], new_ids[index], pieces) for index in batch]
-            _score_batch(
-                [scores[index] for index in batch], student, states, batch, new_ids, aligned, teacher, chunk, device
-            )
-            bar.advance(sum(len(new_ids[index]) for index in batch))
+    with Bar(description, total=sum(cuts.lengths), unit="tokens") as bar:
+        for batch in by_length(cuts.new_ids, batch_size):
+            _score_batch([scores[index] for index in batch], student, cuts, batch, teacher, chunk, device)
+            bar.advance(sum(len(cuts.new_ids[index]) for index in batch))
     return scores
 
 
 def _score_batch(
     scores: Sequence[Score],
     student: Student,
-    states: States,
+    cuts: TwoCuts,
     batch: Sequence[int],
-    new_ids: Sequence[Sequence[int]],
-    aligned: Sequence[Alignment],
     teacher: bool,
     chunk: int,
     device: torch.device,
 ) -> None:
     """Add one batch's sums to its scores."""
-    hidden = [states.hidden(index) for index in batch] if teacher else None
-    lengths = [len(states.ids[index]) for index in batch]
-    made = collate(aligned, [new_ids[index] for index in batch], hidden, lengths, chunk).to(device)
+    hidden = [cuts.states.hidden(index) for index in batch] if teacher else None
+    lengths = [len(cuts.states.ids[index]) for index in batch]
+    aligned = [cuts.alignment(index) for index in batch]
+    made = collate(aligned, [cuts.new_ids[index] for index in batch], hidden, lengths, chunk).to(device)
     hidden_BTD = student.hidden(made.new_ids, made.new_mask)
     width = hidden_BTD.shape[1]
     states_TD = hidden_BTD.flatten(0, 1)

@@ -11,20 +11,19 @@ Shape suffixes: U teacher rows of a text, A student rows and B teacher rows of a
 reduced old columns, the last of which is the rest.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kldistill.losses.alignment import Alignment, align
+from kldistill.losses.alignment import Alignment
 from kldistill.losses.chunks import chunks
 from kldistill.losses.weighted import Term, summed
 from kldistill.rows.student import Student
-from kldistill.tokens.pieces import PieceTable
 from kldistill.training.config import SolveConfig
-from kldistill.training.states import States
+from kldistill.training.cuts import TwoCuts
 
 # Lists of an alignment that hold ids of tokens or pieces, which the reduced vocabulary numbers anew.
 _IDS = (
@@ -48,26 +47,23 @@ class Readout:
 
     Args:
         student: for its heads; its body is not run.
-        texts: with the teacher's states.
-        new_ids: the student's ids of the same texts.
+        cuts: the texts in both cuts, with the teacher's states.
         chunk: student positions of one chunk.
     """
 
-    def __init__(
-        self, student: Student, texts: States, new_ids: Sequence[Sequence[int]], pieces: PieceTable, chunk: int
-    ) -> None:
-        self.student = student
+    def __init__(self, student: Student, cuts: TwoCuts, chunk: int) -> None:
+        self.student, pieces = student, cuts.pieces
         used = sorted({piece for row in pieces.pieces for piece in row})
         self.columns_S = torch.tensor(used)
         self.number_W = torch.full((pieces.new_size,), len(used))  # of every id in the reduced vocabulary
         self.number_W[self.columns_S] = torch.arange(len(used))
         self.number_W[pieces.old_size :] = len(used) + 1 + torch.arange(len(pieces.pieces))
-        aligned = [align(texts.ids[index], new_ids[index], pieces) for index in range(len(new_ids))]
+        aligned = [cuts.alignment(index) for index in range(len(cuts))]
         n = sum(alignment.n_common for alignment in aligned)
         self.parts = [
             part
             for index, alignment in enumerate(aligned)
-            for part in self._parts(texts.hidden(index), len(new_ids[index]), alignment, n, chunk)
+            for part in self._parts(cuts.states.hidden(index), cuts.lengths[index], alignment, n, chunk)
         ]
 
     @torch.no_grad()

@@ -23,6 +23,7 @@ from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import states, teacher
 from kldistill.training.config import TeacherConfig
+from kldistill.training.cuts import TwoCuts
 from kldistill.training.states import States
 
 CPU = torch.device("cpu")
@@ -37,6 +38,10 @@ class Setting:
     pieces: PieceTable
     states: States
     new_ids: list[list[int]]
+
+    @property
+    def cuts(self) -> TwoCuts:
+        return TwoCuts(self.states, self.new_ids, self.pieces)
 
 
 @cache

@@ -24,6 +24,7 @@ from kldistill.runtime.job import Job
 from kldistill.tokens.definition import token_bytes
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import adapters, states
+from kldistill.training.cuts import TwoCuts
 from kldistill.training.load import load_student
 from kldistill.training.scoring import score_student
 from kldistill.training.sums import summarise
@@ -130,7 +131,7 @@ def test_the_kl_is_the_one_that_evaluate_reports(
     ids = [context.old_ids for context in contexts]
     states.write(tmp_path, "some", student, snippets, ids, batch_size=2, device=CPU, description="")
     scores = score_student(
-        student, states.read(tmp_path, "some"), [context.new_ids for context in contexts], table,
+        student, TwoCuts(states.read(tmp_path, "some"), [context.new_ids for context in contexts], table),
         teacher=True, batch_size=2, chunk=64, device=CPU, description="",
     )  # fmt: skip
     figures, found = summarise(scores), built[1]["calibration"]["trained"]

@@ -9,6 +9,7 @@ import torch
 from kldistill.losses.alignment import align
 from kldistill.runtime.errors import ConfigError
 from kldistill.training.batches import Steps, collate, schedule
+from kldistill.training.cuts import TwoCuts
 from kldistill.training.objective import Objective
 from tests.helpers.artifacts import MakeModel, MakeTokens
 from tests.helpers.setting import Setting, all_terms, make_setting
@@ -75,7 +76,7 @@ def test_collate_pads_on_the_right(setting: Setting) -> None:
 
 def loss_and_gradients(setting: Setting, **share: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
     order = [[0, 3, 1, 5, 2]]
-    batch = Steps(setting.states, setting.new_ids, setting.pieces, order, chunk=16, **share)[0]
+    batch = Steps(setting.cuts, order, chunk=16, **share)[0]
     step = Objective(setting.student, all_terms())
     loss, figures = step(batch)
     values = torch.stack([loss.detach(), *figures.values()])
@@ -96,9 +97,9 @@ def test_the_processes_average_is_the_whole_batch(setting: Setting, world: int) 
 
 def test_a_process_without_a_snippet_is_refused(setting: Setting) -> None:
     with pytest.raises(ConfigError, match=r"distill.batch_size: a batch of 2 snippets .* 3 processes"):
-        Steps(setting.states, setting.new_ids, setting.pieces, [[0, 1]], chunk=16, world=3)
+        Steps(setting.cuts, [[0, 1]], chunk=16, world=3)
 
 
 def test_without_a_teacher_there_are_no_states(setting: Setting, tmp_path: Path) -> None:
     alone = setting.states._replace(values=None)
-    assert Steps(alone, setting.new_ids, setting.pieces, [[0, 1]], chunk=16)[0].old_hidden is None
+    assert Steps(TwoCuts(alone, setting.new_ids, setting.pieces), [[0, 1]], chunk=16)[0].old_hidden is None

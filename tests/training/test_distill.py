@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from kldistill.evaluation.config import EvaluateConfig, ScoringConfig
 from kldistill.evaluation.score import evaluate_original, evaluate_student
@@ -27,6 +26,7 @@ from kldistill.tokens.pieces import PieceTable
 from kldistill.training import distill, states, teacher
 from kldistill.training.batches import Batch, Steps
 from kldistill.training.config import DistillConfig, LoraConfig, LossConfig, LossTerm, SolveConfig, TeacherConfig
+from kldistill.training.cuts import TwoCuts
 from kldistill.training.load import load_student
 from kldistill.training.objective import Objective
 from kldistill.training.scoring import score_student
@@ -121,13 +121,10 @@ def test_a_body_that_learns_with_the_rows(inputs: Inputs, tmp_path: Path) -> Non
         out = inputs.distilled(name, lambda found, step, log=log: log.append(found), steps=24, lora=lora, lora_lr=0.003)
         starts[name], *_, ends[name] = [found[KL] for found in log if KL in found]
         student = load_student(inputs.folders["model"], out)
-        held_out = states.read(inputs.folders["teacher"], "validation")
-        new_ids = encode(load_extended_tokenizer(inputs.folders["tokens"]), [s.text for s in held_out.snippets])
-        pieces = PieceTable.load(inputs.folders["tokens"])
+        tokenizer, pieces = load_extended_tokenizer(inputs.folders["tokens"]), PieceTable.load(inputs.folders["tokens"])
+        held_out = TwoCuts.read(inputs.folders["teacher"], "validation", tokenizer, pieces)
         read_back = summarise(
-            score_student(
-                student, held_out, new_ids, pieces, teacher=True, batch_size=4, chunk=64, device=CPU, description=""
-            )
+            score_student(student, held_out, teacher=True, batch_size=4, chunk=64, device=CPU, description="")
         )
         assert read_back["kl_to_teacher"] == pytest.approx(ends[name], rel=1e-4)
         old = load_original(inputs.folders["model"]).get_input_embeddings().weight
@@ -238,10 +235,8 @@ def test_tied_rows_serve_both_ends(inputs: Inputs) -> None:
 
 
 def first_batch(inputs: Inputs) -> Batch:
-    stored = states.read(inputs.folders["teacher"], "train")
-    tokenizer = AutoTokenizer.from_pretrained(inputs.folders["tokens"] / "tokenizer")
-    new_ids = encode(tokenizer, [snippet.text for snippet in stored.snippets])
-    return Steps(stored, new_ids, PieceTable.load(inputs.folders["tokens"]), [[0, 1, 2]], chunk=16)[0]
+    tokenizer, pieces = load_extended_tokenizer(inputs.folders["tokens"]), PieceTable.load(inputs.folders["tokens"])
+    return Steps(TwoCuts.read(inputs.folders["teacher"], "train", tokenizer, pieces), [[0, 1, 2]], chunk=16)[0]
 
 
 def test_without_a_teacher(inputs: Inputs) -> None:

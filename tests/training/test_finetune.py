@@ -24,6 +24,7 @@ from kldistill.tokens.pieces import PieceTable
 from kldistill.training import adapters, finetune, states, teacher
 from kldistill.training.batches import Steps
 from kldistill.training.config import DistillConfig, FinetuneConfig, LoraConfig, LossConfig, LossTerm, TeacherConfig
+from kldistill.training.cuts import TwoCuts
 from kldistill.training.load import load_model, load_student
 from kldistill.training.objective import Objective, terms_of
 from kldistill.training.scoring import score_student
@@ -160,11 +161,8 @@ def test_what_is_read_back_is_what_was_trained(method: str, tied: bool, tuned: C
     student = load_student(found.folders["model"], found.out)
     pieces = PieceTable.load(found.folders["tokens"])
     tokenizer = AutoTokenizer.from_pretrained(found.folders["tokens"] / "tokenizer")
-    texts = states.read(found.folders["teacher"], "validation")
-    ids = encode(tokenizer, [snippet.text for snippet in texts.snippets])
-    scores = score_student(
-        student, texts, ids, pieces, teacher=True, batch_size=4, chunk=64, device=CPU, description=""
-    )
+    cuts = TwoCuts.read(found.folders["teacher"], "validation", tokenizer, pieces)
+    scores = score_student(student, cuts, teacher=True, batch_size=4, chunk=64, device=CPU, description="")
     for name, value in summarise(scores).items():
         assert value == pytest.approx(found.summary[f"finetune/validation_{name}"], rel=1e-4, abs=1e-6), name
 
@@ -376,10 +374,8 @@ def gradients(folders: dict[str, Path], cfg: FinetuneConfig, seed: int = 0) -> t
     pieces = PieceTable.load(folders["tokens"])
     learns = adapters.Training(cfg.method, cfg.lora, cfg.train_rows, cfg.gradient_checkpointing)
     student, _ = adapters.unfreeze(load_original(folders["model"]), Rows.load(folders["init"]), pieces.old_size, learns)
-    texts = states.read(folders["teacher"], "train")
     tokenizer = AutoTokenizer.from_pretrained(folders["tokens"] / "tokenizer")
-    ids = encode(tokenizer, [snippet.text for snippet in texts.snippets])
-    batch = Steps(texts, ids, pieces, [[0, 1]], chunk=32)[0]
+    batch = Steps(TwoCuts.read(folders["teacher"], "train", tokenizer, pieces), [[0, 1]], chunk=32)[0]
     torch.manual_seed(seed)
     step = Objective(student, terms_of(cfg.loss))
     step(batch)[0].backward()

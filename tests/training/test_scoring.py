@@ -23,7 +23,7 @@ def setting(tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path_factory: py
 
 def scores_of(setting: Setting, teacher: bool = True, batch_size: int = 3, chunk: int = 10) -> list[Score]:
     return score_student(
-        setting.student, setting.states, setting.new_ids, setting.pieces,
+        setting.student, setting.cuts,
         teacher=teacher, batch_size=batch_size, chunk=chunk, device=CPU, description="",
     )  # fmt: skip
 

@@ -55,7 +55,7 @@ def test_the_reduced_loss_is_the_whole_one(name: str, setting: Setting) -> None:
     """Value and gradient; for ce up to a constant, the share of each text's token among the pieces that are one
     column.
     """
-    readout = Readout(setting.student, setting.states, setting.new_ids, setting.pieces, chunk=16)
+    readout = Readout(setting.student, setting.cuts, chunk=16)
     terms = {name: Term(TERMS[name], 1.0)}
     values = []
     for scale in (1.0, -0.7):
@@ -75,7 +75,7 @@ def test_a_weighted_sum_takes_any_loss(setting: Setting) -> None:
     def halved(student_logits: torch.Tensor, teacher_logits: torch.Tensor, alignment: object) -> torch.Tensor:
         return kl(student_logits, teacher_logits, alignment) / 2  # type: ignore[arg-type]
 
-    readout = Readout(setting.student, setting.states, setting.new_ids, setting.pieces, chunk=64)
+    readout = Readout(setting.student, setting.cuts, chunk=64)
     rows_ND = setting.student.rows.head.detach()
     from kldistill.losses.facts import loss
 
@@ -85,7 +85,7 @@ def test_a_weighted_sum_takes_any_loss(setting: Setting) -> None:
 
 
 def test_a_term_of_hidden_states_has_nothing_to_say_of_output_rows(setting: Setting) -> None:
-    readout = Readout(setting.student, setting.states, setting.new_ids, setting.pieces, chunk=64)
+    readout = Readout(setting.student, setting.cuts, chunk=64)
     rows_ND, alone = setting.student.rows.head.detach(), {"kl": Term(kl, 1.0)}
     assert readout.loss(rows_ND, {**alone, "hidden": Term(hidden, 0.5)}) == readout.loss(rows_ND, alone)
 
@@ -93,7 +93,7 @@ def test_a_term_of_hidden_states_has_nothing_to_say_of_output_rows(setting: Sett
 def test_solved_rows_are_better_on_both_texts_and_a_strong_ridge_stays_near(setting: Setting) -> None:
     half = len(setting.new_ids) // 2
     # The held-out text is the training text here: what is asked is the optimiser, not the generalisation.
-    readout = Readout(setting.student, setting.states, setting.new_ids, setting.pieces, chunk=64)
+    readout = Readout(setting.student, setting.cuts, chunk=64)
     assert half
     start_ND, terms = setting.student.rows.head.detach(), {"kl": Term(kl, 1.0)}
     moved = {}
@@ -108,7 +108,7 @@ def test_solved_rows_are_better_on_both_texts_and_a_strong_ridge_stays_near(sett
 
 
 def test_rows_that_would_be_worse_on_held_out_text_are_not_taken(setting: Setting) -> None:
-    train = Readout(setting.student, setting.states, setting.new_ids, setting.pieces, chunk=64)
+    train = Readout(setting.student, setting.cuts, chunk=64)
 
     class Rising(Readout):
         def __init__(self) -> None:
