@@ -34,10 +34,12 @@ class LossConfig:
         name: for tables and tags.
         terms: the summands by name: a loss and its weight each.
         lr: the learning rate that this loss was tuned to on validation (``distill.lr`` takes it).
+        best_by: the figure of validation by which training with this loss is judged (``distill.best_by`` takes it).
     """
 
     name: str = MISSING
     lr: float = 3e-3
+    best_by: str | None = None
     terms: dict[str, LossTerm] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,11 +65,14 @@ def check_training(cfg: Any, group: str) -> None:
         "must be two numbers, at least 0 and below 1",
     )
     cfg.lora.check(group, least=0 if group == "distill" else 1)
+    rule = f"must be {' or '.join(BEST_BY)}, or null for the last step"
+    require(cfg.best_by is None or cfg.best_by in BEST_BY, f"{group}.best_by", cfg.best_by, rule)
     check_choices(cfg, group)
 
 
 SCHEDULES = ("cosine", "linear", "constant_with_warmup")
 PRECISIONS = ("no", "bf16", "fp16")
+BEST_BY = ("bits_per_byte", "kl_to_teacher")
 METHODS = ("none", "lora", "full", "rows")
 
 
@@ -161,6 +166,8 @@ class DistillConfig:
         clip: the gradient's norm is cut to this.
         precision: ``no`` (float32), ``bf16`` or ``fp16`` (accelerate's mixed precision; untested on accelerators).
         validate_every: steps; validation also runs before the first and after the last step.
+        best_by: what is written is what was best by this figure of validation, ``bits_per_byte`` or
+            ``kl_to_teacher``; null: what the last step made.
         seed: order of the snippets.
         loss: the loss; the group ``loss`` itself.
     """
@@ -187,6 +194,7 @@ class DistillConfig:
     clip: float = 1.0
     precision: str = choice("no", *PRECISIONS)
     validate_every: int = 20
+    best_by: str | None = None
     seed: int = 0
     loss: LossConfig = II("loss")  # noqa: RUF009
 
@@ -275,6 +283,7 @@ class FinetuneConfig:
     precision: str = choice("no", *PRECISIONS)
     gradient_checkpointing: bool = False
     validate_every: int = 50
+    best_by: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

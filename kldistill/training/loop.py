@@ -42,6 +42,7 @@ class Settings(Protocol):
     precision: str
     validate_every: int
     seed: int
+    best_by: str | None
 
 
 class Sized(Protocol):
@@ -64,7 +65,7 @@ def train(
     factor: Callable[[str], float] = lambda name: 1.0,
     seen: Callable[[Any], Mapping[nn.Parameter, Tensor]] | None = None,
 ) -> dict[str, float]:
-    """Train the parameters of ``step_of`` that ask for a gradient.
+    """Train the parameters of ``step_of`` that ask for a gradient, and leave them as they were at the best validation.
 
     Args:
         step_of: maps a batch to (loss, figures); the loss in whatever unit, figures as scalar tensors.
@@ -77,7 +78,8 @@ def train(
             any process) are updated (see ``LazyAdamW``). None: every row at every step.
 
     Returns:
-        The last figures of ``validate``, and
+        The figures of ``validate`` for the parameters that are left, ``best_step`` (the step they are of, with
+        ``settings.best_by``; 0 where no step was better than the start, which is said),
         ``seconds`` (of all attempts, validation included), ``tokens_per_second`` (student tokens of this process,
         training alone), ``peak_memory_bytes`` (most that was held while this call trained: by the process, model
         included; on an accelerator, of its memory).
@@ -104,14 +106,15 @@ def train(
     assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
     # A function of the step alone: nothing of it needs storing. At step 0 a warm-up is 0, so 1 is the first.
     factor_of = schedule.lr_lambdas[0]
-    state = _restore(checkpoint, trainable, optimizer, accelerate)
+    best = Best(settings.best_by, trainable)
+    state = _restore(checkpoint, trainable, optimizer, best, accelerate)
     module, optimizer = accelerate.prepare(step_of, optimizer)
     loader = DataLoader(batches, batch_size=None, sampler=range(int(state["step"]), settings.steps))
     job.rewind(int(state["step"]) or -1)
-    validation: dict[str, float] = {}
     latest: Mapping[str, float] = {}  # of the last validation, for the user's eyes
     if not state["step"]:
-        latest = validate()
+        latest = dict(validate())
+        best.see(0, latest)
         job.log(latest, step=0)
     started = time.perf_counter() - state["seconds"]
     with Bar(description, total=settings.steps, unit="steps") as bar:
@@ -156,19 +159,64 @@ def train(
             bar.note(_note(float(shown["loss"]), lr, latest))
             bar.advance(1)
             if step % settings.validate_every == 0 or step == settings.steps:
-                latest = validation = dict(validate())
-                job.log(validation, step=step)
+                latest = dict(validate())
+                best.see(step, latest)
+                job.log(latest, step=step)
             state["seconds"] = time.perf_counter() - started
             if step % job.runtime.checkpoint_every == 0 or step == settings.steps:
-                _store(checkpoint, trainable, optimizer, state, accelerate)
-    if not validation:  # killed after the last step
-        validation = dict(validate())
+                _store(checkpoint, trainable, optimizer, best, state, accelerate)
+    best.put_back()
+    if best.chooses and best.step == 0:
+        job.say(
+            f"Warning: {description}: at no step was {best.name} on validation text better than at the start, so the "
+            "start is what is kept. Lower the rate, or train longer or on more text."
+        )
     return {
-        **validation,
+        **best.figures,
+        **({"best_step": float(best.step)} if best.chooses else {}),
         "seconds": state["seconds"],
         "tokens_per_second": state["tokens"] / max(state["training_seconds"], 1e-9),
         "peak_memory_bytes": peak_memory(accelerate.device),
     }
+
+
+class Best:
+    """The parameters at the best validation so far; without a figure to choose by, those at the last.
+
+    Attributes:
+        name: the figure that chooses, less is better, as ``validate`` calls it; None for none. Where ``validate`` does
+            not give it (a KL without a teacher), its first figure chooses.
+        step: the step of the parameters.
+        figures: what validation said of them.
+    """
+
+    def __init__(self, by: str | None, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.name = None if by is None else f"validation_{by}"
+        self.parameters = parameters
+        self.step = 0
+        self.figures: dict[str, float] = {}
+        self.kept: dict[str, Tensor] = {}
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the best is kept, and not the last."""
+        return self.name is not None
+
+    def see(self, step: int, figures: Mapping[str, float]) -> None:
+        """Take note of a validation of the parameters as they are now."""
+        if self.name is not None and self.name not in figures:
+            self.name = next(iter(figures))
+        if self.name is not None and self.figures and figures[self.name] >= self.figures[self.name]:
+            return
+        self.step, self.figures = step, dict(figures)
+        if self.name is not None:
+            self.kept = {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Give the parameters the values they had at the best validation."""
+        for name, value in self.kept.items():
+            self.parameters[name].copy_(value)
 
 
 def _note(loss: float, lr: float, validation: Mapping[str, float]) -> str:
@@ -208,21 +256,26 @@ def _check_finite(value: Tensor, name: str, step: int, lr: float) -> None:
 
 
 def _store(
-    path: Path, trainable: Mapping[str, Tensor], optimizer: Any, state: Mapping[str, float], accelerate: Accelerator
+    path: Path,
+    trainable: Mapping[str, Tensor],
+    optimizer: Any,
+    best: Best,
+    state: Mapping[str, float],
+    accelerate: Accelerator,
 ) -> None:
-    """Write parameters, AdamW's moments and counters as one safetensors file; the old one stays until the new is
-    whole.
+    """Write parameters, those of the best validation, AdamW's moments and counters as one safetensors file; the old one
+    stays until the new is whole.
     """
     if not accelerate.is_main_process:
         return
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {f"best/{name}": value for name, value in best.kept.items()}
     for name, parameter in trainable.items():
         tensors[f"parameter/{name}"] = parameter.detach()
         for key, value in optimizer.state[parameter].items():
             tensors[f"{key}/{name}"] = torch.as_tensor(value).detach()
     temporary = path.with_suffix(".tmp")
     contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(dict(state))
+    text = json.dumps({**state, "best": [best.name, best.step, best.figures]})
     save_file(contiguous, temporary, metadata={"state": text, "sha256": _checksum(text, contiguous)})
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
@@ -230,7 +283,7 @@ def _store(
 
 
 def _restore(
-    path: Path, trainable: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, accelerate: Accelerator
+    path: Path, trainable: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, best: Best, accelerate: Accelerator
 ) -> dict[str, float]:
     """Counters of the checkpoint, its tensors put back in place; zeros where there is none.
 
@@ -251,6 +304,8 @@ def _restore(
             f"force=[{path.parent.parent.name}] trains from the beginning."
         )
     state |= json.loads(metadata["state"])
+    best.name, best.step, best.figures = state.pop("best")
+    best.kept = {name.removeprefix("best/"): tensor for name, tensor in tensors.items() if name.startswith("best/")}
     with torch.no_grad():
         for name, parameter in trainable.items():
             parameter.copy_(tensors[f"parameter/{name}"])

@@ -81,10 +81,15 @@ def run(
     problem: Problem | None = None,
     every: int = 5,
     factor: Callable[[str], float] = lambda name: 1.0,
+    validate: Callable[[Problem], dict[str, float]] = lambda problem: {
+        "validation_sum": problem.rows.detach().sum().item()
+    },
+    say: Callable[[str], None] = lambda text: None,
     **settings: Any,
 ) -> tuple[Problem, Log, dict[str, float], Stream]:
+    folder.mkdir(exist_ok=True)
     problem, log, stream = problem or Problem(), log or Log(), Stream()
-    job = Job(RuntimeConfig(device="cpu", checkpoint_every=every), log=log.log, rewind=log.rewind)
+    job = Job(RuntimeConfig(device="cpu", checkpoint_every=every), log=log.log, rewind=log.rewind, say=say)
     cfg = DistillConfig(**{"steps": 20, "lr": 0.1, "validate_every": 8, **settings})
     made = train(
         problem,
@@ -93,7 +98,7 @@ def run(
         folder / "checkpoint.safetensors",
         job,
         description="Training",
-        validate=lambda: {"validation_sum": problem.rows.detach().sum().item()},
+        validate=lambda: validate(problem),
         factor=factor,
     )
     return problem, log, made, stream
@@ -172,7 +177,58 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path, stop_at: int
     assert all(torch.equal(kept[name], wanted[name]) for name in wanted)
 
 
-def test_a_run_that_was_stopped_after_its_last_step_only_validates(tmp_path: Path) -> None:
+class Judged:
+    """A validation that finds given figures, one after the other, and remembers the rows that they are of."""
+
+    def __init__(self, *figures: float, name: str = "kl_to_teacher") -> None:
+        self.figures, self.name = list(figures), f"validation_{name}"
+        self.rows: list[Tensor] = []
+
+    def __call__(self, problem: Problem) -> dict[str, float]:
+        self.rows.append(problem.rows.detach().clone())
+        return {"validation_bits_per_byte": 1.0 / len(self.rows), self.name: self.figures[len(self.rows) - 1]}
+
+
+def test_the_best_by_validation_is_what_is_left(tmp_path: Path) -> None:
+    judged = Judged(5.0, 3.0, 4.0, 3.5)  # at steps 0, 8, 16 and 20
+    problem, _, made, _ = run(tmp_path / "best", validate=judged, best_by="kl_to_teacher")
+    assert torch.equal(problem.rows, judged.rows[1]) and not torch.equal(problem.rows, judged.rows[3])
+    assert (made["validation_kl_to_teacher"], made["validation_bits_per_byte"], made["best_step"]) == (3.0, 0.5, 8)
+    judged = Judged(5.0, 3.0, 4.0, 3.5)
+    problem, _, made, _ = run(tmp_path / "last", validate=judged)
+    assert torch.equal(problem.rows, judged.rows[3])
+    assert made["validation_kl_to_teacher"] == 3.5 and "best_step" not in made
+
+
+def test_training_that_never_helped_is_told_and_undone(tmp_path: Path) -> None:
+    said: list[str] = []
+    judged = Judged(2.0, 3.0, 4.0, 2.0)
+    problem, _, made, _ = run(tmp_path, validate=judged, best_by="kl_to_teacher", say=said.append)
+    assert torch.equal(problem.rows, judged.rows[0]) and made["best_step"] == 0
+    assert said[0].startswith("Warning: Training: at no step was validation_kl_to_teacher on validation text better")
+
+
+def test_without_a_teacher_the_first_figure_chooses(tmp_path: Path) -> None:
+    judged = Judged(1.0, 2.0, 3.0, 4.0, name="other")
+    problem, _, made, _ = run(tmp_path, validate=judged, best_by="kl_to_teacher")
+    assert torch.equal(problem.rows, judged.rows[3]) and made["validation_bits_per_byte"] == 0.25
+
+
+@pytest.mark.parametrize("stop_at", [6, 9, 16, 20])
+def test_a_stopped_run_remembers_its_best(tmp_path: Path, stop_at: int) -> None:
+    values = [5.0, 3.0, 4.0, 3.5]
+    log = Log(stop_at)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, log, validate=Judged(*values), best_by="kl_to_teacher")
+    log.stop_at = None
+    done = sum(at <= (stop_at - 1) // 5 * 5 for at in (0, 8, 16, 20))
+    resumed, _, made, _ = run(tmp_path, log, validate=Judged(*values[done:]), best_by="kl_to_teacher")
+    whole, _, wanted, _ = run(tmp_path / "whole", validate=Judged(*values), best_by="kl_to_teacher")
+    assert torch.equal(resumed.rows, whole.rows)
+    assert (made["best_step"], made["validation_kl_to_teacher"]) == (wanted["best_step"], 3.0) == (8, 3.0)
+
+
+def test_a_run_that_was_stopped_after_its_last_step_has_nothing_to_do(tmp_path: Path) -> None:
     first, _, figures, _ = run(tmp_path)
     again, _, made, stream = run(tmp_path)
     assert stream.asked == []
