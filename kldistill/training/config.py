@@ -33,12 +33,12 @@ class LossConfig:
     Attributes:
         name: for tables and tags.
         terms: the summands by name: a loss and its weight each.
-        lr: the learning rate that this loss was tuned to on validation (``distill.lr`` takes it).
+        lr: the learning rate that this loss was tuned to on validation (``distill.lr`` takes it, in its ``lr_unit``).
         best_by: the figure of validation by which training with this loss is judged (``distill.best_by`` takes it).
     """
 
     name: str = MISSING
-    lr: float = 3e-3
+    lr: float = 0.023
     best_by: str | None = None
     terms: dict[str, LossTerm] = field(default_factory=dict)
 
@@ -137,12 +137,12 @@ class DistillConfig:
     Attributes:
         lora: an adapter of the body that learns with the rows: against the teacher's stored states it learns the new
             cut and, with the KL alone, nothing else. It is merged at export. Rank 0: the body stays bit-identical.
-        lora_lr: its learning rate.
+        lora_lr: its learning rate, as it is.
         lazy_rows: update only the new rows that occur in the step (see ``LazyAdamW``). Off, as an output row that is
             left alone where its token is absent is never pushed down there (docs/log.md).
         solve: fit the output rows to the teacher's states first, which costs no pass through the body; a tied model
             then has output rows of its own.
-        output_lr: learning rate of separate output rows. Null: ``lr``.
+        output_lr: learning rate of separate output rows, in ``lr_unit``. Null: ``lr``.
         teacher: ``self`` (the original model) or ``none`` (losses that need no teacher; validation then shows no
             KL).
         steps: of the optimiser.
@@ -158,7 +158,10 @@ class DistillConfig:
             both), from 0 to below 1: so that what the domain does not show stays as it was.
         validation_bytes: text from the validation split that is scored during training; of general text a third as
             much.
-        lr: highest learning rate of AdamW.
+        lr: highest learning rate of AdamW for the new rows, in ``lr_unit``.
+        lr_unit: ``row``: rates are shares of the size of an old row's entries (the root mean square of the row of
+            median length; 0.13 for SmolLM2, 0.04 for Gemma 3), so that a rate that fits one model fits another.
+            ``one``: rates are as they are.
         warmup: share of the steps in which the rate rises to ``lr``.
         schedule: how the rate goes on after that, as transformers names it.
         weight_decay: of AdamW.
@@ -181,7 +184,8 @@ class DistillConfig:
     text_seed: int = 0
     general: float = 0.0
     validation_bytes: int = 12_000
-    lr: float = 3e-3
+    lr: float = 0.023
+    lr_unit: str = choice("row", "row", "one")
     lora: LoraConfig = field(default_factory=lambda: LoraConfig(r=0))
     lora_lr: float = 1e-3
     lazy_rows: bool = False
@@ -257,7 +261,8 @@ class FinetuneConfig:
         gradient_checkpointing: run each layer again on the way back rather than keep what it made: slower, less
             memory.
         lr: of the body's weights.
-        rows_lr: of the new rows; null: the same.
+        rows_lr: of the new rows, in ``lr_unit``; null: the body's, as it is.
+        lr_unit: of ``rows_lr``, as in ``distill``.
         seed: order of the snippets, the adapter's first values, dropout.
 
     The others are those of ``distill`` (see ``DistillConfig``).
@@ -275,6 +280,7 @@ class FinetuneConfig:
     snippet_bytes: int = 700
     lr: float = 5e-4
     rows_lr: float | None = None
+    lr_unit: str = choice("row", "row", "one")
     warmup: float = 0.1
     schedule: str = choice("cosine", *SCHEDULES)
     weight_decay: float = 0.0

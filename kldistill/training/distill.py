@@ -18,7 +18,7 @@ from kldistill.training.batches import Steps, schedule
 from kldistill.training.config import DistillConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import train
-from kldistill.training.objective import Objective, terms_of, validation
+from kldistill.training.objective import Objective, terms_of, unit_of, validation
 from kldistill.training.solve import Readout, solve
 
 
@@ -43,6 +43,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         rows = Rows(rows.input, rows.input, rows.made_by)  # a tied model: from here on two rows a token
     student, adapter = adapters.unfreeze(model, rows, pieces.old_size, learns)
     student.to(device)
+    unit = unit_of(student, cfg.lr_unit)
     cuts = TwoCuts.read(inputs["teacher"], "train", tokenizer, pieces)
     order = schedule(cuts.lengths, cfg.batch_size, cfg.steps, cfg.seed)
     batches = Steps(
@@ -85,7 +86,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         job,
         description=f"Distilling ({cfg.loss.name})",
         validate=validate,
-        factor=lambda name: _rate(name, cfg) / cfg.lr,
+        factor=lambda name: _rate(name, cfg, unit) / cfg.lr,
         seen=objective.seen if cfg.lazy_rows else None,
     )
     if not accelerate.is_main_process:
@@ -98,10 +99,10 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     checkpoint.unlink(missing_ok=True)
 
 
-def _rate(name: str, cfg: DistillConfig) -> float:
-    """The learning rate of a parameter of the objective."""
+def _rate(name: str, cfg: DistillConfig, unit: float) -> float:
+    """The learning rate of a parameter of the objective, as the optimiser has it."""
     if ".lora_" in name:
         return cfg.lora_lr
     if name.endswith(".rows.output") and cfg.output_lr is not None:
-        return cfg.output_lr
-    return cfg.lr
+        return cfg.output_lr * unit
+    return cfg.lr * unit

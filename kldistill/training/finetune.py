@@ -25,7 +25,7 @@ from kldistill.training.batches import Steps, schedule
 from kldistill.training.config import FinetuneConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import train
-from kldistill.training.objective import Objective, terms_of, validation
+from kldistill.training.objective import Objective, terms_of, unit_of, validation
 from kldistill.training.states import States
 
 
@@ -69,6 +69,7 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
         stage="finetune",
     )
     checkpoint = out / "checkpoint.safetensors"
+    rows_lr = cfg.lr if cfg.rows_lr is None else cfg.rows_lr * unit_of(student, cfg.lr_unit)
     objective = Objective(student, terms_of(cfg.loss))
     figures = train(
         objective,
@@ -86,7 +87,7 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
             chunk=job.runtime.chunk,
             device=device,
         ),
-        factor=lambda name: cfg.rows_lr / cfg.lr if cfg.rows_lr and ".rows." in name else 1.0,
+        factor=lambda name: rows_lr / cfg.lr if ".rows." in name else 1.0,
         seen=objective.seen if cfg.lazy_rows else None,
     )
     if not accelerate.is_main_process:

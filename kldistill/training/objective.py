@@ -52,6 +52,17 @@ def terms_of(loss: LossConfig) -> dict[str, Term]:
     }
 
 
+def unit_of(student: Student, unit: str) -> float:
+    """What a learning rate of rows in this ``unit`` (see ``DistillConfig.lr_unit``) is multiplied by.
+
+    Adam's first steps move every entry by the rate, so a rate is hot or cold by the size of the entries it moves.
+    """
+    if unit == "one":
+        return 1.0
+    old_VD = student.embedding.weight[: student.old_size]
+    return (old_VD.float().norm(dim=1).median() / old_VD.shape[1] ** 0.5).item()
+
+
 # What validation during training scores, by the start of its metrics' names: sets of the teacher's artifact.
 HELD_OUT = {"validation": "validation", "validation_general": "general"}
 

@@ -28,7 +28,7 @@ from kldistill.training.batches import Batch, Steps
 from kldistill.training.config import DistillConfig, LoraConfig, LossConfig, LossTerm, SolveConfig, TeacherConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.load import load_student
-from kldistill.training.objective import Objective
+from kldistill.training.objective import Objective, unit_of
 from kldistill.training.scoring import score_student
 from kldistill.training.sums import summarise
 from tests.helpers.artifacts import MakeModel, MakeTokens
@@ -57,7 +57,16 @@ def configured(**settings: Any) -> DistillConfig:
         terms={name: LossTerm({"_target_": f"kldistill.losses.{name}"}) for name in names},
     )
     return DistillConfig(
-        **{"steps": 8, "batch_size": 3, "snippet_bytes": 300, "validate_every": 100, "lr": 0.02, **settings}, loss=loss
+        **{
+            "steps": 8,
+            "batch_size": 3,
+            "snippet_bytes": 300,
+            "validate_every": 100,
+            "lr": 0.02,
+            "lr_unit": "one",
+            **settings,
+        },
+        loss=loss,
     )
 
 
@@ -108,6 +117,22 @@ def test_another_seed_trains_on_other_text(inputs: Inputs, tmp_path: Path) -> No
         texts.append({name: states.read(out, name).snippets for name in ("train", "validation")})
     assert texts[0]["train"] != texts[1]["train"]
     assert texts[0]["validation"] == texts[1]["validation"], "and is validated on the same"
+
+
+@pytest.mark.parametrize("longer", [1.0, 4.0])
+def test_a_rate_is_a_share_of_the_rows_entries(inputs: Inputs, tmp_path: Path, longer: float) -> None:
+    """Adam's first step moves every entry that has a gradient by the rate."""
+    model = load_original(inputs.folders["model"])
+    old_VD = model.get_input_embeddings().weight
+    old_VD.data *= longer
+    size = (old_VD.norm(dim=1).median() / old_VD.shape[1] ** 0.5).item()
+    assert unit_of(Student(model, Rows(old_VD[:3].clone()), len(old_VD)), "one") == 1.0
+    assert unit_of(Student(model, Rows(old_VD[:3].clone()), len(old_VD)), "row") == pytest.approx(size)
+    if longer == 1.0:
+        first = Rows.load(inputs.folders["init"]).input
+        settings = {"steps": 1, "warmup": 0.0, "schedule": "constant_with_warmup", "lr": 0.1}
+        moved = Rows.load(inputs.distilled("unit", lr_unit="row", **settings)).input - first
+        assert moved.abs().max().item() == pytest.approx(0.1 * size, rel=1e-2)
 
 
 KL = "validation_kl_to_teacher"

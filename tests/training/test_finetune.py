@@ -63,7 +63,14 @@ def tune(folders: dict[str, Path], out: Path, method: str, **settings: Any) -> T
 
 
 def configured(method: str, **settings: Any) -> FinetuneConfig:
-    small: dict[str, Any] = {"steps": 12, "batch_size": 3, "snippet_bytes": 300, "lr": 0.01, "validate_every": 6}
+    small: dict[str, Any] = {
+        "steps": 12,
+        "batch_size": 3,
+        "snippet_bytes": 300,
+        "lr": 0.01,
+        "lr_unit": "one",
+        "validate_every": 6,
+    }
     small["loss"] = loss_of(**settings.pop("terms", {"ce": 1.0}))
     return FinetuneConfig(method, LoraConfig(r=4, alpha=8, **settings.pop("lora", {})), **{**small, **settings})
 

@@ -25,7 +25,15 @@ METHODS = {
     "lora": ("adapter/adapter_model.safetensors", "adapter/adapter_config.json"),
     "full": ("body.safetensors",),
 }
-SETTINGS = {"steps": 6, "batch_size": 2, "lr": 1e-2, "rows_lr": 3e-2, "validate_every": 3, "snippet_bytes": 300}
+SETTINGS = {
+    "steps": 6,
+    "batch_size": 2,
+    "lr": 1e-2,
+    "rows_lr": 3e-2,
+    "lr_unit": "one",
+    "validate_every": 3,
+    "snippet_bytes": 300,
+}
 
 
 @pytest.fixture(scope="module")
