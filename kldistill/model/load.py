@@ -70,6 +70,12 @@ def load_original_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             f"{where}: its tokenizer is a slow one ({type(tokenizer).__name__}); kldistill extends tokenizer.json. "
             "Convert it (transformers.convert_slow_tokenizer) and save it beside the model."
         )
+    if (first := facts.get("first_token")) is not None:
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        if first not in special:
+            shown = ", ".join(sorted(special)) or "none"
+            raise ModelError(f"model.first_token={first!r}: is no special token of this tokenizer; those are {shown}.")
+        tokenizer.bos_token = first
     return tokenizer
 
 

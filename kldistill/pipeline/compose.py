@@ -21,7 +21,7 @@ from kldistill.corpus.config import CorpusConfig, HfDatasetCorpus, LocalFilesCor
 from kldistill.evaluation.config import EvalConfig, with_suites
 from kldistill.export.config import ExportConfig
 from kldistill.interpret.config import InterpretConfig
-from kldistill.model.config import HfModelConfig, SmolLM2Config, TinyModelConfig
+from kldistill.model.config import Gemma3Config, GgufConfig, HfModelConfig, SmolLM2Config, TinyModelConfig
 from kldistill.pipeline.keys import check_values, refuse_unknown
 from kldistill.pipeline.steps import STAGES
 from kldistill.rows.config import InitConfig
@@ -94,6 +94,8 @@ SCHEMAS: dict[str, type] = {
     "corpus_local_files": LocalFilesCorpus,
     "corpus_hf_dataset": HfDatasetCorpus,
     "model_smollm2": SmolLM2Config,
+    "model_gemma3": Gemma3Config,
+    "model_gguf": GgufConfig,
     "model_hf": HfModelConfig,
     "model_tiny": TinyModelConfig,
 }

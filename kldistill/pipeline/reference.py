@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from kldistill.corpus.config import HfDatasetCorpus, LocalFilesCorpus, PythonPackageCorpus
-from kldistill.model.config import HfModelConfig, SmolLM2Config, TinyModelConfig
+from kldistill.model.config import Gemma3Config, GgufConfig, HfModelConfig, SmolLM2Config, TinyModelConfig
 from kldistill.pipeline import compose
 from kldistill.runtime.errors import ConfigError
 from kldistill.training.config import DistillConfig, FinetuneConfig, LossConfig
@@ -136,7 +136,7 @@ def _entries(group: str) -> Iterator[Entry]:
         yield from _of_schema(compose.Config, "", only=_plain_keys())
         return
     schemas: dict[str, Sequence[type]] = {
-        "model": (SmolLM2Config, HfModelConfig, TinyModelConfig),
+        "model": (SmolLM2Config, Gemma3Config, GgufConfig, HfModelConfig, TinyModelConfig),
         "corpus": (PythonPackageCorpus, LocalFilesCorpus, HfDatasetCorpus),
     }
     hints = get_type_hints(compose.Config)
@@ -180,7 +180,7 @@ def _shared(schema: type) -> set[str]:
 def _preset_of(schema: type) -> str:
     names = {name: cls for name, cls in compose.SCHEMAS.items() if cls is schema}
     (name,) = names
-    return {"model_smollm2": "smollm2_135m"}.get(name, name.partition("_")[2])
+    return {"model_smollm2": "smollm2_135m", "model_gemma3": "gemma3_270m"}.get(name, name.partition("_")[2])
 
 
 @cache

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from kldistill.model import smollm2
+from kldistill.model import smollm2, wheels
 from kldistill.model import stage as model_stage
 from kldistill.model.config import SmolLM2Config
 from kldistill.model.load import load_original, load_original_tokenizer
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.job import Job
+from kldistill.tokens.encoding import encode
 
 CONTENT = b"GGUF and then weights"
 
@@ -24,7 +25,7 @@ def small_file(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
     """Pin the digest of a stand-in instead of the real file's, and hide an installed package."""
     if "slow" not in request.keywords:
         monkeypatch.setattr(smollm2, "SHA256", hashlib.sha256(CONTENT).hexdigest())
-        monkeypatch.setattr(smollm2, "find_installed", lambda: None)
+        monkeypatch.setattr(smollm2, "find_installed", lambda module, member: None)
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def fake_pip(monkeypatch: pytest.MonkeyPatch, content: bytes, code: int = 0, mem
                 wheel.writestr(member or f"{smollm2.MODULE}/{smollm2.FILE}", content)
         return subprocess.CompletedProcess(command, code, "", "noise\nERROR: no network\n")
 
-    monkeypatch.setattr(smollm2.subprocess, "run", run)
+    monkeypatch.setattr(wheels.subprocess, "run", run)
     return calls
 
 
@@ -93,9 +94,9 @@ def test_an_installed_package_is_found_without_importing_it(
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     (package / smollm2.FILE).write_bytes(CONTENT)
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert smollm2.find_installed() == package / smollm2.FILE
+    assert wheels.find_installed(smollm2.MODULE, smollm2.FILE) == package / smollm2.FILE
     (package / smollm2.FILE).unlink()
-    assert smollm2.find_installed() is None
+    assert wheels.find_installed(smollm2.MODULE, smollm2.FILE) is None
 
 
 def test_a_file_at_hand_comes_first(monkeypatch: pytest.MonkeyPatch, converted: list[bytes], tmp_path: Path) -> None:
@@ -122,6 +123,7 @@ def test_the_real_model_is_converted(tmp_path: Path) -> None:
     assert "<|im_start|>assistant" in tokenizer.apply_chat_template(
         [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
     )
+    assert encode(tokenizer, [""]) == [[0]], "<|endoftext|> begins a text"
     assert tokenizer.tokenize("x  1 23") == ["x", "ĠĠ", "1", "Ġ", "2", "3"]
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     assert tokenizer.decode(model(ids).logits[0, -1].argmax()) == " Paris"
