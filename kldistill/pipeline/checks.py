@@ -86,6 +86,11 @@ def check(cfg: Config) -> None:
 def _check_loss(cfg: Config, key: str, loss: LossConfig) -> None:
     """What a loss compares with must be there: the teacher, and the exact pieces of every new token."""
     for name, term in terms_of(loss).items():
+        if term.teacher and cfg.distill.teacher == "online" and key != "loss":
+            raise ConfigError(
+                f"{key}={loss.name} with distill.teacher=online: its term {name} compares with the teacher's states of "
+                f"the training text, which are not stored then. Use distill.teacher=self, or {key}=ce."
+            )
         if term.teacher and cfg.distill.teacher == "none":
             raise ConfigError(
                 f"{key}={loss.name} with distill.teacher=none: its term {name} compares with the teacher. "

@@ -257,7 +257,7 @@ def _teacher(cfg: "Config") -> TeacherConfig:
         d.snippet_bytes,
         n_snippets,
         d.validation_bytes,
-        d.teacher == "self",
+        {"self": "all", "online": "held_out"}.get(d.teacher, "none"),
         draw=d.draw,
         seed=d.text_seed,
         general=d.general,

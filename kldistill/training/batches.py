@@ -20,22 +20,26 @@ from kldistill.training.padding import pad
 class Batch:
     """One step's snippets (of one process), padded on the right.
 
-    ``old_hidden`` are the teacher's last hidden states; None where the run has no teacher.
+    ``old_hidden`` are the teacher's last hidden states as they were stored, or ``old_ids`` what the teacher is to run
+    over in the same step; both are None where the run has no teacher.
     """
 
     new_ids: Int[Tensor, "B T"]
     new_mask: Int[Tensor, "B T"]
     old_hidden: Float[Tensor, "B U D"] | None
+    old_ids: Int[Tensor, "B U"] | None
     chunks: list[Chunk]
     n_tokens: int
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with every tensor on ``device``."""
         moved = [chunk.to(device) for chunk in self.chunks]
-        hidden = None if self.old_hidden is None else self.old_hidden.to(device)
-        return replace(
-            self, new_ids=self.new_ids.to(device), new_mask=self.new_mask.to(device), old_hidden=hidden, chunks=moved
-        )
+        tensors = {
+            name: tensor.to(device)
+            for name in ("new_ids", "new_mask", "old_hidden", "old_ids")
+            if (tensor := getattr(self, name)) is not None
+        }
+        return replace(self, chunks=moved, **tensors)
 
 
 def collate(
@@ -44,8 +48,11 @@ def collate(
     old_hidden: Sequence[Float[Tensor, "U D"]] | None,
     old_lengths: Sequence[int],
     chunk: int,
+    old_ids: Sequence[Sequence[int]] | None = None,
 ) -> Batch:
-    """Put snippets into one batch; ``chunk`` is the number of student positions of one chunk."""
+    """Put snippets into one batch; ``chunk`` is the number of student positions of one chunk, and ``old_ids`` are
+    given where the teacher runs in the same step.
+    """
     padded, mask = pad(new_ids)
     longest = max(old_lengths)
     hidden = None
@@ -54,7 +61,8 @@ def collate(
         for row, values in enumerate(old_hidden):
             hidden[row, : len(values)] = values
     whole = concatenate(alignments, student_rows=padded.shape[1], teacher_rows=longest)
-    return Batch(padded, mask, hidden, list(chunks(whole, chunk)), sum(len(row) for row in new_ids))
+    old = None if old_ids is None else pad(old_ids)[0]
+    return Batch(padded, mask, hidden, old, list(chunks(whole, chunk)), sum(len(row) for row in new_ids))
 
 
 def schedule(lengths: Sequence[int], batch_size: int, steps: int, seed: int | str) -> list[list[int]]:
@@ -88,6 +96,7 @@ class Steps(Dataset[Batch]):
     Args:
         cuts: the training snippets in both cuts.
         order: from ``schedule``.
+        online: the teacher runs in the same step, over ids that the batch brings, and no states are stored.
         rank, world: which share of each batch this process takes.
         stage: whose ``batch_size`` an error names.
 
@@ -101,6 +110,7 @@ class Steps(Dataset[Batch]):
         order: Sequence[Sequence[int]],
         *,
         chunk: int,
+        online: bool = False,
         rank: int = 0,
         world: int = 1,
         stage: str = "distill",
@@ -112,7 +122,7 @@ class Steps(Dataset[Batch]):
                 "least one to each (a larger batch_size, or more text)."
             )
         self.cuts, self.order = cuts, order
-        self.chunk, self.rank, self.world = chunk, rank, world
+        self.chunk, self.online, self.rank, self.world = chunk, online, rank, world
 
     def __len__(self) -> int:
         return len(self.order)
@@ -128,4 +138,5 @@ class Steps(Dataset[Batch]):
         share[0] = replace(share[0], n_next=totals["n_next"], n_common=totals["n_common"])
         hidden = None if states.values is None else [states.hidden(index) for index in mine]
         lengths = [len(states.ids[index]) for index in mine]
-        return collate(share, [self.cuts.new_ids[index] for index in mine], hidden, lengths, self.chunk)
+        old_ids = [states.ids[index] for index in mine] if self.online else None
+        return collate(share, [self.cuts.new_ids[index] for index in mine], hidden, lengths, self.chunk, old_ids)

@@ -143,8 +143,10 @@ class DistillConfig:
         solve: fit the output rows to the teacher's states first, which costs no pass through the body; a tied model
             then has output rows of its own.
         output_lr: learning rate of separate output rows, in ``lr_unit``. Null: ``lr``.
-        teacher: ``self`` (the original model) or ``none`` (losses that need no teacher; validation then shows no
-            KL).
+        teacher: ``self``: the original model runs over the text once, before the training, and its states are stored
+            (4 bytes times the model's width a token of the text; a sweep shares them). ``online``: it runs in every
+            step, which costs half as much again in time and no disk, for long training on much text. ``none``: losses
+            that need no teacher; validation then shows no KL.
         steps: of the optimiser.
         batch_size: snippets per step, over all processes.
         snippets: how many different snippets there are; the teacher runs once over each. Null: one per step and place
@@ -175,7 +177,7 @@ class DistillConfig:
         loss: the loss; the group ``loss`` itself.
     """
 
-    teacher: str = choice("self", "self", "none")
+    teacher: str = choice("self", "self", "online", "none")
     steps: int = 150
     batch_size: int = 2
     snippets: int | None = None
@@ -228,13 +230,14 @@ class TeacherConfig:
         n_snippets: training snippets at most.
         draw, seed, general: how they are chosen (see ``DistillConfig``).
         validation_bytes: text of the validation split.
-        states: false writes the snippets' ids only (a run without a teacher).
+        states: of which text the states are stored: ``all``, ``held_out`` (the teacher runs online in training) or
+            ``none`` (a run without a teacher). The ids are written in any case.
     """
 
     snippet_bytes: int
     n_snippets: int
     validation_bytes: int
-    states: bool = True
+    states: str = choice("all", "all", "held_out", "none")
     draw: str = "hash"
     seed: int = 0
     general: float = 0.0

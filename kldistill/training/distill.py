@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -50,6 +51,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         cuts,
         order,
         chunk=job.runtime.chunk,
+        online=cfg.teacher == "online",
         rank=accelerate.process_index,
         world=accelerate.num_processes,
     )
@@ -64,7 +66,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         device=device,
     )
     checkpoint = out / "checkpoint.safetensors"
-    objective = Objective(student, terms_of(cfg.loss))
+    objective = Objective(student, terms_of(cfg.loss), nullcontext if adapter is None else adapter.disable_adapter)
     solved: dict[str, float] = {}
     told = out / "solve.json"
     if cfg.solve.iterations and checkpoint.is_file():  # it has the rows that came of it

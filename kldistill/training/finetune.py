@@ -120,8 +120,8 @@ def training_text(cfg: FinetuneConfig, inputs: Mapping[str, Path], pieces: Piece
         )
     if seen.values is None:
         raise ConfigError(
-            f"finetune.loss={cfg.loss.name} with distill.teacher=none: it compares with the teacher's states. Use "
-            "distill.teacher=self, or loss@finetune.loss=ce."
+            f"finetune.loss={cfg.loss.name} without the teacher's states of the training text, which are stored with "
+            "distill.teacher=self alone: use that, or loss@finetune.loss=ce."
         )
     return seen
 

@@ -1,10 +1,12 @@
 """What a training step computes and what is measured in between: shared by all stages that train a student."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -21,19 +23,42 @@ from kldistill.training.sums import summarise
 
 
 class Objective(nn.Module):
-    """One forward pass of the student and its loss, against the teacher's stored states where a term wants them."""
+    """One forward pass of the student and its loss, against the teacher's states where a term wants them: as they were
+    stored, or, where a batch brings the teacher's ids, from a pass of the original model in the same step.
 
-    def __init__(self, student: Student, terms: Mapping[str, Term]) -> None:
+    Args:
+        original: a context in which the student's body is the original model's: that of an adapter switched off.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        terms: Mapping[str, Term],
+        original: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         super().__init__()
         self.student = student
         self.terms = dict(terms)
+        self.original = original
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of the terms, and each term's own value."""
         hidden_BTD = self.student.hidden(batch.new_ids, batch.new_mask)
-        teacher_UD = None if batch.old_hidden is None else batch.old_hidden.flatten(0, 1)
+        teacher_BUD = batch.old_hidden if batch.old_ids is None else self.teacher(batch.old_ids)
+        teacher_UD = None if teacher_BUD is None else teacher_BUD.flatten(0, 1)
         head = self.student.head_parameters()
         return chunked(self.terms, self.student, head, hidden_BTD.flatten(0, 1), teacher_UD, batch.chunks)
+
+    @torch.no_grad()
+    def teacher(self, old_ids: Int[Tensor, "B U"]) -> Float[Tensor, "B U D"]:
+        """The original model's last hidden states: what its stage would have stored."""
+        model = self.student.model
+        training = model.training
+        model.eval()  # the teacher never drops out
+        with self.original():
+            hidden_BUD = self.student.hidden(old_ids).float()
+        model.train(training)
+        return hidden_BUD
 
     def seen(self, batch: Batch) -> dict[nn.Parameter, Bool[Tensor, " N"]]:
         """Which of the new rows a batch shows, for the optimiser that leaves the others alone."""

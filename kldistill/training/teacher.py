@@ -29,7 +29,7 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     Args:
         inputs: ``model`` and ``corpus``; with ``draw=cover`` also ``tokens``.
         out: gets ``train.jsonl``, ``validation.jsonl``, ``general.jsonl`` (general text for validation, where the
-            corpus keeps some) and, with ``cfg.states``, an ``.npy`` of each.
+            corpus keeps some) and, of those that ``cfg.states`` says, an ``.npy`` each.
 
     Raises:
         ConfigError: general text is to be trained on, and the corpus has kept none for it.
@@ -61,15 +61,16 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
             inputs["corpus"], "validation", cfg.snippet_bytes, n_bytes=max(1, cfg.validation_bytes // 3)
         ),
     }
-    model = bare(inputs["model"], device) if cfg.states else None
+    model = None if cfg.states == "none" else bare(inputs["model"], device)
     config = load_original_config(inputs["model"])
     for name, drawn in {"train": chosen, **held_out}.items():
         if not drawn:
             continue
         snippets = within_context(drawn, tokenizer, config)
         ids = encode(tokenizer, [snippet.text for snippet in snippets])
+        stored = None if name == "train" and cfg.states == "held_out" else model
         states.write(
-            out, name, model, snippets, ids, batch_size=8, device=device, description=f"Teacher on {name} text"
+            out, name, stored, snippets, ids, batch_size=8, device=device, description=f"Teacher on {name} text"
         )
         figures[f"teacher/{name}/snippets"] = len(snippets)
         figures[f"teacher/{name}/tokens"] = sum(len(row) for row in ids)

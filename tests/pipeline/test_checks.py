@@ -30,6 +30,10 @@ IMPOSSIBLE = {
         ["distill.teacher=none"],
         "loss=kl_ce with distill.teacher=none: its term kl",
     ),
+    "fine-tuning without stored states": (
+        ["distill.teacher=online", "finetune=lora", "loss@finetune.loss=kl"],
+        "loss@finetune.loss=kl with distill.teacher=online: its term kl compares with the teacher's states",
+    ),
     "hidden without a teacher": (["distill.teacher=none", "loss=hidden"], "loss=hidden with distill.teacher=none"),
     "kl_old without a teacher": (["distill.teacher=none", "loss=kl_old"], "loss=kl_old with distill.teacher=none"),
     "kl of tokens without pieces": (

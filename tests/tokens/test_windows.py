@@ -25,7 +25,7 @@ def test_a_line_longer_than_the_context_is_no_fault(tiny_model: MakeModel, tmp_p
     for family in ("gpt2", "llama"):
         model, out = tiny_model(family=family), tmp_path / family
         out.mkdir()
-        cfg = TeacherConfig(snippet_bytes=6_000, n_snippets=10, validation_bytes=20_000, states=True)
+        cfg = TeacherConfig(snippet_bytes=6_000, n_snippets=10, validation_bytes=20_000, states="all")
         teacher.build(cfg, {"model": model, "corpus": tmp_path}, out, Job())
         tokenizer = load_original_tokenizer(model)
         texts = [json.loads(line)["text"] for line in (out / "train.jsonl").read_text().splitlines()]

@@ -95,7 +95,7 @@ def test_the_teacher_stage_covers_the_new_tokens(inputs: Inputs, tmp_path: Path)
     for draw in ("hash", "cover"):
         out = tmp_path / draw
         out.mkdir()
-        cfg = TeacherConfig(300, 4, 2000, states=False, draw=draw)
+        cfg = TeacherConfig(300, 4, 2000, states="none", draw=draw)
         teacher.build(cfg, inputs.folders, out, Job(RuntimeConfig(device="cpu")))
         rows = encode(tokenizer, [snippet.text for snippet in states.read(out, "train").snippets])
         assert len(rows) == 4
@@ -112,7 +112,7 @@ def test_another_seed_trains_on_other_text(inputs: Inputs, tmp_path: Path) -> No
     for seed in (0, 1):
         out = tmp_path / str(seed)
         out.mkdir()
-        cfg = TeacherConfig(300, 4, 2000, states=False, seed=seed)
+        cfg = TeacherConfig(300, 4, 2000, states="none", seed=seed)
         teacher.build(cfg, inputs.folders, out, Job(RuntimeConfig(device="cpu")))
         texts.append({name: states.read(out, name).snippets for name in ("train", "validation")})
     assert texts[0]["train"] != texts[1]["train"]
@@ -269,13 +269,37 @@ def test_without_a_teacher(inputs: Inputs) -> None:
     folders = {**inputs.folders, "teacher": inputs.root / "ids"}
     folders["teacher"].mkdir()
     job = Job(RuntimeConfig(device="cpu"))
-    teacher.build(TeacherConfig(300, 12, 2000, states=False), folders, folders["teacher"], job)
+    teacher.build(TeacherConfig(300, 12, 2000, states="none"), folders, folders["teacher"], job)
     assert not list(folders["teacher"].glob("*.npy"))
     Inputs(folders, inputs.root).distilled(
         "ce", lambda found, step: metrics.append(found), terms=["ce"], teacher="none", steps=3
     )
     assert "validation_kl_to_teacher" not in metrics[0]
     assert metrics[-1]["validation_bits_per_byte"] < metrics[0]["validation_bits_per_byte"]
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_teacher_that_runs_in_the_same_step_gives_the_same_losses(inputs: Inputs, tmp_path: Path, rank: int) -> None:
+    """With the adapter too, which the teacher does not have, and with its dropout, which the teacher does not do."""
+    found: dict[str, list[float]] = {}
+    for kind in ("self", "online"):
+        folders = {**inputs.folders, "teacher": tmp_path / kind}
+        folders["teacher"].mkdir()
+        cfg = TeacherConfig(300, 12, 2000, states={"self": "all", "online": "held_out"}[kind])
+        teacher.build(cfg, folders, folders["teacher"], Job(RuntimeConfig(device="cpu")))
+        assert (folders["teacher"] / "train.npy").is_file() is (kind == "self")
+        log: list[dict[str, float]] = []
+        Inputs(folders, tmp_path).distilled(
+            f"out_{kind}",
+            lambda metrics, step, log=log: log.append(metrics),
+            terms=["kl", "ce", "hidden"],
+            teacher=kind,
+            lora=LoraConfig(r=rank, alpha=8.0, dropout=0.2 if rank else 0.0),
+            lora_lr=0.003,
+        )
+        found[kind] = [line[name] for line in log for name in ("loss", "kl", "hidden", KL) if name in line]
+    assert len(found["self"]) > 20
+    assert found["online"] == pytest.approx(found["self"], rel=1e-5)
 
 
 def test_evaluation_of_original_and_extended_model(inputs: Inputs) -> None:

@@ -250,8 +250,8 @@ def test_a_loss_is_refused_where_it_cannot_be_computed(make: Callable[[bool], di
     shutil.copytree(make(False)["tokens"], folders["tokens"])
     folders["teacher"].mkdir()
     job = Job(RuntimeConfig(device="cpu"))
-    teacher.build(TeacherConfig(300, 12, 2000, states=False), folders, folders["teacher"], job)
-    with pytest.raises(ConfigError, match=r"finetune.loss=kl with distill.teacher=none"):
+    teacher.build(TeacherConfig(300, 12, 2000, states="none"), folders, folders["teacher"], job)
+    with pytest.raises(ConfigError, match=r"finetune.loss=kl without the teacher's states"):
         tune(folders, tmp_path / "out", "rows", terms={"kl": 1.0})
     found = tune(folders, tmp_path / "out", "rows", steps=2)
     assert "finetune/validation_kl_to_teacher" not in found.summary

@@ -82,7 +82,7 @@ def test_the_teacher_reads_the_share_that_is_asked_for(
 ):
     out = tmp_path / "teacher"
     out.mkdir()
-    cfg = TeacherConfig(200, 20, 600, states=False, draw=draw, general=general)
+    cfg = TeacherConfig(200, 20, 600, states="none", draw=draw, general=general)
     teacher.build(cfg, {"model": model, "corpus": corpus, "tokens": tokens}, out, Job(RuntimeConfig(device="cpu")))
     drawn = states.read(out, "train").snippets
     assert len(drawn) == 20
@@ -104,7 +104,7 @@ def test_general_text_that_the_corpus_has_not_kept_is_an_error(corpus: Path, mod
         (corpus / f"{split}.jsonl").unlink()
     out = tmp_path / "teacher"
     out.mkdir()
-    cfg = TeacherConfig(200, 20, 600, states=False, general=0.2)
+    cfg = TeacherConfig(200, 20, 600, states="none", general=0.2)
     with pytest.raises(
         ConfigError, match=r"^distill\.general=0\.2: the corpus has kept no general text.*general_train"
     ):
