@@ -13,7 +13,13 @@ from typing import NamedTuple
 from kldistill.training.sums import SUMS
 
 LOWER, HIGHER, NEITHER = "lower", "higher", ""
-MODELS = {"original": "original", "init": "extended", "distilled": "distilled", "finetuned": "fine-tuned"}
+MODELS = {
+    "original": "original",
+    "control": "original, fine-tuned",
+    "init": "extended",
+    "distilled": "distilled",
+    "finetuned": "fine-tuned",
+}
 DOMAIN, GENERAL, PLAIN = TEXTS = ("domain", "general", "plain")
 
 

@@ -1,8 +1,8 @@
 """Stage ``evaluate``: how well a model of the run predicts held-out text, and how far it is from the original one.
 
-It runs once per model: ``original``, ``init`` (before distillation), ``distilled``, ``finetuned``. The original's
-hidden states of the evaluation texts are stored with its artifact, so the others compare with them without running it
-again.
+It runs once per model: ``original``, ``init`` (before distillation), ``distilled``, ``finetuned``, and ``control`` (the
+original, fine-tuned). The original's hidden states of the evaluation texts are stored with its artifact, so the others
+compare with them without running it again.
 """
 
 import json

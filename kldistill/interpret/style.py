@@ -31,8 +31,9 @@ COLOURS = {
     "init": PALETTE["vermilion"],
     "distilled": PALETTE["blue"],
     "finetuned": PALETTE["green"],
+    "control": PALETTE["orange"],
 }
-MODEL_MARKERS = {"original": "s", "init": "^", "distilled": "o", "finetuned": "D"}
+MODEL_MARKERS = {"original": "s", "init": "^", "distilled": "o", "finetuned": "D", "control": "P"}
 SERIES = {"original": COLOURS["original"], "init": COLOURS["init"], "trained": COLOURS["distilled"]}
 LABELS = {"original": "original", "init": "before training", "trained": "after training"}
 MARKERS = {"original": "s", "init": "^", "trained": "o"}

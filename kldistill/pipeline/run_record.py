@@ -93,10 +93,13 @@ class RunRecord:
     def metrics(self) -> dict[str, float]:
         """The final figures of all steps that are done."""
         figures: dict[str, float] = {}
-        for name in self._steps:
-            if name in self._artifacts:
+        for name, step in self._steps.items():
+            if name in self._artifacts and step.figures is not None:
                 with suppress(ValueError):  # a damaged one: whoever uses the artifact refuses it, with a way out
-                    figures |= read_summary(self._folder / self._artifacts[name])
+                    own = read_summary(self._folder / self._artifacts[name])
+                    figures |= (
+                        {f"{step.figures}/{key.partition('/')[2]}": own[key] for key in own} if step.figures else own
+                    )
         return figures | final_names(figures)
 
     def write(self, status: str, error: str | None = None) -> None:

@@ -41,6 +41,8 @@ class Step:
             main process alone does.
         early: checks of this step's slice against an input's artifact, by the input: run as soon as that input is
             there, so that hours of training are not spent on what is refused at their end.
+        figures: what stands in the run's figures in place of the first part of the names that its summary has; empty
+            for the names as they are, None where the run leaves them out.
         result: what to call the artifact when the run is done, for one that the user wants to be told of.
     """
 
@@ -54,6 +56,7 @@ class Step:
     resumable: bool = False
     together: bool = False
     early: Mapping[str, Callable[[Any, Path], None]] = field(default_factory=dict)
+    figures: str | None = ""
     result: str = ""
 
     def stage(self, name: str) -> str:
@@ -71,7 +74,11 @@ Steps = Mapping[str, Step]
 def steps_of(cfg: "Config") -> dict[str, Step]:
     """The steps of this configuration, in the order in which they run."""
     covers = cfg.distill.draw == "cover"  # then the text depends on the new tokens
-    return _steps(list(dict.fromkeys(cfg.eval.suites)), cfg.finetune.method != "none", covers)
+    finetuned = ("with control" if cfg.finetune.control else "yes") if cfg.finetune.method != "none" else ""
+    found = _steps(list(dict.fromkeys(cfg.eval.suites)), finetuned, covers)
+    if cfg.tokens.method == "none":
+        del found["interpret"]  # there is no new row to explain
+    return found
 
 
 def stages_of(steps: Steps) -> list[str]:
@@ -80,7 +87,7 @@ def stages_of(steps: Steps) -> list[str]:
     return list(reversed(last))
 
 
-def _steps(suites: Sequence[str], finetuned: bool, covers: bool) -> dict[str, Step]:
+def _steps(suites: Sequence[str], finetuned: str, covers: bool) -> dict[str, Step]:
     found = {
         "model": Step(
             _later("model.stage.build"),
@@ -138,6 +145,8 @@ def _steps(suites: Sequence[str], finetuned: bool, covers: bool) -> dict[str, St
             together=True,
         )
         found |= _evaluation("finetuned", last, suites)
+    if finetuned == "with control":
+        found |= _control(suites)
     sources = {**_same("model", "tokens", "corpus", "init"), "rows": last}
     found["interpret"] = Step(_later("interpret.build"), lambda cfg: cfg.interpret, sources, version=2)
     measured = [name for name, step in found.items() if step.group == "evaluate" and not name.startswith("tasks_")]
@@ -219,9 +228,34 @@ def _same(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
 
-def _evaluation(of: str, rows: str, suites: Sequence[str]) -> dict[str, Step]:
+def _control(suites: Sequence[str]) -> dict[str, Step]:
+    """The steps that fine-tune the original model: an extended one without a new token, and all else the same."""
+    none = TokensConfig(method="none", curve=0)
+    tokens = Step(
+        _later("tokens.stage.build"), lambda cfg: none, _same("model", "corpus"), "finetune", version=2, figures=None
+    )
+    rows = {"model": "model", "tokens": "control_tokens"}
+    sources = {**rows, **_same("corpus", "teacher"), "rows": "control_init"}
+    return {
+        "control_tokens": tokens,
+        "control_init": Step(_later("rows.stage.build"), lambda cfg: cfg.init, rows, "finetune", figures=None),
+        "control": Step(
+            _later("training.finetune.build"),
+            lambda cfg: cfg.finetune,
+            sources,
+            "finetune",
+            version=2,
+            resumable=True,
+            together=True,
+            figures="control",
+        ),
+        **_evaluation("control", "control", suites, tokens="control_tokens"),
+    }
+
+
+def _evaluation(of: str, rows: str, suites: Sequence[str], tokens: str = "tokens") -> dict[str, Step]:
     """The steps that measure the extended model with the rows of one stage."""
-    inputs = {**_same("model", "tokens"), "rows": rows}
+    inputs = {"model": "model", "tokens": tokens, "rows": rows}
     sources = {**inputs, **_same("evaluate_original")}
     score = Step(_later("evaluation.score.evaluate_student"), _evaluate(of), sources, group="evaluate", version=2)
     return {f"evaluate_{of}": score, **_generation(of, suites, inputs)}
@@ -285,4 +319,4 @@ def _generate(of: str, suite: str) -> Callable[["Config"], GenerateConfig]:
     return cut
 
 
-STAGES = [*stages_of(_steps([], finetuned=True, covers=True)), REPORT]
+STAGES = [*stages_of(_steps([], "yes", covers=True)), REPORT]

@@ -73,7 +73,7 @@ class Run:
     def last(self) -> str | None:
         """The last model that the run has evaluated: ``finetuned``, ``distilled``, ``init``; None where it has none."""
         scored = {name.model for name in map(parse, self.metrics) if name is not None}
-        extended = [model for model in MODELS if model in scored and model != "original"]
+        extended = [model for model in MODELS if model in scored and model not in ("original", "control")]
         return extended[-1] if extended else None
 
     def final(self) -> dict[str, float]:

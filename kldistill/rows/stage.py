@@ -79,6 +79,8 @@ def apply(
     node: Mapping[str, Any], key: str, old_rows: Float[Tensor, "V D"], pieces: list[list[int]], seed: int
 ) -> Float[Tensor, "N D"]:
     """Call the method that ``node`` names, with its own settings. Raises ``ConfigError`` naming ``key``."""
+    if not pieces:
+        return old_rows[:0].clone()
     return find(node, "init", key)(old_rows, pieces, torch.Generator().manual_seed(seed))
 
 

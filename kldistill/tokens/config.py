@@ -11,7 +11,8 @@ class TokensConfig:
     """Which tokens are added, and how.
 
     Attributes:
-        method: ``merges`` finds the terms that save most in the corpus; ``list`` takes those of the file ``terms``.
+        method: ``merges`` finds the terms that save most in the corpus; ``list`` takes those of the file ``terms``;
+            ``none`` adds none and leaves the tokenizer as it is, for comparison: what training alone does.
         boundary: how far a new token may reach. In ``self.attention_mask = None``, ``word`` (the tokenizer's own rule)
             allows tokens up to ``attention`` and ``mask``, ``identifier`` also ``attention_mask``, and ``dotted`` also
             ``self.attention_mask``. ``auto`` takes the widest of these that the tokenizer can carry.
@@ -30,7 +31,7 @@ class TokensConfig:
         curve: how far tokens saved against ``n_new`` are reckoned and shown for every boundary; 0 leaves that out.
     """
 
-    method: str = choice("merges", "merges", "list")
+    method: str = choice("merges", "merges", "list", "none")
     boundary: str = choice("auto", "auto", "word", "identifier", "dotted")
     n_new: Any = 512
     vocab_size: int | None = None

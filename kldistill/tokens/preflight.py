@@ -249,7 +249,7 @@ def refusals(figure: Mapping[str, float]) -> list[str]:
             f"{figure['tokens/old_words_changed']} of {figure['tokens/old_size']} old tokens fall apart inside a wider "
             "word, so text without any new token would be cut otherwise. Use tokens.boundary=word."
         )
-    if figure["tokens/unreachable"] >= figure["tokens/added"]:
+    if 0 < figure["tokens/added"] <= figure["tokens/unreachable"]:
         found.append("No text produces any of the new tokens. Give another corpus, other terms, or a wider boundary.")
     return found
 
@@ -290,7 +290,7 @@ def warnings(figure: Mapping[str, float]) -> list[str]:
             f"At {figure['tokens/overlaps']} of {figure['tokens/boundaries']} places of held-out text a longer token "
             "would have fitted: the kl loss leaves out part of what the teacher says there. Fewer tokens lower this."
         )
-    if figure["tokens/saved"] < 0.01:
+    if added and figure["tokens/saved"] < 0.01:
         found.append(f"Only {figure['tokens/saved']:.1%} of the tokens are saved. The corpus may be no special domain.")
     return found
 

@@ -93,6 +93,8 @@ class Extension(NamedTuple):
 def extend_by(cfg: TokensConfig, tokenizer: PreTrainedTokenizerFast, train: list[str], job: Job) -> Extension:
     """Extend a tokenizer by what ``cfg`` asks for, learnt on the ``train`` texts. Raises as ``build`` does."""
     spec, size = definition(tokenizer), old_size(tokenizer)
+    if cfg.method == "none":
+        return Extension(spec, [])
     n = wanted(cfg, size)
     boundary, wide = bounded(cfg.boundary, spec, job)
     if kind(spec) == SENTENCEPIECE:
@@ -284,6 +286,8 @@ def show_tokens(tokens: list[NewToken], examiner: preflight.Examiner, texts: Seq
     best = sorted(tokens, key=lambda token: -token.count * max(len(token.pieces) - 1, 0))[:15]
     pieces = [[examiner.old.decode([piece]) for piece in token.pieces] for token in best]
     rows = [[repr(token.string), token.count, "|".join(cut)] for token, cut in zip(best, pieces, strict=True)]
+    if not tokens:
+        return
     job.table("new_tokens", ["token", "count", "pieces"], rows)
     lines = [line.strip() for text in texts[:50] for line in text.splitlines() if 40 <= len(line.strip()) <= 100]
     cuts = [

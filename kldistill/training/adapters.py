@@ -65,7 +65,7 @@ def unfreeze(model: PreTrainedModel, rows: Rows, old_size: int, learns: Training
         adapter = add_adapter(student, learns.lora)
     if full:
         nn.Module.to(model, torch.float32).requires_grad_(True)
-    rows.requires_grad_(learns.rows)
+    rows.requires_grad_(learns.rows and len(rows.input) > 0)
     if learns.checkpointing and student.body_learns:
         # The newer name, where transformers has it: it warns of the older one.
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)

@@ -182,7 +182,7 @@ class DistillConfig:
     batch_size: int = 2
     snippets: int | None = None
     snippet_bytes: int = 700
-    draw: str = choice("hash", "hash", "cover")
+    draw: str = choice("cover", "hash", "cover")
     text_seed: int = 0
     general: float = 0.0
     validation_bytes: int = 12_000
@@ -252,6 +252,8 @@ class FinetuneConfig:
         method: ``none`` leaves the stage out. ``lora`` trains low-rank updates of the body, ``full`` every weight (in
             float32, whatever the type of the model), ``rows`` the new rows alone. The new rows train along.
         train_rows: false keeps the new rows as they were distilled.
+        control: also fine-tune the original model, with its own tokenizer, on the same text in the same way: what one
+            would do without new tokens. Measured as ``control``.
         loss: what is trained on, as in ``distill``: cross-entropy by default, ``loss@finetune.loss=kl_ce`` with the
             KL to the original model beside it, to limit forgetting.
         lazy_rows: update only the new rows that occur in the step (see ``LazyAdamW``). Off, as an output row that is
@@ -274,6 +276,7 @@ class FinetuneConfig:
     method: str = choice("none", *METHODS)
     lora: LoraConfig = field(default_factory=LoraConfig)
     train_rows: bool = True
+    control: bool = False
     loss: LossConfig = MISSING
     lazy_rows: bool = False
     steps: int = 150
@@ -301,6 +304,12 @@ class FinetuneConfig:
             "finetune.train_rows",
             self.train_rows,
             "leaves nothing to train with finetune=rows",
+        )
+        require(
+            not self.control or self.method in ("lora", "full"),
+            "finetune.control",
+            self.control,
+            "needs a body that learns: finetune=lora or full",
         )
         require(self.rows_lr is None or self.rows_lr > 0, "finetune.rows_lr", self.rows_lr, "must be above 0, or null")
         check_training(self, "finetune")

@@ -3,9 +3,6 @@
 It knows nothing of losses or vocabularies: a step is a module that turns a batch into a loss and some figures.
 """
 
-import hashlib
-import json
-import os
 import resource
 import sys
 import time
@@ -15,17 +12,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import get_scheduler
 
 from kldistill.runtime.devices import accelerator
-from kldistill.runtime.errors import ArtifactError, TrainingError
+from kldistill.runtime.errors import TrainingError
 from kldistill.runtime.job import Job
 from kldistill.runtime.progress import Bar
+from kldistill.training.checkpoint import Best, restore, store
 from kldistill.training.optimizer import LazyAdamW
 
 
@@ -90,6 +85,9 @@ def train(
     accelerate = accelerator(job.runtime, settings.precision)
     forget_peak(accelerate.device)
     trainable = {name: parameter for name, parameter in step_of.named_parameters() if parameter.requires_grad}
+    if not trainable:
+        job.say(f"{description}: there is nothing to train.")
+        return dict(validate())
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in trainable.items():
         groups.setdefault(factor(name), []).append(parameter)
@@ -107,7 +105,7 @@ def train(
     # A function of the step alone: nothing of it needs storing. At step 0 a warm-up is 0, so 1 is the first.
     factor_of = schedule.lr_lambdas[0]
     best = Best(settings.best_by, trainable)
-    state = _restore(checkpoint, trainable, optimizer, best, accelerate)
+    state = restore(checkpoint, trainable, optimizer, best, accelerate)
     module, optimizer = accelerate.prepare(step_of, optimizer)
     loader = DataLoader(batches, batch_size=None, sampler=range(int(state["step"]), settings.steps))
     job.rewind(int(state["step"]) or -1)
@@ -164,7 +162,7 @@ def train(
                 job.log(latest, step=step)
             state["seconds"] = time.perf_counter() - started
             if step % job.runtime.checkpoint_every == 0 or step == settings.steps:
-                _store(checkpoint, trainable, optimizer, best, state, accelerate)
+                store(checkpoint, trainable, optimizer, best, state, accelerate)
     best.put_back()
     if best.chooses and best.step == 0:
         job.say(
@@ -178,45 +176,6 @@ def train(
         "tokens_per_second": state["tokens"] / max(state["training_seconds"], 1e-9),
         "peak_memory_bytes": peak_memory(accelerate.device),
     }
-
-
-class Best:
-    """The parameters at the best validation so far; without a figure to choose by, those at the last.
-
-    Attributes:
-        name: the figure that chooses, less is better, as ``validate`` calls it; None for none. Where ``validate`` does
-            not give it (a KL without a teacher), its first figure chooses.
-        step: the step of the parameters.
-        figures: what validation said of them.
-    """
-
-    def __init__(self, by: str | None, parameters: Mapping[str, nn.Parameter]) -> None:
-        self.name = None if by is None else f"validation_{by}"
-        self.parameters = parameters
-        self.step = 0
-        self.figures: dict[str, float] = {}
-        self.kept: dict[str, Tensor] = {}
-
-    @property
-    def chooses(self) -> bool:
-        """Whether the best is kept, and not the last."""
-        return self.name is not None
-
-    def see(self, step: int, figures: Mapping[str, float]) -> None:
-        """Take note of a validation of the parameters as they are now."""
-        if self.name is not None and self.name not in figures:
-            self.name = next(iter(figures))
-        if self.name is not None and self.figures and figures[self.name] >= self.figures[self.name]:
-            return
-        self.step, self.figures = step, dict(figures)
-        if self.name is not None:
-            self.kept = {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
-
-    @torch.no_grad()
-    def put_back(self) -> None:
-        """Give the parameters the values they had at the best validation."""
-        for name, value in self.kept.items():
-            self.parameters[name].copy_(value)
 
 
 def _note(loss: float, lr: float, validation: Mapping[str, float]) -> str:
@@ -253,82 +212,3 @@ def peak_memory(device: torch.device) -> float:
 def _check_finite(value: Tensor, name: str, step: int, lr: float) -> None:
     if not torch.isfinite(value):
         raise TrainingError(f"The {name} is {value.item()} at step {step}: lower the learning rate (lr, now {lr:g}).")
-
-
-def _store(
-    path: Path,
-    trainable: Mapping[str, Tensor],
-    optimizer: Any,
-    best: Best,
-    state: Mapping[str, float],
-    accelerate: Accelerator,
-) -> None:
-    """Write parameters, those of the best validation, AdamW's moments and counters as one safetensors file; the old one
-    stays until the new is whole.
-    """
-    if not accelerate.is_main_process:
-        return
-    tensors: dict[str, Tensor] = {f"best/{name}": value for name, value in best.kept.items()}
-    for name, parameter in trainable.items():
-        tensors[f"parameter/{name}"] = parameter.detach()
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{key}/{name}"] = torch.as_tensor(value).detach()
-    temporary = path.with_suffix(".tmp")
-    contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps({**state, "best": [best.name, best.step, best.figures]})
-    save_file(contiguous, temporary, metadata={"state": text, "sha256": _checksum(text, contiguous)})
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _restore(
-    path: Path, trainable: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, best: Best, accelerate: Accelerator
-) -> dict[str, float]:
-    """Counters of the checkpoint, its tensors put back in place; zeros where there is none.
-
-    Raises:
-        ArtifactError: the checkpoint is not what was written.
-    """
-    state = {"step": 0, "tokens": 0, "seconds": 0.0, "training_seconds": 0.0}
-    if not path.is_file():
-        return state
-    try:
-        tensors, metadata = load_file(path), _metadata(path)
-        whole = metadata["sha256"] == _checksum(metadata["state"], tensors)
-    except (SafetensorError, KeyError, ValueError):
-        whole, tensors, metadata = False, {}, {}
-    if not whole:
-        raise ArtifactError(
-            f"{path}: this checkpoint is damaged (its checksum differs), so training does not go on from it. "
-            f"force=[{path.parent.parent.name}] trains from the beginning."
-        )
-    state |= json.loads(metadata["state"])
-    best.name, best.step, best.figures = state.pop("best")
-    best.kept = {name.removeprefix("best/"): tensor for name, tensor in tensors.items() if name.startswith("best/")}
-    with torch.no_grad():
-        for name, parameter in trainable.items():
-            parameter.copy_(tensors[f"parameter/{name}"])
-            optimizer.state[parameter] = {
-                key: _placed(tensors[f"{key}/{name}"], parameter) for key in ("step", "exp_avg", "exp_avg_sq")
-            }
-    return state
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    with safe_open(path, framework="pt", device="cpu") as file:
-        return file.metadata() or {}
-
-
-def _checksum(state: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a checkpoint's counters and tensors, names, types and shapes included."""
-    digest = hashlib.sha256(state.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _placed(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A tensor of the optimiser's state where it was: AdamW keeps its count of steps, one number, on the CPU."""
-    return tensor if tensor.ndim == 0 else tensor.to(parameter.device)

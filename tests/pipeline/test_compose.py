@@ -25,6 +25,7 @@ PRESETS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 # Values without which a preset means nothing.
 NEEDED = {
     "model/hf": ["model.path=some/model"],
+    "model/gguf": ["model.path=some/model.gguf"],
     "corpus/local_files": ["corpus.path=some/folder"],
     "corpus/hf_dataset": ["corpus.path=some/dataset"],
     "tokens/list": ["tokens.terms={tmp}/terms.txt"],
@@ -157,7 +158,7 @@ def test_a_choice_without_its_value_says_which_is_missing(choice: str, message: 
         ("distill.lr", "${loss.rate}", "distill.lr: Interpolation key 'loss.rate' not found"),
         ("distill.schedule", "step", "distill.schedule='step': must be cosine, linear or constant_with_warmup"),
         ("distill.betas", [0.9], "distill.betas=[0.9]: must be two numbers"),
-        ("distill.teacher", "other", "distill.teacher='other': must be self or none."),
+        ("distill.teacher", "other", "distill.teacher='other': must be self, online or none."),
         ("tokens.boundary", "letter", "tokens.boundary='letter': must be auto, word, identifier or dotted."),
         ("tokens.n_new", None, "tokens.n_new=None: must be at least 1 (or give tokens.vocab_size)."),
         ("loss.terms.kl.weight", 0, "loss.terms.*.weight=0.0: must be above 0"),

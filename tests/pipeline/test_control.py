@@ -1,0 +1,54 @@
+"""What training does without new tokens: the original model fine-tuned beside the extended one, and a run that adds
+none.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kldistill.pipeline import compose
+from kldistill.pipeline.steps import steps_of
+from kldistill.runtime.errors import ConfigError
+from kldistill.tokens.artifact import read_new_tokens
+from tests.helpers.runs import config, run, write_corpus
+
+TUNED = ["finetune=lora", "finetune.steps=4", "finetune.validate_every=2", "finetune.lora.r=4", "finetune.lr=0.01"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("control") / "corpus")
+
+
+def test_the_original_is_fine_tuned_beside_the_extended_model(corpus: Path, tmp_path: Path) -> None:
+    record = run(corpus, tmp_path, *TUNED, "finetune.control=true", "stages=[evaluate,report]")
+    metrics, folder = record["metrics"], tmp_path / "runs" / "run"
+    bits = {of: metrics[f"eval/{of}/domain/bits_per_byte"] for of in ("original", "control", "finetuned")}
+    assert bits["control"] < bits["original"], "it has learnt"
+    sizes = {of: metrics[f"eval/{of}/domain/tokens_per_1000_bytes"] for of in bits}
+    assert sizes["control"] == sizes["original"] > sizes["finetuned"], "in the original's own tokens"
+    assert metrics["tokens/added"] == 24, "the figures of the run's own tokens stay"
+    assert metrics["control/trainable_parameters"] < metrics["finetune/trainable_parameters"]
+    artifacts = {name: folder / where for name, where in record["artifacts"].items()}
+    assert read_new_tokens(artifacts["control_tokens"]) == []
+    texts = [(artifacts[of] / "summary.json").read_text() for of in ("control", "finetune")]
+    assert len({json.loads(text)["finetune/snippets"] for text in texts}) == 1
+    page = (folder / "report.html").read_text()
+    assert "original, fine-tuned" in page and "under the fine-tuned one" in page
+
+
+def test_a_run_without_new_tokens_is_the_original(corpus: Path, tmp_path: Path) -> None:
+    metrics = run(corpus, tmp_path, "tokens=none", "distill.draw=hash")["metrics"]
+    for name in ("bits_per_byte", "tokens_per_1000_bytes"):
+        assert metrics[f"eval/distilled/domain/{name}"] == pytest.approx(metrics[f"eval/original/domain/{name}"], 1e-6)
+    assert metrics["eval/distilled/domain/kl_to_teacher"] == pytest.approx(0, abs=1e-5)
+    assert metrics["tokens/added"] == 0
+    assert (tmp_path / "runs" / "run" / "report.html").is_file()
+
+
+def test_a_control_needs_a_body_that_learns() -> None:
+    with pytest.raises(ConfigError, match=r"^finetune\.control=True: needs a body that learns"):
+        compose.typed(config(["finetune=rows", "finetune.control=true"]))
+    steps = steps_of(compose.typed(config(["finetune=lora"])))
+    assert not any(name.startswith("control") for name in steps)
