@@ -1,21 +1,17 @@
 """Cut texts into pre-tokens by a regex and count them, on all cores.
 
-Each core has a process of its own, as Python's threads would wait for each other. A process is this module run as a
-script: it imports little, starts in a moment, and needs nothing of the program that started it. Both talk in lines of
-JSON.
+Each core has a process of its own (joblib's), as Python's threads would wait for each other.
 """
 
 import json
 import os
-import subprocess
-import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import IO, NamedTuple
+from itertools import chain
+from typing import NamedTuple
 
 import regex
+from joblib import Parallel, delayed
 from tokenizers import Tokenizer, models
 
 PARALLEL_CHARACTERS = 8_000_000
@@ -75,19 +71,14 @@ def count(rule: Rule, groups: Iterable[list[str]], workers: int, advance: Callab
             break
     workers = workers or os.cpu_count() or 1
     if size > PARALLEL_CHARACTERS and workers > 1:
-        return _by_processes(rule, _chained(waiting, groups), workers, advance)
+        return _by_processes(rule, chain(waiting, groups), workers, advance)
     counter: Counter[str] = Counter()
     cut = cutter(rule)
-    for group in _chained(waiting, groups):
+    for group in chain(waiting, groups):
         for text in group:
             counter.update(cut(text))
         advance(_bytes(group))
     return counter
-
-
-def _chained(first: list[list[str]], rest: Iterator[list[str]]) -> Iterator[list[str]]:
-    yield from first
-    yield from rest
 
 
 def _bytes(group: list[str]) -> int:
@@ -97,63 +88,18 @@ def _bytes(group: list[str]) -> int:
 def _by_processes(
     rule: Rule, groups: Iterator[list[str]], workers: int, advance: Callable[[int], None]
 ) -> Counter[str]:
-    """Let one thread a process hand groups over until none is left, and add up what the processes have counted."""
+    """Let processes count the groups, and add up what they have counted. Few groups are on their way at once, so the
+    texts need not fit into memory twice.
+    """
     total: Counter[str] = Counter()
-    lock, failed = threading.Lock(), threading.Event()
-    command = [sys.executable, "-P", __file__]  # -P: this folder is no place to import from
-
-    def drive() -> None:
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdin is not None and process.stdout is not None
-            _send(process.stdin, rule._asdict())
-            while not failed.is_set():
-                with lock:
-                    group = next(groups, None)
-                if group is None:
-                    break
-                _send(process.stdin, group)
-                done = int(process.stdout.readline())
-                with lock:
-                    advance(done)
-            process.stdin.close()
-            counted = json.loads(process.stdout.readline())
-            with lock:
-                total.update(counted)
-
-    def guarded() -> None:
-        try:
-            drive()
-        except BaseException:
-            failed.set()
-            raise
-
-    with ThreadPoolExecutor(workers) as pool:
-        driven = [pool.submit(guarded) for _ in range(workers)]
-    try:
-        for one in driven:
-            one.result()
-    except (OSError, ValueError) as error:
-        raise RuntimeError(f"counting words: a process of {' '.join(command)} failed ({error})") from error
+    ask = Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch="2 * n_jobs")
+    for counted, done in ask(delayed(_count_group)(rule, group) for group in groups):
+        total.update(counted)
+        advance(done)
     return total
 
 
-def _send(stream: IO[str], content: object) -> None:
-    # ASCII with escapes: lone surrogates and any locale get through.
-    stream.write(json.dumps(content) + "\n")
-    stream.flush()
-
-
-def main() -> None:
-    """The process: a rule, then groups of texts, each answered by its bytes; at the end of the input all counts."""
-    cut = cutter(Rule(**json.loads(sys.stdin.readline())))
-    counter: Counter[str] = Counter()
-    for line in sys.stdin:
-        group = json.loads(line)
-        for text in group:
-            counter.update(cut(text))
-        print(_bytes(group), flush=True)
-    print(json.dumps(counter), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def _count_group(rule: Rule, group: list[str]) -> tuple[Counter[str], int]:
+    """How often every pre-token occurs in the texts of one group, and how many bytes these are."""
+    cut = cutter(rule)
+    return Counter(chain.from_iterable(map(cut, group))), _bytes(group)
