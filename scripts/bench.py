@@ -27,7 +27,7 @@ from kldistill.evaluation.suites.humaneval import HumanEval
 from kldistill.evaluation.suites.task import Sources
 from kldistill.model.load import old_size
 from kldistill.tokens.boundaries import widen
-from kldistill.tokens.definition import definition
+from kldistill.tokens.definition import Definition, definition
 from kldistill.tokens.encoding import encode
 from kldistill.tokens.merges import Rules, choose
 from kldistill.tokens.stage import entries_of, use_cores
@@ -101,14 +101,14 @@ def tokens(args: argparse.Namespace) -> None:
     use_cores(args.workers)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     spec, size = definition(tokenizer), old_size(tokenizer)
-    wide = widen(spec, args.boundary)
+    wide = Definition(widen(spec, args.boundary), size, args.boundary)
     texts = list(python_sources(args.megabytes))
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     rules = Rules(entries_of(tokenizer, spec, size))
     kept = {}
 
     def count() -> None:
-        kept["words"] = count_words(wide, size, args.boundary, texts, args.workers)
+        kept["words"] = count_words(wide, texts, args.workers)
 
     counting, counting_cpu = timed(count)
     choosing, choosing_cpu = timed(lambda: choose(kept["words"], rules, args.merges))

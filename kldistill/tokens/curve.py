@@ -11,6 +11,7 @@ import numpy as np
 
 from kldistill.runtime.errors import TokenizerError
 from kldistill.tokens.boundaries import BOUNDARIES, widen
+from kldistill.tokens.definition import Definition
 from kldistill.tokens.merges import Merge, Rules, choose
 from kldistill.tokens.words import count_words
 
@@ -73,11 +74,11 @@ def curves(
     found = {}
     for boundary in BOUNDARIES:
         try:
-            wide = widen(spec, boundary)
+            wide = Definition(widen(spec, boundary), size, boundary)
         except TokenizerError:
             continue
-        words = count_words(wide, size, boundary, texts, workers)
-        found[boundary] = curve_of(choose(words, rules(wide), limit, min_count), words.tokens)
+        words = count_words(wide, texts, workers)
+        found[boundary] = curve_of(choose(words, rules(wide.spec), limit, min_count), words.tokens)
     return found
 
 

@@ -7,7 +7,7 @@ bytes written in GPT-2's printable alphabet, and *SentencePiece-style* (Llama-2,
 
 import json
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
@@ -45,6 +45,20 @@ def definition(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     if model["type"] == "BPE":
         model["merges"] = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
     return spec
+
+
+class Definition(NamedTuple):
+    """A tokenizer that words are looked for with: the old one, its pre-tokenizer widened to a boundary.
+
+    Attributes:
+        spec: its ``tokenizer.json``, as ``definition`` gives it.
+        size: V, ids of the old tokenizer.
+        boundary: one of ``boundaries.BOUNDARIES``.
+    """
+
+    spec: dict[str, Any]
+    size: int
+    boundary: str
 
 
 def parts(node: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from kldistill.tokens.artifact import NewToken, write_tables
 from kldistill.tokens.boundaries import check_pretokenizer, widen, widest
 from kldistill.tokens.config import TokensConfig
 from kldistill.tokens.curve import LIMIT, as_json, as_table, curve_of, curves, knee
-from kldistill.tokens.definition import SENTENCEPIECE, definition, kind, text_bytes, token_bytes
+from kldistill.tokens.definition import SENTENCEPIECE, Definition, definition, kind, text_bytes, token_bytes
 from kldistill.tokens.encoding import count_special, reader
 from kldistill.tokens.folder import extend, extensions_of, save
 from kldistill.tokens.merges import Entry, Rules, choose
@@ -96,29 +96,27 @@ def extend_by(cfg: TokensConfig, tokenizer: PreTrainedTokenizerFast, train: list
     if cfg.method == "none":
         return Extension(spec, [])
     n = wanted(cfg, size)
-    boundary, wide = bounded(cfg.boundary, spec, job)
+    wide = bounded(cfg.boundary, spec, size, job)
     if kind(spec) == SENTENCEPIECE:
         check_pretokenizer(spec)
     if cfg.method == "list" and cfg.as_added_tokens:
         contents, remarks = added_tokens(spec, read_terms(Path(cfg.terms or "")), cfg.leading_space)
         for remark in remarks:
             job.say(remark)
-        extended = extend(wide, size, contents, [], added=True)
+        extended = extend(wide.spec, size, contents, [], added=True)
         entries = [Entry(content, content.encode(), ()) for content in contents]
         return Extension(extended, described(entries, size, uses(extended, size, len(entries), train)))
-    rules = rules_of(cfg, tokenizer, spec, size, wide)
+    rules = rules_of(cfg, tokenizer, spec, size, wide.spec)
     if cfg.method == "list":
-        wide, chains, remarks = merge_chains(
-            wide, size, boundary, read_terms(Path(cfg.terms or "")), cfg.leading_space, rules
-        )
+        wide, chains, remarks = merge_chains(wide, read_terms(Path(cfg.terms or "")), cfg.leading_space, rules)
         for remark in remarks:
             job.say(remark)
         pairs = chains.merges
     else:
         with Bar("Counting words", total=sum(map(len, train)) / 1e6, unit="MB") as bar:
-            words = count_words(wide, size, boundary, train, job.runtime.workers, lambda done: bar.advance(done / 1e6))
+            words = count_words(wide, train, job.runtime.workers, lambda done: bar.advance(done / 1e6))
         if n is None:
-            every = choose(words, rules_of(cfg, tokenizer, spec, size, wide), LIMIT, cfg.min_count)
+            every = choose(words, rules_of(cfg, tokenizer, spec, size, wide.spec), LIMIT, cfg.min_count)
             n = max(knee(curve_of(every, words.tokens)), 1)
             job.say(f"tokens.n_new=auto takes {n:,}: the last new token that saves one in 100,000 of the train text.")
         with Bar("Choosing merges", total=n, unit="merges") as bar:
@@ -134,7 +132,7 @@ def extend_by(cfg: TokensConfig, tokenizer: PreTrainedTokenizerFast, train: list
         pairs = [(merge.left, merge.right) for merge in chosen]
     entries = rules.entries[size:]
     names = [entry.token for entry in rules.entries]
-    extended = extend(wide, size, names[size:], [(names[left], names[right]) for left, right in pairs])
+    extended = extend(wide.spec, size, names[size:], [(names[left], names[right]) for left, right in pairs])
     counts = uses(extended, size, len(entries), train) if cfg.method == "list" else [merge.count for merge in chosen]
     return Extension(extended, described(entries, size, counts))
 
@@ -161,14 +159,14 @@ def _accept(spec: dict[str, Any], wide: dict[str, Any]) -> Callable[[Entry], boo
     return segments_alone(wide) if spec["model"].get("ignore_merges") else lambda _entry: True
 
 
-def bounded(asked: str, spec: dict[str, Any], job: Job) -> tuple[str, dict[str, Any]]:
-    """The boundary that ``asked`` means for a tokenizer, and its definition with that; ``auto`` says what it took."""
+def bounded(asked: str, spec: dict[str, Any], size: int, job: Job) -> Definition:
+    """A tokenizer with the boundary that ``asked`` means for it; ``auto`` says what it took."""
     if asked != "auto":
-        return asked, widen(spec, asked)
+        return Definition(widen(spec, asked), size, asked)
     boundary, wide, reasons = widest(spec)
     for reason in reasons[:1]:
         job.say(f"Warning: tokens.boundary=auto takes {boundary}, as this tokenizer can carry no wider one. {reason}")
-    return boundary, wide
+    return Definition(wide, size, boundary)
 
 
 def wanted(cfg: TokensConfig, size: int) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from kldistill.runtime.errors import ConfigError, TokenizerError
 from kldistill.tokens.boundaries import let_through
-from kldistill.tokens.definition import BYTE_LEVEL, SPACE, kind, parts
+from kldistill.tokens.definition import BYTE_LEVEL, SPACE, Definition, kind, parts
 from kldistill.tokens.encoding import reader
 from kldistill.tokens.merges import Entry, Rules, combine
 from kldistill.tokens.words import encoder
@@ -149,12 +149,11 @@ class Cutter:
     """Old pieces of a string by itself, and whether the boundary keeps it in one word.
 
     Args:
-        spec: definition of the old tokenizer with the widened pre-tokenizer.
-        size: V.
-        boundary: one of ``boundaries.BOUNDARIES``.
+        wide: the old tokenizer, its pre-tokenizer widened.
     """
 
-    def __init__(self, spec: dict[str, Any], size: int, boundary: str):
+    def __init__(self, wide: Definition):
+        spec = wide.spec
         self._byte_level = kind(spec) == BYTE_LEVEL
         # Gemma's split at spaces finds none, as its normalizer has written them otherwise.
         steps = parts(spec["pre_tokenizer"], "pretokenizers")
@@ -163,7 +162,7 @@ class Cutter:
             # Their normalizers may put a space before everything; here a term says itself whether it has one.
             space = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
             spec = {**spec, "normalizer": space, "pre_tokenizer": None}
-        self._encode = encoder(spec, size, boundary)
+        self._encode = encoder(wide._replace(spec=spec))
 
     def __call__(self, text: str) -> tuple[list[int], bool]:
         ids, glued, _ = self._encode([text])
@@ -174,32 +173,30 @@ class Cutter:
 
 
 def merge_chains(
-    wide: dict[str, Any], size: int, boundary: str, terms: list[Term], leading_space: str, rules: Rules
-) -> tuple[dict[str, Any], Chains, list[str]]:
+    wide: Definition, terms: list[Term], leading_space: str, rules: Rules
+) -> tuple[Definition, Chains, list[str]]:
     """Make every term a token by merges.
 
     A term may reach beyond the boundary: the pre-tokenizer then keeps that very term whole, wherever it stands as a
     union of whole old pre-tokens (``boundaries.let_through``).
 
     Args:
-        wide: definition of the old tokenizer with the widened pre-tokenizer.
-        size: V.
-        boundary: one of ``boundaries.BOUNDARIES``.
+        wide: the old tokenizer, its pre-tokenizer widened.
         terms: the terms.
         leading_space: ``both``, ``with`` or ``without``.
         rules: which tokens may be made.
 
     Returns:
-        The definition with a pre-tokenizer that lets the terms through, the merges, and remarks on what was left out.
+        The tokenizer with a pre-tokenizer that lets the terms through, the merges, and remarks on what was left out.
 
     Raises:
         TokenizerError: terms cannot become tokens; the message names all of them, their lines, and the way out.
     """
     texts = [text for term in terms for text in variants(term, leading_space)]
-    cutter = Cutter(wide, size, boundary)
+    cutter = Cutter(wide)
     if beyond := [text for text in texts if not cutter(text)[1]]:
-        wide = let_through(wide, beyond)
-        cutter = Cutter(wide, size, boundary)
+        wide = wide._replace(spec=let_through(wide.spec, beyond))
+        cutter = Cutter(wide)
     chains, known, faults = Chains(rules), list[str](), list[str]()
     for term in terms:
         for text in variants(term, leading_space):

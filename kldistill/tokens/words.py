@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from kldistill.tokens.boundaries import GPT2, keeps_matches, shape
-from kldistill.tokens.definition import BYTE_LEVEL, kind, parts
+from kldistill.tokens.definition import BYTE_LEVEL, Definition, kind, parts
 from kldistill.tokens.encoding import reader
 from kldistill.tokens.pretokens import Rule, count
 
@@ -45,13 +45,14 @@ class Words(NamedTuple):
     bytes: int
 
 
-def marking(spec: dict[str, Any], size: int) -> Tokenizer:
-    """A byte-level tokenizer that cuts as ``spec`` does, with ids ``size`` higher for tokens that continue a word.
+def marking(wide: Definition) -> Tokenizer:
+    """A byte-level tokenizer that cuts as ``wide`` does, with ids V higher for tokens that continue a word.
 
     The fast Rust encoding does not say where words begin. So every token and merge is there twice, plain and marked
     with BPE's "continuing subword prefix"; both merges of a pair have neighbouring ranks, hence the same cuts as with
     one.
     """
+    spec, size = wide.spec, wide.size
     model = dict(spec["model"])
     marked = {**spec, "model": model}
     # AddedTokens that the vocabulary lacks would be numbered by counting it, which is twice as long here.
@@ -64,12 +65,12 @@ def marking(spec: dict[str, Any], size: int) -> Tokenizer:
     return reader(marked)
 
 
-def _by_shape(spec: dict[str, Any], size: int, boundary: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _by_shape(wide: Definition) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which old ids may stand in a word of a SentencePiece-style tokenizer (first or later), and which only later."""
-    first, later = shape(boundary)
-    inside, continues = np.zeros(size, bool), np.zeros(size, bool)
-    added = {token["id"] for token in spec["added_tokens"]}
-    for token, index in spec["model"]["vocab"].items():
+    first, later = shape(wide.boundary)
+    inside, continues = np.zeros(wide.size, bool), np.zeros(wide.size, bool)
+    added = {token["id"] for token in wide.spec["added_tokens"]}
+    for token, index in wide.spec["model"]["vocab"].items():
         if index not in added:
             continues[index] = later.fullmatch(token) is not None
             inside[index] = continues[index] or first.fullmatch(token) is not None
@@ -104,17 +105,11 @@ class Encoded(NamedTuple):
     lengths: NDArray[np.int64]
 
 
-def encoder(spec: dict[str, Any], size: int, boundary: str) -> Callable[[list[str]], Encoded]:
-    """A function that encodes texts and finds their words.
-
-    Args:
-        spec: definition of the tokenizer with the widened pre-tokenizer and the old merges.
-        size: V.
-        boundary: one of ``boundaries.BOUNDARIES``; matters here for SentencePiece-style tokenizers only.
-    """
-    byte_level = kind(spec) == BYTE_LEVEL
-    tokenizer = marking(spec, size) if byte_level else reader(spec)
-    inside, continues = (None, None) if byte_level else _by_shape(spec, size, boundary)
+def encoder(wide: Definition) -> Callable[[list[str]], Encoded]:
+    """A function that encodes texts and finds their words."""
+    byte_level, size = kind(wide.spec) == BYTE_LEVEL, wide.size
+    tokenizer = marking(wide) if byte_level else reader(wide.spec)
+    inside, continues = (None, None) if byte_level else _by_shape(wide)
 
     def encode(texts: list[str]) -> Encoded:
         encodings = [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
@@ -207,9 +202,7 @@ class _Unique:
 
 
 def count_words(
-    spec: dict[str, Any],
-    size: int,
-    boundary: str,
+    wide: Definition,
     texts: Iterable[str],
     workers: int = 1,
     advance: Callable[[int], None] = lambda _bytes: None,
@@ -217,9 +210,7 @@ def count_words(
     """Count the words of ``texts``.
 
     Args:
-        spec: definition of the tokenizer with the widened pre-tokenizer and the old merges.
-        size: V.
-        boundary: one of ``boundaries.BOUNDARIES``.
+        wide: the tokenizer, its pre-tokenizer widened.
         texts: the documents; a word never reaches from one into the next.
         workers: processes that cut the text; 0 for one a core. Changes nothing in the result.
         advance: called with the bytes done after every chunk.
@@ -227,7 +218,7 @@ def count_words(
     Returns:
         The unique words in an order that depends on nothing but the words.
     """
-    encode, unique = encoder(spec, size, boundary), _Unique(size)
+    encode, unique = encoder(wide), _Unique(wide.size)
     found, tokens, total = [], 0, 0
 
     def count_bytes(done: int) -> None:
@@ -235,7 +226,7 @@ def count_words(
         total += done
         advance(done)
 
-    for group, counts in _parts(spec, texts, workers, count_bytes):
+    for group, counts in _parts(wide.spec, texts, workers, count_bytes):
         ids, glued, sizes = encode(group)
         tokens += int((sizes * counts).sum())
         starts = np.flatnonzero(~glued)

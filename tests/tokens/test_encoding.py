@@ -12,7 +12,7 @@ from kldistill.runtime.job import Job
 from kldistill.tokens import stage as tokens_stage
 from kldistill.tokens.artifact import read_new_tokens
 from kldistill.tokens.config import TokensConfig
-from kldistill.tokens.definition import definition, token_bytes
+from kldistill.tokens.definition import Definition, definition, token_bytes
 from kldistill.tokens.encoding import count_special, encode, first_token, reader, special_ids, text_ids
 from kldistill.tokens.words import count_words
 
@@ -47,7 +47,7 @@ def test_added_tokens_that_are_not_special_are_found() -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "llama3", "gemma"])
 def test_words_are_counted_as_text(kind: str) -> None:
     tokenizer = tokenizers()[kind]
-    words = count_words(definition(tokenizer), 512, "word", [TEXT])
+    words = count_words(Definition(definition(tokenizer), 512, "word"), [TEXT])
     assert words.tokens == len(text_ids(tokenizer, [TEXT])[0])
     assert not set(words.pieces.tolist()) & special_ids(tokenizer)
 

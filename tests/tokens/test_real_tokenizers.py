@@ -104,7 +104,7 @@ def test_a_real_tokenizer_is_extended(name: str, tmp_path: Path) -> None:
     spec, size, said = definition(old), old_size(old), list[str]()
     train = [*tiny.training_text(), *TEXTS]
     extension = tokens_stage.extend_by(TokensConfig(n_new=256), old, train, Job(say=said.append))
-    boundary, _ = tokens_stage.bounded("auto", spec, Job())
+    boundary = tokens_stage.bounded("auto", spec, size, Job()).boundary
     assert boundary == PACKAGES[name], said
     assert [token.id for token in extension.tokens] == list(range(size, size + 256))
 

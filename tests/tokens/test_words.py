@@ -7,7 +7,7 @@ import pytest
 from kldistill.model import tiny
 from kldistill.model.load import old_size
 from kldistill.tokens.boundaries import shape, widen
-from kldistill.tokens.definition import definition
+from kldistill.tokens.definition import Definition, definition
 from kldistill.tokens.encoding import reader
 from kldistill.tokens.words import chunks, count_words, marking, rule_of
 
@@ -54,7 +54,7 @@ def as_counter(words) -> Counter[tuple[int, ...]]:
 def test_byte_level_words(name: str, boundary: str) -> None:
     tokenizer = tiny.byte_level(name, 420)
     spec = widen(definition(tokenizer), boundary)
-    words = count_words(spec, old_size(tokenizer), boundary, TEXTS)
+    words = count_words(Definition(spec, old_size(tokenizer), boundary), TEXTS)
     assert as_counter(words) == by_hand(spec, boundary)
     plain = reader(spec)
     assert words.tokens == sum(len(plain.encode(text, add_special_tokens=False).ids) for text in TEXTS)
@@ -65,7 +65,7 @@ def test_byte_level_words(name: str, boundary: str) -> None:
 def test_marking_keeps_the_cuts(name: str) -> None:
     tokenizer = tiny.byte_level(name, 420)
     spec, size = definition(tokenizer), old_size(tokenizer)
-    marked = marking(spec, size)
+    marked = marking(Definition(spec, size, "word"))
     for text in [*TEXTS, *tiny.training_text()[2:4]]:
         encoding = reader(spec).encode(text, add_special_tokens=False)
         assert [i % size for i in marked.encode(text, add_special_tokens=False).ids] == encoding.ids
@@ -80,8 +80,10 @@ def test_added_tokens_outside_the_vocabulary_are_no_other_token() -> None:
     text = "def f():\n    return x§§y    attention\n" * 3
     encoding = reader(spec).encode(text, add_special_tokens=False)
     assert {420, 421} < set(encoding.ids)
-    assert [i % size for i in marking(spec, size).encode(text, add_special_tokens=False).ids] == encoding.ids
-    words = count_words(spec, size, "word", [text])
+    assert [
+        i % size for i in marking(Definition(spec, size, "word")).encode(text, add_special_tokens=False).ids
+    ] == encoding.ids
+    words = count_words(Definition(spec, size, "word"), [text])
     assert words.tokens == len(encoding.ids)
     assert not {420, 421} & set(words.pieces.tolist()), "an AddedToken stands alone"
 
@@ -90,7 +92,7 @@ def test_added_tokens_outside_the_vocabulary_are_no_other_token() -> None:
 @pytest.mark.parametrize("name", ["llama2", "gemma"])
 def test_sentencepiece_words_have_the_shape(name: str, boundary: str) -> None:
     tokenizer = tiny.sentencepiece_style(name, 520)
-    words = count_words(definition(tokenizer), old_size(tokenizer), boundary, TEXTS)
+    words = count_words(Definition(definition(tokenizer), old_size(tokenizer), boundary), TEXTS)
     first, later = shape(boundary)
     found = as_counter(words)
     assert found
@@ -105,10 +107,10 @@ def test_cutting_first_and_encoding_whole_texts_count_the_same(name: str, monkey
     tokenizer = tiny.byte_level(name, 420)
     spec, size = widen(definition(tokenizer), "identifier"), old_size(tokenizer)
     texts = [*TEXTS, *tiny.training_text(), "e\u0301 a\u030a_x²y\u2028z\x1cq\x85\xa0w"]
-    cut = count_words(spec, size, "identifier", texts)
+    cut = count_words(Definition(spec, size, "identifier"), texts)
     assert rule_of(spec) is not None
     monkeypatch.setattr("kldistill.tokens.words.rule_of", lambda _spec: None)
-    whole = count_words(spec, size, "identifier", texts)
+    whole = count_words(Definition(spec, size, "identifier"), texts)
     assert as_counter(cut) == as_counter(whole)
     assert (cut.tokens, cut.bytes) == (whole.tokens, whole.bytes)
 
@@ -121,14 +123,14 @@ def test_other_pretokenizers_are_encoded_whole() -> None:
 def test_the_order_of_texts_and_chunks_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny.byte_level("gpt2", 420)
     spec, size = definition(tokenizer), old_size(tokenizer)
-    whole = count_words(spec, size, "word", TEXTS)
+    whole = count_words(Definition(spec, size, "word"), TEXTS)
     monkeypatch.setattr("kldistill.tokens.words.chunks", lambda texts, _size=0: chunks(texts, 1))
-    parts = count_words(spec, size, "word", TEXTS[::-1])
+    parts = count_words(Definition(spec, size, "word"), TEXTS[::-1])
     for name in ("pieces", "starts", "counts"):
         assert (getattr(whole, name) == getattr(parts, name)).all()
 
 
 def test_no_text_gives_no_words() -> None:
     tokenizer = tiny.byte_level("gpt2", 420)
-    words = count_words(definition(tokenizer), old_size(tokenizer), "word", [""])
+    words = count_words(Definition(definition(tokenizer), old_size(tokenizer), "word"), [""])
     assert len(words.counts) == 0 and words.starts.tolist() == [0]
