@@ -112,12 +112,16 @@ class SolveConfig:
     Attributes:
         iterations: of L-BFGS for each ridge; one is a pass over the training text's positions, or two. 0: nothing is
             solved, training starts from the rows of ``init``.
+        tie: a tied model keeps one row a token, seven tenths of it the solved row and three tenths the row of its last
+            piece. False: solved output rows stand beside the input rows of ``init``, at the cost of one more
+            matrix at export.
         ridges: strengths of the pull towards the start, tried from the strongest on while the validation loss falls. 1
             weighs a move of all rows by the old rows' median length like half a nat a position.
     """
 
     iterations: int = 0
-    ridges: list[float] = field(default_factory=lambda: [0.1, 0.01, 0.001, 1e-4, 1e-5])
+    tie: bool = True
+    ridges: list[float] = field(default_factory=lambda: [0.01, 1e-4])
 
     def check(self, group: str) -> None:
         """The ranges. Raises ``ConfigError`` naming the key below ``group``."""

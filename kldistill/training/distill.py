@@ -20,7 +20,7 @@ from kldistill.training.config import DistillConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import train
 from kldistill.training.objective import Objective, terms_of, unit_of, validation
-from kldistill.training.solve import Readout, solve
+from kldistill.training.solve import Readout, solve, tied_rows
 
 
 def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
@@ -40,7 +40,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     model = load_original(inputs["model"], device)
     learns = adapters.Training("lora" if cfg.lora.r else "rows", cfg.lora)
     rows = Rows.load(inputs["init"])
-    if cfg.solve.iterations and rows.output is None:
+    if cfg.solve.iterations and rows.output is None and not cfg.solve.tie:
         rows = Rows(rows.input, rows.input, rows.made_by)  # a tied model: from here on two rows a token
     student, adapter = adapters.unfreeze(model, rows, pieces.old_size, learns)
     student.to(device)
@@ -75,11 +75,11 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         held_out = TwoCuts.read(inputs["teacher"], "validation", tokenizer, pieces)
         readouts = [Readout(student, texts, job.runtime.chunk) for texts in (cuts, held_out)]
         output_ND, solved = solve(*readouts, rows.head.detach(), objective.terms, cfg.solve, job.say)
-        assert rows.output is not None
-        rows.output.data.copy_(output_ND)
+        rows.head.data.copy_(output_ND if rows.output is not None else tied_rows(student, pieces, output_ND))
         write_text(told, json.dumps(solved, indent=2) + "\n")
     if cfg.solve.iterations:
-        rows.made_by["output"] = f"{rows.made_by.get('output', '')}, solved".lstrip(", ")
+        for side in ("output",) if rows.output is not None else ("input", "output"):
+            rows.made_by[side] = f"{rows.made_by.get(side, '')}, solved".lstrip(", ")
     figures = train(
         objective,
         batches,

@@ -22,6 +22,7 @@ from kldistill.losses.alignment import Alignment
 from kldistill.losses.chunks import chunks
 from kldistill.losses.weighted import Term, summed
 from kldistill.rows.student import Student
+from kldistill.tokens.pieces import PieceTable
 from kldistill.training.config import SolveConfig
 from kldistill.training.cuts import TwoCuts
 
@@ -30,6 +31,11 @@ _IDS = (
     *("mass_owner", "mass_member", "next_token", "zero_piece", "open_piece", "split_token"),
     *("cell_token", "rest_token", "factor_piece", "frontier_piece"),
 )
+
+
+# Share of the solved row in a tied one. On SmolLM2 without any training, KL on validation text: 0.5 0.699, 0.7 0.620, 1
+# 0.791; the mean of the pieces 0.975, and separate rows (last piece, solved) 0.665.
+SOLVED = 0.7
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,16 @@ def solve(
         f"(ridge {chosen:g})."
     )
     return best_ND, {name: value for name, value in figures.items() if value != float("inf")}
+
+
+def tied_rows(student: Student, pieces: PieceTable, solved_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    """One row a token that is written and read: the solved row says where the token is due, the row of its last piece
+    how what follows it reads it. A token without pieces gets the solved row alone.
+    """
+    last = torch.tensor([row[-1] if row else -1 for row in pieces.pieces], device=solved_ND.device)
+    known_N1 = (last >= 0)[:, None]
+    last_ND = student.embedding.weight[last.clamp(min=0)].to(solved_ND.dtype)
+    return torch.where(known_N1, SOLVED * solved_ND + (1 - SOLVED) * last_ND, solved_ND)
 
 
 def teacher_rows(alignment: Alignment, n_new: int) -> Int[Tensor, " T"]:

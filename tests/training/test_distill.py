@@ -163,7 +163,7 @@ def test_a_body_that_learns_with_the_rows(inputs: Inputs, tmp_path: Path) -> Non
 
 def test_solved_output_rows_are_where_training_starts(inputs: Inputs) -> None:
     curves = {}
-    for name, solved in (("from_init", SolveConfig()), ("solved", SolveConfig(6, [0.01]))):
+    for name, solved in (("from_init", SolveConfig()), ("solved", SolveConfig(6, ridges=[0.01]))):
         log: list[dict[str, float]] = []
         out = inputs.distilled(name, lambda found, step, log=log: log.append(found), steps=2, solve=solved)
         curves[name] = [found["kl"] for found in log if "kl" in found]
@@ -171,6 +171,32 @@ def test_solved_output_rows_are_where_training_starts(inputs: Inputs) -> None:
     summary = json.loads((out / "summary.json").read_text())
     assert summary["distill/solve/validation_after"] < summary["distill/solve/validation_before"]
     assert Rows.load(out).made_by["output"].endswith("solved")
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_tied_model_solves_one_row_or_two(
+    tie: bool, tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path: Path
+) -> None:
+    source = tiny_model(tied=True)
+    inputs = Inputs(make_inputs(source, fake_tokens(source), tmp_path, tied=True), tmp_path)
+    log: list[dict[str, float]] = []
+    solved = SolveConfig(20, tie=tie, ridges=[1e-4])
+    out = inputs.distilled("solved", lambda found, step: log.append(found), steps=1, solve=solved, lr=1e-9)
+    rows, start = Rows.load(out), Rows.load(inputs.folders["init"])
+    assert rows.tied is tie
+    last = [token.pieces[-1] for token in read_new_tokens(inputs.folders["tokens"])]
+    pieces_ND = load_original(inputs.folders["model"]).get_input_embeddings().weight[last]
+    if tie:
+        solved_ND = (rows.input - 0.3 * pieces_ND) / 0.7
+        assert not torch.allclose(solved_ND, start.input, atol=0.01)
+        assert rows.made_by["input"].endswith("solved")
+    else:
+        torch.testing.assert_close(rows.input, start.input, atol=1e-6, rtol=0)
+        assert not torch.allclose(rows.head, start.input, atol=0.01)
+    first = next(found["kl"] for found in log if "kl" in found)
+    plain: list[dict[str, float]] = []
+    inputs.distilled("plain", lambda found, step: plain.append(found), steps=1, lr=1e-9)
+    assert first < next(found["kl"] for found in plain if "kl" in found)
 
 
 def test_only_rows_that_occur_move(inputs: Inputs) -> None:

@@ -99,7 +99,7 @@ def test_solved_rows_are_better_on_both_texts_and_a_strong_ridge_stays_near(sett
     moved = {}
     for ridge in (1000.0, 0.0):
         said: list[str] = []
-        rows_ND, figures = solve(readout, readout, start_ND, terms, SolveConfig(8, [ridge]), said.append)
+        rows_ND, figures = solve(readout, readout, start_ND, terms, SolveConfig(8, ridges=[ridge]), said.append)
         assert figures["solve/train_after"] < figures["solve/train_before"]
         assert figures["solve/validation_after"] == pytest.approx(readout.loss(rows_ND, terms), rel=1e-6)
         assert figures["solve/ridge"] == ridge and "nats a position" in said[0]
@@ -120,14 +120,14 @@ def test_rows_that_would_be_worse_on_held_out_text_are_not_taken(setting: Settin
 
     start_ND = setting.student.rows.head.detach()
     rows_ND, figures = solve(
-        train, Rising(), start_ND, {"kl": Term(kl, 1.0)}, SolveConfig(2, [1.0, 0.1]), lambda text: None
+        train, Rising(), start_ND, {"kl": Term(kl, 1.0)}, SolveConfig(2, ridges=[1.0, 0.1]), lambda text: None
     )
     assert torch.equal(rows_ND, start_ND)
     assert "solve/ridge" not in figures and figures["solve/validation_after"] == figures["solve/validation_before"]
 
 
 def test_values_out_of_range_name_their_key() -> None:
-    for key, cfg in {"iterations": SolveConfig(-1), "ridges": SolveConfig(3, [])}.items():
+    for key, cfg in {"iterations": SolveConfig(-1), "ridges": SolveConfig(3, ridges=[])}.items():
         with pytest.raises(ConfigError, match=rf"distill\.solve\.{key}="):
             DistillConfig(solve=cfg)
     with pytest.raises(ConfigError, match=r"distill\.teacher='none'"):
