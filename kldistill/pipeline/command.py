@@ -25,6 +25,7 @@ _HYDRAS_OWN = (
     "kldistill.pipeline.sweeps.",
     "optuna.samplers.",
 )
+PLAN = "--plan"  # tell what the run will need, and run nothing
 _LOGGING = ("logging.", "kldistill.runtime.secrets.", "hydra.", "colorlog.", "rich.")
 
 
@@ -39,7 +40,8 @@ def inspect(argv: Sequence[str]) -> None:
     Raises:
         KldistillError: one line that names the word or the key.
     """
-    args = get_args_parser().parse_args(list(argv))
+    plan = [word for word in argv if word == PLAN or word.startswith(f"{PLAN}=")]
+    args = get_args_parser().parse_args([word for word in argv if word not in plan])
     if args.config_dir is not None and not Path(args.config_dir).is_dir():
         raise ConfigError(f"--config-dir {args.config_dir}: there is no such folder.")
     if args.config_path is not None:
@@ -71,6 +73,27 @@ def inspect(argv: Sequence[str]) -> None:
 
         check(typed)
         check_surroundings(typed)
+        if plan:
+            from kldistill.pipeline import estimate
+
+            print(estimate.told(typed, _rate(plan[-1])), end="")
+            sys.exit(0)
+    if plan:
+        raise ConfigError(f"{PLAN} tells of one run: leave -m and --cfg out.")
+
+
+def _rate(word: str) -> float | None:
+    """FLOP a second of ``--plan=RATE``; None for ``--plan`` alone."""
+    text = word.partition("=")[2]
+    if not text:
+        return None
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise ConfigError(f"{word}: is no number of FLOP a second, such as {PLAN}=2e14.")
+    return rate
 
 
 def _composed(args: Any, overrides: Sequence[Override]) -> DictConfig:

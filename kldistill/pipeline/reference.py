@@ -37,6 +37,7 @@ Examples
 
 More
   kldistill --help GROUP       every key of one group: kldistill --help distill
+  kldistill --plan ...         what a command will need (memory, disk, time), without running it
   kldistill ... --cfg job      the whole configuration that a command means, without running it
   kldistill --config-dir DIR   presets of your own, in the same folders (docs/config.md)
   kldistill --hydra-help       Hydra's own options (https://hydra.cc)

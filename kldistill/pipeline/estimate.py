@@ -1,0 +1,198 @@
+"""What a configuration will need, reckoned before anything runs: ``kldistill --plan ...``.
+
+Arithmetic from the model's shape and the configuration alone; nothing is loaded and no text is read. The formulas are
+those of docs/memory.md. Numbers: P parameters, B of them in the body, D width, L layers, V old and W new vocabulary, N
+new tokens, b bytes a weight.
+"""
+
+import time
+from typing import NamedTuple
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from kldistill.model import gemma3, smollm2, tiny
+from kldistill.model.config import Gemma3Config, GgufConfig, HfModelConfig, SmolLM2Config, TinyModelConfig
+from kldistill.model.gguf import existing
+from kldistill.model.load import read_config
+from kldistill.pipeline.compose import Config
+from kldistill.runtime.devices import device_of
+
+BYTES_PER_TOKEN = 3.3  # of code, in the old tokenizer; prose has more
+SHORTER = 0.83  # tokens of the new cut for one of the old
+LOGITS = 4  # blocks of chunk x W numbers that exist at a time: logits, target, softmax, gradient
+ACTIVATIONS = 34  # bytes-per-weight units that a layer keeps for one token's way back (arXiv 2205.05198, eq. 2)
+EFFICIENCY = 0.5  # of a large matrix product's rate that training reaches, measured on SmolLM2 on two cores
+
+
+class Shape(NamedTuple):
+    """Numbers of a model.
+
+    Attributes:
+        parameters, body: all weights, and those without embedding and head.
+        width, layers, vocabulary: D, L and the height of the embedding.
+        tied: whether embedding and head are one matrix.
+        weight_bytes: bytes that a frozen weight takes.
+    """
+
+    parameters: int
+    body: int
+    width: int
+    layers: int
+    vocabulary: int
+    tied: bool
+    weight_bytes: int
+
+
+class Need(NamedTuple):
+    """One line of the plan: what for, how much, and how that is reckoned."""
+
+    what: str
+    amount: float
+    unit: str
+    how: str
+
+
+def shape_of(cfg: Config) -> Shape:
+    """The shape of the configured model, from its config alone.
+
+    Raises:
+        ModelError: there is no such model, or its config cannot be read.
+    """
+    model, weight_bytes = cfg.model, 4
+    if isinstance(model, SmolLM2Config):
+        config = smollm2.config()
+    elif isinstance(model, Gemma3Config):
+        config = gemma3.config()
+    elif isinstance(model, GgufConfig):
+        file = existing(model.path, "model.path")
+        config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+    elif isinstance(model, TinyModelConfig):
+        config = tiny.model_config(model.family, model.vocab_size, model.hidden_size, model.layers, model.tied)
+    else:
+        assert isinstance(model, HfModelConfig)
+        facts = {
+            "revision": model.revision,
+            "trust_remote_code": model.trust_remote_code,
+            "local_files_only": model.local_files_only,
+            "path": model.path,
+        }
+        config = read_config(facts, model.path)
+        weight_bytes = torch.empty(0, dtype=getattr(torch, model.dtype)).element_size()
+    return measured(config, weight_bytes)
+
+
+def measured(config: PretrainedConfig, weight_bytes: int) -> Shape:
+    """The shape that a config describes, counted on a model without memory."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    text = config.get_text_config()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    matrices = (1 if text.tie_word_embeddings else 2) * text.vocab_size * text.hidden_size
+    return Shape(
+        parameters,
+        parameters - matrices,
+        text.hidden_size,
+        text.num_hidden_layers,
+        text.vocab_size,
+        bool(text.tie_word_embeddings),
+        weight_bytes,
+    )
+
+
+def needs(cfg: Config, shape: Shape) -> list[Need]:
+    """Memory and disk of distillation and fine-tuning, and the floating-point operations of each stage."""
+    d, tuned = cfg.distill, cfg.finetune
+    n_new = cfg.tokens.n_new if isinstance(cfg.tokens.n_new, int) else 512
+    n_new = 0 if cfg.tokens.method == "none" else n_new
+    height = shape.vocabulary + n_new
+    matrices = 1 if shape.tied and (not d.solve.iterations or d.solve.tie) else 2
+    snippets = d.snippets or d.steps * d.batch_size
+    unique, batch = (n * d.snippet_bytes / BYTES_PER_TOKEN for n in (snippets, d.batch_size))
+    adapter = 14 * d.lora.r * shape.width * shape.layers  # two thin matrices for each of seven linear layers
+    weights = shape.parameters * shape.weight_bytes
+    found = [
+        Need("memory: frozen weights", weights, "B", "b P"),
+        Need("memory: new rows with AdamW", 16 * matrices * n_new * shape.width, "B", "16 N D, twice if two rows"),
+        Need("memory: logits of a chunk", 4 * LOGITS * height * cfg.runtime.chunk, "B", "16 W runtime.chunk"),
+        Need(
+            "memory: activations of a batch",
+            ACTIVATIONS * shape.width * shape.weight_bytes * shape.layers * batch * SHORTER,
+            "B",
+            "34 D b a token and layer",
+        ),
+    ]
+    if d.lora.r:
+        found.append(Need("memory: adapter with AdamW", 16 * adapter, "B", "16 a parameter"))
+    found.append(Need("memory: distillation in all", sum(need.amount for need in found), "B", "the sum"))
+    if tuned.method == "full":
+        amount = 16 * shape.parameters + found[2].amount + found[3].amount
+        found.append(Need("memory: full fine-tuning in all", amount, "B", "16 P, logits and activations"))
+    if d.teacher == "self":
+        found.append(Need("disk: the teacher's states", 4 * shape.width * unique, "B", "4 D a token of its text"))
+    export = (shape.parameters + matrices * n_new * shape.width) * shape.weight_bytes
+    found.append(Need("disk: the exported model", export, "B", "b (P + N D)"))
+
+    head = 2 * height * shape.width
+    seen = d.steps * batch
+    if d.teacher == "self":
+        found.append(Need("work: teacher", 2 * shape.body * unique, "FLOP", "2 B a token"))
+    step = SHORTER * (4 * shape.body + 2 * head) + head + (2 * shape.body if d.teacher == "online" else 0)
+    found.append(Need("work: distillation", seen * step, "FLOP", "forward, back through a frozen body, two heads"))
+    if tuned.method != "none":
+        passes = {"full": 6, "lora": 4, "rows": 4}[tuned.method] * shape.body + 3 * head
+        tokens = tuned.steps * tuned.batch_size * tuned.snippet_bytes / BYTES_PER_TOKEN * SHORTER
+        found.append(Need("work: fine-tuning", tokens * passes, "FLOP", "forward and back"))
+    models = 3 + (tuned.method != "none")
+    scored = models * (cfg.eval.domain_bytes + cfg.eval.general_bytes) / BYTES_PER_TOKEN
+    found.append(Need("work: scoring", scored * (2 * shape.body + 2 * head), "FLOP", "every model on held-out text"))
+    return found
+
+
+def rate_here(cfg: Config) -> float:
+    """FLOP a second of this machine's device in a product of two large matrices of float32."""
+    device = device_of(cfg.runtime)
+    left, right = (torch.randn(1024, 1024, device=device) for _ in range(2))
+    left @ right  # the first one may compile or warm up
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < 0.5:
+        (left @ right).sum().item()
+        done += 1
+    return 2 * 1024**3 * done / (time.perf_counter() - started)
+
+
+def told(cfg: Config, rate: float | None = None) -> str:
+    """The plan as text.
+
+    Args:
+        rate: FLOP a second that training reaches; None measures a matrix product here and takes half of its rate.
+    """
+    shape = shape_of(cfg)
+    found = needs(cfg, shape)
+    said = f"{rate:.3g} FLOP/s, as given" if rate else ""
+    if rate is None:
+        rate = EFFICIENCY * rate_here(cfg)
+        said = f"{rate:.3g} FLOP/s, half of what a large product of matrices reaches here"
+    lines = [
+        f"{shape.parameters / 1e6:,.0f} M parameters, width {shape.width:,}, {shape.layers} layers, "
+        f"vocabulary {shape.vocabulary:,}, {'tied' if shape.tied else 'untied'}, {shape.weight_bytes} bytes a weight",
+        "",
+    ]
+    for need in found:
+        amount = f"{need.amount / 1e9:,.2f} GB" if need.unit == "B" else f"{need.amount / 1e12:,.1f} TFLOP"
+        hours = "" if need.unit == "B" else _time(need.amount / rate)
+        lines.append(f"{need.what:<34} {amount:>16} {hours:>10}   {need.how}")
+    total = sum(need.amount for need in found if need.unit == "FLOP")
+    lines += [
+        "",
+        f"In all about {_time(total / rate)} at {said}; tasks that are answered (eval.suites) and what is drawn "
+        "come on top.",
+        f"Reckoned with {BYTES_PER_TOKEN} bytes a token, {1 - SHORTER:.0%} of the tokens saved; see docs/memory.md.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,94 @@
+"""The plan of a run: its numbers are those of the model that is loaded, and nothing runs."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from kldistill.model import gemma3, smollm2
+from kldistill.pipeline import command, compose, estimate
+from kldistill.pipeline.estimate import Need, Shape, measured, needs, shape_of, told
+from kldistill.runtime.errors import ConfigError
+from tests.helpers.artifacts import MakeModel
+from tests.helpers.runs import SMALL, config
+
+SEVEN = Shape(7_600_000_000, 7_000_000_000, 4096, 32, 128_000, False, 2)
+
+
+def planned(*overrides: str) -> compose.Config:
+    return compose.typed(config(overrides))
+
+
+def amounts(found: list[Need]) -> dict[str, float]:
+    return {need.what: need.amount for need in found}
+
+
+def test_the_shape_is_that_of_the_loaded_model(tiny_model: MakeModel) -> None:
+    folder = tiny_model(tied=False)
+    shape = shape_of(planned("model=hf", f"model.path={folder}", "model.dtype=bfloat16", "corpus.packages=[rich]"))
+    text = AutoConfig.from_pretrained(folder)
+    assert (shape.width, shape.layers, shape.vocabulary, shape.tied) == (32, 2, text.vocab_size, False)
+    assert shape.parameters - shape.body == 2 * 32 * text.vocab_size
+    assert shape.weight_bytes == 2
+
+
+@pytest.mark.parametrize(
+    ("made", "millions", "vocabulary"), [(smollm2.config(), 134.5, 49_152), (gemma3.config(), 268.1, 262_144)]
+)
+def test_embedded_models_are_known_without_their_files(made, millions: float, vocabulary: int) -> None:
+    shape = measured(made, 4)
+    assert shape.parameters / 1e6 == pytest.approx(millions, rel=1e-3)
+    assert (shape.vocabulary, shape.tied) == (vocabulary, True)
+
+
+def test_the_table_of_the_documents() -> None:
+    """docs/memory.md's 7B, in bfloat16, with 2,048 new tokens."""
+    cfg = planned("tokens.n_new=2048", "distill.batch_size=2", "runtime.chunk=128")
+    found = amounts(needs(cfg, SEVEN))
+    assert found["memory: frozen weights"] == pytest.approx(15e9, rel=0.02)
+    assert found["memory: new rows with AdamW"] == pytest.approx(0.13e9 * 2, rel=0.05)  # untied: two rows
+    assert found["memory: logits of a chunk"] == pytest.approx(0.27e9, rel=0.02)
+    assert found["memory: activations of a batch"] == pytest.approx(3.6e9, rel=0.15)
+
+
+def test_what_a_choice_costs() -> None:
+    plain = amounts(needs(planned(), SEVEN))
+    online = amounts(needs(planned("distill.teacher=online"), SEVEN))
+    assert "disk: the teacher's states" in plain and "disk: the teacher's states" not in online
+    assert online["work: distillation"] > 1.3 * plain["work: distillation"] and "work: teacher" not in online
+    twice = amounts(needs(planned("distill.steps=300"), SEVEN))
+    assert twice["work: distillation"] == pytest.approx(2 * plain["work: distillation"])
+    adapted = amounts(needs(planned("distill=lora"), SEVEN))
+    assert adapted["memory: distillation in all"] > plain["memory: distillation in all"]
+    full = amounts(needs(planned("finetune=full"), SEVEN))
+    assert full["memory: full fine-tuning in all"] > 122e9
+    none = amounts(needs(planned("tokens=none"), SEVEN))
+    assert none["memory: new rows with AdamW"] == 0
+
+
+def test_time_follows_the_rate() -> None:
+    cfg = planned(*SMALL, "corpus.path=.")
+    shape = shape_of(cfg)
+    work = sum(need.amount for need in needs(cfg, shape) if need.unit == "FLOP")
+    assert f"In all about 100 s at {work / 100:.3g} FLOP/s, as given" in told(cfg, work / 100)
+    assert "In all about 3.0 h" in told(cfg, work / 3 / 3600)
+    assert "half of what a large product of matrices reaches here" in told(cfg)
+
+
+def test_the_command_tells_and_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "code.py").write_text("x = 1\n")
+    words = [*SMALL, "corpus.path=.", "outputs=made"]
+    with pytest.raises(SystemExit) as ended:
+        command.inspect(["--plan=1e9", *words])
+    assert ended.value.code == 0
+    assert "work: distillation" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["code.py"], "no folder is made"
+    for word in ("--plan=fast", "--plan=-1", "--plan=inf"):
+        with pytest.raises(ConfigError, match=rf"^{word}: is no number of FLOP a second"):
+            command.inspect([word, *words])
+    with pytest.raises(ConfigError, match="--plan tells of one run"):
+        command.inspect(["--plan", "-m", *words])
+    assert estimate.BYTES_PER_TOKEN > 1
