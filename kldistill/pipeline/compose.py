@@ -21,7 +21,14 @@ from kldistill.corpus.config import CorpusConfig, HfDatasetCorpus, LocalFilesCor
 from kldistill.evaluation.config import EvalConfig, with_suites
 from kldistill.export.config import ExportConfig
 from kldistill.interpret.config import InterpretConfig
-from kldistill.model.config import Gemma3Config, GgufConfig, HfModelConfig, SmolLM2Config, TinyModelConfig
+from kldistill.model.config import (
+    Gemma3Config,
+    GgufConfig,
+    HfModelConfig,
+    ModelConfig,
+    SmolLM2Config,
+    TinyModelConfig,
+)
 from kldistill.pipeline.keys import check_values, refuse_unknown
 from kldistill.pipeline.steps import STAGES
 from kldistill.rows.config import InitConfig
@@ -75,7 +82,7 @@ class Config:
     force: list[str] = field(default_factory=list)
     objective: Any = None
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    model: Any = MISSING
+    model: ModelConfig = MISSING
     corpus: CorpusConfig = MISSING
     tokens: TokensConfig = field(default_factory=TokensConfig)
     init: InitConfig = MISSING
