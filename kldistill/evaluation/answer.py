@@ -21,8 +21,7 @@ from kldistill.evaluation.generation.ranking import rank
 from kldistill.evaluation.generation.spelling import Spelling, adoption
 from kldistill.evaluation.outcomes import compared, summarise
 from kldistill.evaluation.sandbox import Outcome, Sandbox
-from kldistill.evaluation.suites.stage import TASKS
-from kldistill.evaluation.suites.task import Task, read, stripped_lines
+from kldistill.evaluation.suites.task import TASKS, Task, read, stripped_lines
 from kldistill.model.load import vocabulary_size
 from kldistill.runtime.devices import device_of
 from kldistill.runtime.files import append, dump, read_lines, replace, write_summary

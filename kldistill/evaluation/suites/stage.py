@@ -6,13 +6,11 @@ from typing import Any
 
 from kldistill.evaluation.config import TasksConfig
 from kldistill.evaluation.sandbox import Sandbox, Verdict
-from kldistill.evaluation.suites.task import Sources, Suite, write
+from kldistill.evaluation.suites.task import TASKS, Sources, Suite, write
 from kldistill.runtime.components import find
 from kldistill.runtime.errors import EvaluationError
 from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
-
-TASKS = "tasks.jsonl"
 
 
 def build(cfg: TasksConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:

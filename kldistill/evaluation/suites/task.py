@@ -86,6 +86,9 @@ def stripped_lines(text: str) -> Iterator[str]:
     return (line for line in map(str.strip, text.split("\n")) if line)
 
 
+TASKS = "tasks.jsonl"  # of the artifact
+
+
 def write(path: Path, tasks: Iterable[Task]) -> None:
     """Write tasks, one JSON object a line."""
     with path.open("w", encoding="utf-8") as file:
