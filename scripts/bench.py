@@ -2,6 +2,7 @@
 
 python scripts/bench.py tokens --tokenizer FOLDER [--megabytes 5] [--merges 512] [--plain]
 python scripts/bench.py generation --model FOLDER [--tasks 32] [--batch 32]
+python scripts/bench.py train --run FOLDER [--loss kl,ce] [--lora 16] [--steps 8] [--batch 2]
 """
 
 import argparse
@@ -21,17 +22,28 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from kldistill import losses
 from kldistill.evaluation.generation.batching import Completion, Request, generate
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.evaluation.suites.humaneval import HumanEval
 from kldistill.evaluation.suites.task import Sources
-from kldistill.model.load import old_size
+from kldistill.losses.weighted import Term
+from kldistill.model.load import load_original, old_size
+from kldistill.rows.rows import Rows
+from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.boundaries import widen
 from kldistill.tokens.definition import Definition, definition
 from kldistill.tokens.encoding import encode
 from kldistill.tokens.merges import Rules, choose
+from kldistill.tokens.pieces import PieceTable
 from kldistill.tokens.stage import entries_of, use_cores
 from kldistill.tokens.words import count_words
+from kldistill.training import adapters
+from kldistill.training.batches import Batch, Steps, schedule
+from kldistill.training.config import LoraConfig
+from kldistill.training.cuts import TwoCuts
+from kldistill.training.loop import forget_peak, peak_memory
+from kldistill.training.objective import Objective
 
 
 def python_sources(megabytes: float) -> Iterator[str]:
@@ -153,6 +165,59 @@ def generation(args: argparse.Namespace) -> None:
     print(f"batched is {alone / seconds:.1f} times as fast, with {cpu / alone_cpu:.0%} of the processor's time")
 
 
+def train(args: argparse.Namespace) -> None:
+    """Training steps on a finished run's artifacts, against the time that their products of matrices alone would take.
+
+    The floor is counted, not measured step by step: 4 FLOP a weight of the body and token (forward, and back to what
+    goes in), 2 a weight of the head three times, at the rate that a product of the layers' own shapes reaches here,
+    which is measured between the steps. So other work on the machine slows both down alike.
+    """
+    record = json.loads((Path(args.folder) / "run.json").read_text())
+    folders = {name: Path(args.folder) / where for name, where in record["artifacts"].items()}
+    pieces, tokenizer = PieceTable.load(folders["tokens"]), load_extended_tokenizer(folders["tokens"])
+    model = load_original(folders["model"])
+    learns = adapters.Training("lora" if args.lora else "rows", LoraConfig(r=args.lora))
+    student, _ = adapters.unfreeze(model, Rows.load(folders["init"]), pieces.old_size, learns)
+    terms = {name: Term(getattr(losses, name), 1.0) for name in args.loss.split(",")}
+    cuts = TwoCuts.read(folders["teacher"], "train", tokenizer, pieces)
+    batches = Steps(cuts, schedule(cuts.lengths, args.batch, args.steps + 1, 0), chunk=args.chunk)
+    objective = Objective(student, terms)
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-6)
+    head = student.lm_head.weight.numel()
+    body = sum(parameter.numel() for parameter in student.body.parameters()) - student.embedding.weight.numel()
+    config = model.config.get_text_config()
+    spent, floor, rates = 0.0, 0.0, list[float]()
+    new = old = 0
+    for number in range(args.steps + 1):
+        batch = batches[number]
+
+        def step(batch: Batch = batch) -> None:
+            objective(batch)[0].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        _, cpu = timed(step)
+        left = torch.randn(batch.new_ids.numel(), config.hidden_size)
+        right = torch.randn(config.hidden_size, config.intermediate_size)
+        _, product = timed(lambda left=left, right=right: [left @ right for _ in range(100)])
+        rate = 100 * 2 * left.numel() * right.shape[1] / product
+        if number == 0:
+            forget_peak(torch.device("cpu"))
+            continue  # the first one warms up
+        spent += cpu
+        rates.append(rate)
+        read = sum(len(cuts.states.ids[index]) for index in batches.order[number])
+        floor += (batch.n_tokens * (4 * body + 2 * 2 * head) + read * 2 * head) / rate
+        new, old = new + batch.n_tokens, old + read
+    print(f"{args.steps} steps of {args.loss}, LoRA rank {args.lora}, {new / args.steps:.0f} new tokens each")
+    print(f"{new / spent:.0f} new and {old / spent:.0f} old tokens a processor second; products reach "
+          f"{sum(rates) / len(rates) / 1e9:.0f} GFLOP/s a thread")  # fmt: skip
+    print(
+        f"{spent / floor:.2f} times the floor; at most {peak_memory(torch.device('cpu')) / 1e9:.2f} GB in this process"
+    )
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -169,6 +234,14 @@ def main(argv: list[str]) -> None:
     command.add_argument("--model", required=True, help="folder or hub id of a model with its tokenizer")
     command.add_argument("--tasks", type=int, default=32)
     command.add_argument("--batch", type=int, default=32)
+    command = commands.add_parser("train", help=(train.__doc__ or "").split("\n", maxsplit=1)[0])
+    command.set_defaults(run=train)
+    command.add_argument("--run", dest="folder", required=True, help="folder of a run that has trained")
+    command.add_argument("--loss", default="kl,ce", help="losses of kldistill.losses, each with weight 1")
+    command.add_argument("--lora", type=int, default=0, help="rank of an adapter of the body; 0 for none")
+    command.add_argument("--steps", type=int, default=8)
+    command.add_argument("--batch", type=int, default=2)
+    command.add_argument("--chunk", type=int, default=128)
     args = parser.parse_args(argv)
     args.run(args)
 
