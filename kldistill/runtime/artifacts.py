@@ -35,7 +35,8 @@ def fingerprint(stage: str, version: int, config: Mapping[str, Any], inputs: Map
     """Name of the artifact that ``stage`` makes from this configuration and these inputs: 16 hex digits.
 
     Args:
-        version: of the stage's code; raised whenever it would write something else for the same configuration.
+        version: the version of the stage's code, which is raised whenever the code would write something else for the
+            same configuration.
         config: the stage's resolved configuration slice, of plain JSON types.
         inputs: fingerprints of the input artifacts by stage name.
 
@@ -77,21 +78,21 @@ def verify(folder: Path) -> None:
     if folder.is_symlink():
         raise _damaged(folder, ".", "is a symbolic link")
     try:
-        found = dict(_walk(folder))
-        signature = _signature(found)
+        present = dict(_walk(folder))
+        signature = _signature(present)
         if _verified.get(folder) == signature:
             return
         recorded = manifest(folder)["files"]
-        for name in sorted(set(recorded) | (set(found) - {MANIFEST})):
-            if name not in found:
+        for name in sorted(set(recorded) | (set(present) - {MANIFEST})):
+            if name not in present:
                 raise _damaged(folder, name, "is missing")
-            if not stat.S_ISREG(found[name].st_mode):
+            if not stat.S_ISREG(present[name].st_mode):
                 raise _damaged(folder, name, "is a symbolic link or a special file")
             if name not in recorded:
                 if Path(name).name.startswith("."):  # left by a file system or a desktop, read by nobody
                     continue
                 raise _damaged(folder, name, "was not written by the build")
-            if (size := found[name].st_size) != (wanted := recorded[name]["bytes"]):
+            if (size := present[name].st_size) != (wanted := recorded[name]["bytes"]):
                 how = "is truncated" if size < wanted else "has grown"
                 raise _damaged(folder, name, f"{how}: {size:,} bytes instead of {wanted:,}")
             if _sha256(folder / name) != recorded[name]["sha256"]:
@@ -211,9 +212,9 @@ def _seal(folder: Path, meta: Mapping[str, Any]) -> None:
     files, folders = {}, {folder}
     temporary = folder / f".{MANIFEST}"
     temporary.unlink(missing_ok=True)  # a process was killed just here
-    found = dict(_walk(folder))
-    assert MANIFEST not in found, f"a builder must not write {MANIFEST}"
-    for name, info in sorted(found.items()):
+    present = dict(_walk(folder))
+    assert MANIFEST not in present, f"a builder must not write {MANIFEST}"
+    for name, info in sorted(present.items()):
         path = folder / name
         if not stat.S_ISREG(info.st_mode):
             raise ArtifactError(f"{path}: an artifact holds plain files only, no symbolic links or special files.")
@@ -242,7 +243,7 @@ def _seal(folder: Path, meta: Mapping[str, Any]) -> None:
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Relative name and ``lstat`` of everything below ``folder`` that is no folder; links are not followed."""
+    """Give relative name and ``lstat`` of everything below ``folder`` that is no folder; links are not followed."""
     for entry in os.scandir(folder):
         if entry.is_dir(follow_symlinks=False):
             for name, info in _walk(folder / entry.name):
@@ -251,8 +252,9 @@ def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
             yield entry.name, entry.stat(follow_symlinks=False)
 
 
-def _signature(found: Mapping[str, os.stat_result]) -> Signature:
-    return tuple(sorted((name, at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino) for name, at in found.items()))
+def _signature(present: Mapping[str, os.stat_result]) -> Signature:
+    stats = ((name, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino) for name, info in present.items())
+    return tuple(sorted(stats))
 
 
 def _open(path: Path) -> Any:

@@ -1,4 +1,5 @@
-"""Typed schemas of every config group. Hydra refuses a misspelt key or a wrong type with them, before anything runs.
+"""Typed schemas of the groups ``runtime`` and ``logger``, and what the schemas of all groups share. With them, Hydra
+refuses a misspelt key or a wrong type before anything runs.
 
 Ranges are checked in ``__post_init__``, which runs when ``OmegaConf.to_object`` makes a stage's slice; what concerns
 several groups at once is in ``kldistill.pipeline.checks``.
@@ -82,11 +83,11 @@ class LoggerConfig:
 
     Attributes:
         name: the dashboard; ``none`` leaves it at the run's own files.
-        project: of the dashboard; None takes ``WANDB_PROJECT`` from the environment, else ``kldistill``.
-        mode: of wandb; None takes ``WANDB_MODE``, else ``offline``.
+        project: the dashboard's project; None takes ``WANDB_PROJECT`` from the environment, else ``kldistill``.
+        mode: wandb's mode; None takes ``WANDB_MODE``, else ``offline``.
         entity: user or team on wandb; None takes ``WANDB_ENTITY``, else the account's own default.
-        group: of the run; None takes ``WANDB_RUN_GROUP``, else the run's experiment, so that a sweep is a group.
-        tags: of the run, beside those of its model, init and loss; an empty list takes those of ``WANDB_TAGS``.
+        group: the run's group; None takes ``WANDB_RUN_GROUP``, else the run's experiment, so that a sweep is a group.
+        tags: the run's tags, beside those of its model, init and loss; an empty list takes those of ``WANDB_TAGS``.
     """
 
     name: str = choice("wandb", "wandb", "trackio", "none")

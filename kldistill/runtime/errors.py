@@ -1,6 +1,4 @@
-"""Errors that the user can mend. Internal invariants assert; everything here is a ``ValueError`` with one readable
-message.
-"""
+"""Errors that the user can mend: each has one readable message. Internal invariants assert instead."""
 
 
 class KldistillError(ValueError):
@@ -40,7 +38,7 @@ class ProcessError(KldistillError):
 
 
 class StorageError(KldistillError):
-    """A disk that is full, a folder that cannot be written, or something else of the file system's."""
+    """A disk that is full, a folder that cannot be written, or another fault of the file system."""
 
 
 class FolderInUseError(KldistillError):

@@ -47,8 +47,8 @@ def storage_fault(error: BaseException | None) -> str | None:
     """
     while error is not None:
         number = error.errno if isinstance(error, OSError) else None
-        if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
-            number = int(found[1])
+        if number is None and (match := re.search(r"\(os error (\d+)\)", str(error))):
+            number = int(match[1])
         if number is None and re.search(r"\d+ requested and \d+ written", str(error)):
             number = errno.ENOSPC
         if number in _FAULTS:
@@ -123,7 +123,7 @@ def give_room(folder: Path) -> None:
 
 def _holder(folder: Path) -> str:
     try:
-        found = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
-        return f"process {found['pid']} on {found['host']}, since {found['since']}"
+        holder = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
+        return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -34,8 +34,9 @@ class Processes:
     """This process among those of its run. The default is a process of its own.
 
     Attributes:
-        rank, world: its number, from 0, and how many there are.
-        group: torch's group of all of them for words; None where there is only one.
+        rank: the number of this process, from 0; the process 0 is the main one.
+        world: how many processes the run has.
+        group: torch's group in which all of them exchange words; None where there is only one process.
     """
 
     rank: int = 0
@@ -62,7 +63,7 @@ class Processes:
         Args:
             together: every process runs ``builder``, on the same folder, once the main process has found that there is
                 something to build. Otherwise the main process alone does.
-            options: of ``Store.build``.
+            options: further arguments of ``Store.build``.
 
         Returns:
             The folder of the finished artifact, when it is finished.

@@ -29,13 +29,13 @@ def redact(content: Any) -> Any:
 
 
 def secrets() -> list[tuple[str, str]]:
-    """(value, variable's name) of every secret of the environment, as it stands in text; the longest first."""
-    found: dict[str, str] = {}
+    """Every secret of the environment, as it may stand in text, with its variable's name; the longest first."""
+    names_by_value: dict[str, str] = {}
     for name, value in os.environ.items():
         value = value.strip()
         if len(value) >= _SHORTEST and _SECRET.search(name) and not _PLAIN.search(name):
-            found |= {form: name for form in (quote(value, safe=""), value)}
-    return sorted(found.items(), key=lambda item: -len(item[0]))
+            names_by_value |= {form: name for form in (quote(value, safe=""), value)}
+    return sorted(names_by_value.items(), key=lambda item: -len(item[0]))
 
 
 def _redact(content: Any, values: list[tuple[str, str]]) -> Any:

@@ -19,19 +19,19 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def labels(resolved: Mapping[str, Any]) -> dict[str, str]:
     """One word each for ``model``, ``init``, ``loss`` and ``finetune``: what panels group by, and the run's tags."""
-    found: dict[str, str] = {}
+    words: dict[str, str] = {}
     for group in ("model", "init", "loss", "finetune"):
         node = resolved.get(group)
         if not isinstance(node, Mapping):
             continue
         if group == "init" and {"input", "output"} <= set(node):
             sides = [str(node[side]["_target_"]).rpartition(".")[2] for side in ("input", "output")]
-            found[group] = "_".join(dict.fromkeys(sides))
+            words[group] = "_".join(dict.fromkeys(sides))
         else:
             value = node.get("name") or node.get("method") or str(node.get("path") or "").rstrip("/").rpartition("/")[2]
             if value:
-                found[group] = str(value)
-    return found
+                words[group] = str(value)
+    return words
 
 
 def run_name(folder: Path, resolved: Mapping[str, Any]) -> str:
@@ -45,9 +45,9 @@ def run_name(folder: Path, resolved: Mapping[str, Any]) -> str:
 
 
 def run_id(path: Path) -> str:
-    """The run's id: drawn once for a folder and kept there, so no two machines' equal paths are taken for one run."""
-    found = path.read_text(encoding="utf-8").strip() if path.exists() else ""
-    if not found:
-        found = uuid4().hex[:16]
-        path.write_text(found, encoding="utf-8")
-    return found
+    """The run's id. It is drawn once and kept in ``path``, so that equal paths on two machines are two runs."""
+    identifier = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+    if not identifier:
+        identifier = uuid4().hex[:16]
+        path.write_text(identifier, encoding="utf-8")
+    return identifier

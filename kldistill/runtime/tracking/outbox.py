@@ -1,4 +1,4 @@
-"""What a dashboard is sent of a run: each line once, however often the run is run again."""
+"""What a dashboard is sent of a run: each line once, however often the run is started again."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ class Outbox:
         return json.loads(line)
 
     def confirm(self) -> None:
-        """Keep what was sent: the logger has it."""
+        """Remember for good what was sent, now that the logger has it."""
         for line in self._unconfirmed:
             append(self._path, line)
         self._unconfirmed.clear()
@@ -49,6 +49,10 @@ def axis(stage: str) -> str:
 
 
 def figures(content: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a line of ``metrics.jsonl`` with their stage's axis; without those that are not finite."""
-    found = {key: value for key, value in content.items() if key not in ("stage", "step", "time") and value is not None}
-    return found if content["step"] is None else {axis(content["stage"]): content["step"], **found}
+    """The figures of a line of ``metrics.jsonl``, and its step under the name of the stage's x-axis.
+
+    A figure that was not finite is null in the line, and is left out.
+    """
+    own = ("stage", "step", "time")
+    finite = {key: value for key, value in content.items() if key not in own and value is not None}
+    return finite if content["step"] is None else {axis(content["stage"]): content["step"], **finite}

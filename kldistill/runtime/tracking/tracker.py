@@ -43,7 +43,9 @@ class Tracker:
         folder: the run's folder; made if need be. Running again in it continues the dashboard's same run.
         config: which dashboard. ``none`` and mode ``disabled`` never import wandb.
         resolved: the whole resolved configuration, for the dashboard.
-        name, job_type, group: of the dashboard's run; a group in ``config`` comes first.
+        name: what the dashboard calls the run.
+        job_type: the kind of run that the dashboard shows beside the name.
+        group: the dashboard's group of the run, unless ``config`` names one.
         console: where tables and lines for the user go; standard output by default.
 
     Raises:
@@ -171,18 +173,18 @@ class Tracker:
             file.write(f"[{when}] {text.rstrip()}\n")
 
     def rewind(self, stage: str, step: int, out: Path) -> None:
-        """Forget what ``stage`` logged after its last line of a step up to ``step``; ``-1`` forgets all of it.
+        """Forget what ``stage`` logged after the last line whose step is at most ``step``; ``-1`` forgets all of it.
 
         A dashboard's history can only grow: there, steps that are done again appear twice, with the same x.
         """
         lines = read_lines(out / METRICS)
         steps = [json.loads(line)["step"] for line in lines]
-        end = max((at + 1 for at, done in enumerate(steps) if done is not None and done <= step), default=0)
+        end = max((index + 1 for index, done in enumerate(steps) if done is not None and done <= step), default=0)
         truncate(out / METRICS, lines[:end])
         self._adopt(stage, lines[:end])
 
     def replay(self, stage: str, artifact: Path) -> None:
-        """Take over the lines and tables of a reused artifact: those that this run has had already, not again."""
+        """Take over the lines and tables of a reused artifact that this run has not had yet."""
         self._adopt(stage, read_lines(artifact / METRICS))
         for line in read_lines(artifact / TABLES):
             self._send(line)
@@ -225,8 +227,8 @@ def _cell(value: Any) -> int | float | str | None:
 
 def _render(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     table = Table(title=Text(title) if title else None, title_justify="left")
-    for at, column in enumerate(columns):
-        numeric = all(not isinstance(row[at], str) or row[at][:1] in set("0123456789+-–.") for row in rows)
+    for index, column in enumerate(columns):
+        numeric = all(not isinstance(row[index], str) or row[index][:1] in set("0123456789+-–.") for row in rows)
         table.add_column(Text(column), justify="right" if numeric else "left")
     for row in rows:
         table.add_row(*(Text(_shown(value)) for value in row))
@@ -242,21 +244,21 @@ def _fitting(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], 
     table = _render(title, columns, rows)
     if not rows or fits(table):
         return [table]
-    found: list[Table] = []
+    tables: list[Table] = []
     left = list(rows)
     while left:
         n = len(left)
         while n > 1 and not fits(_turned(title, columns, left[:n])):
             n -= 1
-        found.append(_turned("" if found else title, columns, left[:n]))
+        tables.append(_turned("" if tables else title, columns, left[:n]))
         left = left[n:]
-    return found
+    return tables
 
 
 def _turned(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     """A table on its side: a line for each column but the first, whose cells are the heads."""
     heads = [columns[0], *(_shown(row[0]) for row in rows)]
-    lines = [[name, *(row[at] for row in rows)] for at, name in enumerate(columns) if at]
+    lines = [[name, *(row[index] for row in rows)] for index, name in enumerate(columns) if index]
     return _render(title, heads, lines)
 
 

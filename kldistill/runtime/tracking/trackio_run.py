@@ -16,8 +16,9 @@ class TrackioRun:
 
     Args:
         resolved: the whole resolved configuration; nested keys are joined by dots, and ``labels`` of it added.
-        name, job_type: of the run.
-        group: of the run, unless the configuration names one.
+        name: the run's name, of which Trackio's name of the run is made.
+        job_type: the kind of run, kept among its settings.
+        group: the run's group, unless ``config`` names one.
 
     Raises:
         ConfigError: if Trackio cannot be imported or started.

@@ -25,8 +25,9 @@ class WandbRun:
     Args:
         mode: ``offline``, ``online`` or ``shared``.
         resolved: the whole resolved configuration; it stays nested, with ``labels`` of it added.
-        name, job_type: of the run.
-        group: of the run, unless the configuration names one.
+        name: what wandb calls the run; ``WANDB_NAME`` comes first.
+        job_type: the kind of run that wandb shows beside the name.
+        group: the run's group, unless ``config`` or ``WANDB_RUN_GROUP`` names one.
 
     Raises:
         ConfigError: if wandb cannot be imported or started.
@@ -97,11 +98,11 @@ class WandbRun:
             rows = Table(columns=content["columns"], data=content["rows"], allow_mixed_types=True)
             self._run.log({content["table"]: rows})
         else:
-            stage, found = content["stage"], figures(content)
+            stage, logged = content["stage"], figures(content)
             self._define(axis(stage))
-            for name in [f"{stage}/*", *(key for key in found if not key.startswith(f"{stage}/"))]:
+            for name in [f"{stage}/*", *(key for key in logged if not key.startswith(f"{stage}/"))]:
                 self._define(name, axis(stage))
-            self._run.log(found)
+            self._run.log(logged)
 
     def image(self, name: str, path: Path) -> None:
         """Send a picture or a page, whatever was sent of this name before."""
@@ -141,7 +142,7 @@ def project_of(config: LoggerConfig) -> str:
 
 
 def _tags() -> list[str]:
-    """Those of ``WANDB_TAGS``, which are separated by commas."""
+    """The tags in ``WANDB_TAGS``, where they are separated by commas."""
     return [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
 
 
