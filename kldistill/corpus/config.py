@@ -15,7 +15,7 @@ class CorpusConfig:
             preset fill it in.
         general: the same for general text, which measures what is forgotten, and may be mixed into training.
         general_code: the same for general text of another kind; empty for none.
-        seed: of the split, and of the order in which ``max_bytes`` takes documents.
+        seed: draws the split, and the order in which ``max_bytes`` takes documents.
         validation: share of the groups of documents (see ``split_by``) that validation during training draws on.
         test: share of the groups of documents that the evaluation draws on.
         split_by: ``folder`` (documents of one folder share a split; a folder with more text than the smaller of the
@@ -28,7 +28,7 @@ class CorpusConfig:
         min_document_bytes: shorter documents are left out.
         max_document_bytes: longer documents are cut, at lines, into several; so are those that hold more than half of
             what the smaller held-out split is to hold.
-        max_line_length: characters; code with a longer line is left out, as minified.
+        max_line_length: in characters; code with a longer line is left out, as minified.
         near_duplicate: Jaccard similarity at which a document counts as a copy of another, and is left out; 1 leaves
             out exact copies alone.
     """
@@ -83,7 +83,7 @@ class PythonPackageCorpus(CorpusConfig):
 
     Attributes:
         packages: import names or distribution names; parts such as ``transformers.generation`` work too.
-        suffixes: which files of them.
+        suffixes: which of their files, by the ends of the names.
     """
 
     packages: list[str] = field(default_factory=list)

@@ -48,7 +48,7 @@ class Source:
 def decode(name: str, data: bytes) -> Document | Skipped:
     """Bytes of a file as a document: UTF-8, or UTF-16 and UTF-32 that say so by their mark; line ends as line feeds.
 
-    Of a notebook (``.ipynb``), the text of its code and Markdown cells.
+    The document of a notebook (``.ipynb``) is the text of its code and Markdown cells.
     """
     encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), "utf-8-sig")
     if encoding == "utf-8-sig" and b"\0" in data:
@@ -75,15 +75,15 @@ _MARKS = {
 
 
 def cells_of(notebook: str) -> str | None:
-    """The code and Markdown cells of a Jupyter notebook, a blank line between two; None if it is none.
+    """The code and Markdown cells of a Jupyter notebook, a blank line between two; None for a text that is none.
 
     Source: https://nbformat.readthedocs.io/en/latest/format_description.html (version 4).
     """
     try:
         cells = json.loads(notebook)["cells"]
-        found = [cell["source"] for cell in cells if cell["cell_type"] in ("code", "markdown")]
+        sources = [cell["source"] for cell in cells if cell["cell_type"] in ("code", "markdown")]
         # The text of a cell is a string, or a list of lines with their ends.
-        texts = [source if isinstance(source, str) else "".join(source) for source in found]
+        texts = [source if isinstance(source, str) else "".join(source) for source in sources]
     except (ValueError, KeyError, TypeError):
         return None
     return "".join(f"{text.rstrip()}\n\n" for text in texts if text.strip())

@@ -1,4 +1,4 @@
-"""The files of a user's folder that he wrote: what programs put beside them is told apart by the folder it is in."""
+"""The files below a folder that its user wrote. What programs put beside them is known by the folder it lies in."""
 
 import logging
 import os
@@ -37,11 +37,11 @@ def existing_folder(path: str) -> Path:
 
 def patterns_of(glob: str) -> list[str]:
     """A pattern with braces as several without: ``*.{py,md}`` is ``*.py`` and ``*.md``."""
-    found = _BRACES.search(glob)
-    if found is None:
+    match = _BRACES.search(glob)
+    if match is None:
         return [glob]
-    start, end = glob[: found.start()], glob[found.end() :]
-    return [pattern for part in found[1].split(",") for pattern in patterns_of(start + part + end)]
+    start, end = glob[: match.start()], glob[match.end() :]
+    return [pattern for part in match[1].split(",") for pattern in patterns_of(start + part + end)]
 
 
 def name_of(path: Path) -> str:
@@ -50,12 +50,12 @@ def name_of(path: Path) -> str:
 
 
 def files_below(root: Path, glob: str) -> Iterator[tuple[str, Path, str]]:
-    """Name, path and, for files that their user did not write, the reason, of all files that match, by name.
+    """All files that match a pattern, sorted by path: the name, the path, and why the file is left out.
 
-    Hidden files and folders (``.git``, ``.venv``) are no part of it.
+    The reason is empty for files that their user wrote. Hidden files and folders (``.git``, ``.venv``) are not given.
 
     Raises:
-        CorpusError: the pattern is none.
+        CorpusError: ``glob`` is not a pattern.
     """
     try:
         matches = {match for pattern in patterns_of(glob) for match in root.glob(pattern) if match.is_file()}
@@ -80,7 +80,7 @@ def files_below(root: Path, glob: str) -> Iterator[tuple[str, Path, str]]:
 
 
 def ignored_by_git(root: Path) -> set[Path]:
-    """Files and folders below ``root`` that git ignores, relative to it; none outside of a repository."""
+    """Files and folders below ``root`` that git ignores, relative to ``root``; none outside of a repository."""
     if not any((folder / ".git").exists() for folder in (root.absolute(), *root.absolute().parents)):
         return set()
     git = shutil.which("git")

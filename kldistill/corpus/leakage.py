@@ -58,8 +58,8 @@ class Seen:
     """The text of the train split, as the hashes of its shingles and lines: about 10 bytes a token."""
 
     def __init__(self, train: Sequence[Document]) -> None:
-        found = [_shingles(document.text) for document in train]
-        self._shingles = np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.uint64)
+        hashes = [_shingles(document.text) for document in train]
+        self._shingles = np.unique(np.concatenate(hashes)) if hashes else np.zeros(0, dtype=np.uint64)
         self._lines: set[int] = set()
         for document in train:
             self._lines.update(map(hash, _lines(document.text)))

@@ -143,8 +143,9 @@ def package_docs(
             yield document
 
     def identity() -> dict[str, Any]:
-        found = _distributions(packages, requirements)
-        return {"packages": {name: found[name].version for name in sorted(found)}, "sha256": digest(texts())}
+        chosen = _distributions(packages, requirements)
+        versions = {name: chosen[name].version for name in sorted(chosen)}
+        return {"packages": versions, "sha256": digest(texts())}
 
     return Source(read=read, identity=identity)
 

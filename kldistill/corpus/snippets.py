@@ -79,32 +79,31 @@ def fit(snippets: Iterable[Snippet], tokens: Callable[[str], int], window: float
     """The snippets, those of more than ``window`` tokens halved until none is left: no model is ever fed more.
 
     Args:
-        snippets: in their order, which stays.
+        snippets: what to halve; their order stays.
         tokens: number of tokens of a text, with all that the model is fed beside it.
         window: the most tokens that the model takes, 2 or more; infinite for one without a limit.
     """
-    found: list[Snippet] = []
+    fitting: list[Snippet] = []
     for snippet in snippets:
         # A token has a byte or more, so most snippets need no count.
         if snippet.n_bytes + 2 <= window or tokens(snippet.text) <= window or len(snippet.text) == 1:
-            found.append(snippet)
+            fitting.append(snippet)
             continue
         halves = cut([Document(snippet.document, snippet.text)], max(1, snippet.n_bytes // 2))
         if len(halves) == 1:  # the second half was a short rest
             middle = len(snippet.text) // 2
             halves = [Snippet(snippet.document, part) for part in (snippet.text[:middle], snippet.text[middle:])]
-        found += fit(halves, tokens, window)
-    return found
+        fitting += fit(halves, tokens, window)
+    return fitting
 
 
 def draw(
     snippets: Sequence[Snippet], *, n: int | None = None, n_bytes: int | None = None, seed: int = 0
 ) -> list[Snippet]:
-    """The first ``n`` snippets, or the first that fill ``n_bytes``, in an order by hash: many documents, no
-    clusters.
+    """The first ``n`` snippets, or the first that fill ``n_bytes``, in the order of their hashes.
 
-    The order depends on the text and the seed alone (with seed 0 on the text alone), so that a larger ``n`` keeps what
-    a smaller one has.
+    So they come from many documents, and not in runs from one. The order depends on each snippet's document and text
+    and on the seed alone, so that a larger ``n`` keeps what a smaller one has.
 
     Raises:
         CorpusError: there are none.

@@ -32,7 +32,7 @@ def python_package(packages: list[str], suffixes: list[str] | None = None, exclu
 
     Args:
         packages: import names (``sklearn``, ``transformers.generation``) or distribution names (``scikit-learn``).
-        suffixes: which files; ``.py`` by default.
+        suffixes: which files, by the ends of their names; ``.py`` by default.
         exclude: import or distribution names to leave out of ``packages``, with all that is below them.
     """
     without = {name.split(".")[0] for name in exclude or []}
@@ -40,15 +40,15 @@ def python_package(packages: list[str], suffixes: list[str] | None = None, exclu
     endings = tuple(suffixes or [".py"])
 
     def files() -> dict[str, Path]:
-        found: dict[str, Path] = {}
+        paths: dict[str, Path] = {}
         for package in packages:
             mine = {name: path for name, path in _package_files(package) if name.endswith(endings)}
             if not mine:
                 raise CorpusError(
                     f"corpus.packages: {package!r} holds no {' or '.join(endings)} file; set corpus.suffixes."
                 )
-            found.update(mine)
-        return dict(sorted(found.items()))
+            paths.update(mine)
+        return dict(sorted(paths.items()))
 
     return Source(
         read=lambda: (decode(name, read_bytes(path)) for name, path in files().items()),
@@ -116,11 +116,11 @@ def local_files(path: str, glob: str) -> Source:
 
     def files() -> list[tuple[str, Path, str]]:
         root = existing_folder(path)
-        found = list(files_below(root, glob))
-        if not any(not reason for _, _, reason in found):
-            left_out = f" ({len(found)} match in folders that programs write)" if found else ""
+        matches = list(files_below(root, glob))
+        if not any(not reason for _, _, reason in matches):
+            left_out = f" ({len(matches)} match in folders that programs write)" if matches else ""
             raise CorpusError(f"corpus.glob={glob!r}: no file below {root.absolute()} matches{left_out}.")
-        return found
+        return matches
 
     def own() -> list[tuple[str, Path]]:
         return [(name, file) for name, file, reason in files() if not reason]
@@ -129,7 +129,7 @@ def local_files(path: str, glob: str) -> Source:
         read=lambda: (
             Skipped(name, reason) if reason else decode(name, read_bytes(file)) for name, file, reason in files()
         ),
-        identity=lambda: {"files": len(found := own()), "sha256": digest(_contents(found))},
+        identity=lambda: {"files": len(kept := own()), "sha256": digest(_contents(kept))},
     )
 
 
@@ -225,7 +225,7 @@ def hf_dataset(
 
 
 def malformed(files: Iterable[str]) -> str | None:
-    """Where the first row of JSON Lines files stands that is no JSON in UTF-8, and what is wrong with it."""
+    """The first row of some JSON Lines files that is no JSON in UTF-8: where it stands and what is wrong with it."""
     for file in files:
         path = Path(file)
         if not path.is_file():

@@ -38,10 +38,10 @@ _GENERATED = re.compile(
 
 
 def build(cfg: CorpusConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
-    """Write ``train``, ``validation``, ``test``, ``general`` and, if there is one, ``general_code`` as JSON Lines, the
-    parts of the general texts that training may draw on, and ``summary.json``, into ``out``.
+    """Write the splits of the corpus as JSON Lines, and ``summary.json``, into ``out``. It reads no ``inputs``.
 
-    It reads none of the ``inputs``.
+    The splits are ``train``, ``validation``, ``test``, ``general`` and, if there is one, ``general_code``, and the
+    parts of the general texts that training may draw on.
 
     Raises:
         CorpusError: a source cannot be read, or a split would be empty.
@@ -137,11 +137,11 @@ def _read(node: dict[str, Any], key: str, description: str) -> Iterable[Document
 
 
 def _usable(
-    found: Iterable[Document | Skipped], cfg: CorpusConfig, skipped: Counter[str], code: bool
+    documents: Iterable[Document | Skipped], cfg: CorpusConfig, skipped: Counter[str], code: bool
 ) -> list[Document]:
-    """Documents that are text of some size and, for ``code``, written by hand; the others are counted."""
+    """Documents that are text of some size and, for ``code``, written by hand; ``skipped`` counts the others."""
     usable = []
-    for document in found:
+    for document in documents:
         reason = document.reason if isinstance(document, Skipped) else _flaw(document, cfg, code)
         if reason:
             skipped[reason] += 1
@@ -160,14 +160,14 @@ def _largest(documents: list[Document], cfg: CorpusConfig) -> int:
 
 def _cut_large(documents: list[Document], largest: int) -> list[Document]:
     """The documents, those of more than ``largest`` bytes cut at lines: ``a.txt`` into ``a.txt#1``, ``a.txt#2``, ..."""
-    found: list[Document] = []
+    small: list[Document] = []
     for document in documents:
         if _bytes(document) <= largest:
-            found.append(document)
+            small.append(document)
         else:  # a part has less than two and a half times the size that is asked for
             parts = cut([document], max(1, int(largest / 2.5)))
-            found += [Document(f"{document.id}#{number}", part.text) for number, part in enumerate(parts, 1)]
-    return found
+            small += [Document(f"{document.id}#{number}", part.text) for number, part in enumerate(parts, 1)]
+    return small
 
 
 def _flaw(document: Document, cfg: CorpusConfig, code: bool) -> str | None:
@@ -208,30 +208,30 @@ def _share_out(name: str, documents: list[Document], share: float) -> dict[str, 
     """General documents, in seeded order, for the evaluation (the first in any case), for training and for validation
     during it: a ``share`` of them for the latter two, of which every fourth for validation. Empty parts are left out.
     """
-    found: dict[str, list[Document]] = {name: []}
+    parts: dict[str, list[Document]] = {name: []}
     taken = 0
     for number, document in enumerate(documents):
         part = name
         if int((number + 1) * share) > taken:
             taken += 1
             part = f"{name}_{GENERAL_PARTS[taken % 4 == 0]}"
-        found.setdefault(part, []).append(document)
-    return found
+        parts.setdefault(part, []).append(document)
+    return parts
 
 
 def _remove_copies(splits: dict[str, list[Document]], max_copied: float, skipped: Counter[str]) -> dict[str, float]:
-    """Take held-out documents that are copied from train out of ``splits``; figures of what was and what is copied."""
+    """Take held-out documents that are copied from train out of ``splits``; say how much was and is copied."""
     seen = Seen(splits["train"])
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for name in HELD_OUT:
-        found[f"corpus/{name}/copied_before"] = seen.copied(splits[name]).shingles
+        figures[f"corpus/{name}/copied_before"] = seen.copied(splits[name]).shingles
         kept = [document for document in splits[name] if seen.containment(document.text) <= max_copied]
         if len(kept) < len(splits[name]):
             skipped[f"copied_{name}"] += len(splits[name]) - len(kept)
         splits[name] = kept
         left = seen.copied(kept)
-        found |= {f"corpus/{name}/copied": left.shingles, f"corpus/{name}/lines_copied": left.lines}
-    return found
+        figures |= {f"corpus/{name}/copied": left.shingles, f"corpus/{name}/lines_copied": left.lines}
+    return figures
 
 
 def _reasons(skipped: Counter[str]) -> str:
