@@ -113,7 +113,7 @@ def measure(
     candidates_P = at_split(first_P, has_cell_S, nothing_P) > 0
     # F(t): the pieces after the first are those that the text shows; their rows end one before the token's last piece.
     path_B = log_p(torch.arange(len(old_B) - 1, device=old_B.device), old_B[1:]).cumsum(0)
-    more_P = torch.tensor([len(pieces.of(int(token))) - 1 for token in token_P], device=old_B.device)
+    more_P = torch.tensor([len(pieces.old_pieces(int(token))) - 1 for token in token_P], device=old_B.device)
     # Only a cut that is not the forest's can lead beyond the end, and that has no target anyway.
     end_P = (a.teacher_row + more_P).clamp(max=len(path_B) - 1)
     whole_t_P = first_t_P + path_B[end_P] - path_B[a.teacher_row]

@@ -161,7 +161,7 @@ def common_boundaries(old: Sequence[int], new: Sequence[int], pieces: PieceTable
     common.
     """
     expanded = pieces.expand(new)
-    ends = np.cumsum([len(pieces.of(token)) for token in new]) if new else np.zeros(0, dtype=np.int64)
+    ends = np.cumsum([len(pieces.old_pieces(token)) for token in new]) if new else np.zeros(0, dtype=np.int64)
     if pieces.exact and expanded == list(old):
         return ends.tolist()
     if pieces.byte_lengths is not None:

@@ -30,7 +30,7 @@ class Vocabulary(NamedTuple):
     """The sizes of a vocabulary before and after.
 
     Attributes:
-        old_size, new_size: in tokens; ids of new tokens are ``old_size`` to ``new_size - 1``.
+        old_size, new_size: the sizes in tokens; ids of new tokens are ``old_size`` to ``new_size - 1``.
         byte_lengths: bytes of text that each id stands for, of length ``new_size``; None where they are not needed, as
             the new cut refines into the old one (see ``PieceTable``).
     """

@@ -96,8 +96,8 @@ def let_through(spec: dict[str, Any], terms: Iterable[str]) -> dict[str, Any]:
         if "".join(matches) == term and joined == alone:
             by_count.setdefault(len(matches), []).append(term)
     kept = [
-        rf"(?={any_of(found)})(?>{rule}){{{n}}}(?<={'|'.join(map(regex.escape, found))})"
-        for n, found in sorted(by_count.items())
+        rf"(?={any_of(group)})(?>{rule}){{{n}}}(?<={'|'.join(map(regex.escape, group))})"
+        for n, group in sorted(by_count.items())
         if n > 1
     ]
     split = {**split, "pattern": {"Regex": "|".join([*kept, rule])}}

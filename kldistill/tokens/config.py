@@ -25,10 +25,11 @@ class TokensConfig:
             distillation is then exact at every position, rather than a lower bound at some.
         max_bytes: bytes of the train split in which terms are counted, at most; null for all.
         terms: the file of ``method=list``, one term a line.
-        leading_space: of the terms of a list: with a space in front (``with``), without one, or ``both``.
+        leading_space: how a term of the list becomes a token: with a space in front (``with``), without one, or both.
         as_added_tokens: put the terms of a list into the tokenizer as AddedTokens, cut out of the text before it is
             split, rather than as merges. They have no exact pieces, which some losses need.
-        curve: how far tokens saved against ``n_new`` are reckoned and shown for every boundary; 0 leaves that out.
+        curve: the largest number of new tokens for which the share of tokens saved is reckoned and shown, for every
+            boundary; 0 leaves that out.
     """
 
     method: str = choice("merges", "merges", "list", "none")

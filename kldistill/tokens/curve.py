@@ -65,42 +65,42 @@ def curves(
 
     Args:
         spec: definition of the old tokenizer.
-        size: V.
+        size: V, the number of its ids.
         texts: what merges are learnt on.
         rules: makes the rules for a widened definition; anew for each, as they come to know the new tokens.
         limit: new tokens at most.
         min_count, workers: as ``choose`` and ``count_words`` take them.
     """
-    found = {}
+    by_boundary = {}
     for boundary in BOUNDARIES:
         try:
             wide = Definition(widen(spec, boundary), size, boundary)
         except TokenizerError:
             continue
         words = count_words(wide, texts, workers)
-        found[boundary] = curve_of(choose(words, rules(wide.spec), limit, min_count), words.tokens)
-    return found
+        by_boundary[boundary] = curve_of(choose(words, rules(wide.spec), limit, min_count), words.tokens)
+    return by_boundary
 
 
-def as_table(found: Mapping[str, Curve], limit: int, row_bytes: int) -> tuple[list[str], list[list[object]]]:
+def as_table(by_boundary: Mapping[str, Curve], limit: int, row_bytes: int) -> tuple[list[str], list[list[object]]]:
     """Columns and rows of what people read: shares saved, and the memory of so many rows in float32."""
-    columns = ["new tokens", *(f"saved, {boundary}" for boundary in found), "rows, MB"]
+    columns = ["new tokens", *(f"saved, {boundary}" for boundary in by_boundary), "rows, MB"]
     rows: list[list[object]] = []
     for n in sizes(limit):
-        if any(len(curve.saved) >= n for curve in found.values()):
-            shares = [f"{curve.share(n):.1%}" if len(curve.saved) >= n else "" for curve in found.values()]
+        if any(len(curve.saved) >= n for curve in by_boundary.values()):
+            shares = [f"{curve.share(n):.1%}" if len(curve.saved) >= n else "" for curve in by_boundary.values()]
             rows.append([n, *shares, round(n * row_bytes / 1e6, 1)])
     return columns, rows
 
 
-def as_json(found: Mapping[str, Curve], limit: int, row_bytes: int) -> dict[str, Any]:
+def as_json(by_boundary: Mapping[str, Curve], limit: int, row_bytes: int) -> dict[str, Any]:
     """What ``curve.json`` holds: for every boundary pairs (new tokens, share saved), and where its knee is."""
     return {
         "row_bytes": row_bytes,
-        "tokens": {boundary: curve.tokens for boundary, curve in found.items()},
-        "knee": {boundary: knee(curve) for boundary, curve in found.items()},
+        "tokens": {boundary: curve.tokens for boundary, curve in by_boundary.items()},
+        "knee": {boundary: knee(curve) for boundary, curve in by_boundary.items()},
         "saved": {
             boundary: [[n, curve.share(n)] for n in sizes(limit) if len(curve.saved) >= n]
-            for boundary, curve in found.items()
+            for boundary, curve in by_boundary.items()
         },
     }

@@ -43,8 +43,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
 
 
 def reader(definition: Mapping[str, Any] | str) -> Tokenizer:
-    """The Rust tokenizer of a definition (of ``tokenizer.json``, a dict or its JSON) that reads text as ``text_ids``
-    does: the spellings of special tokens are text, nothing is truncated or padded.
+    """The Rust tokenizer of a definition that reads text as ``text_ids`` does.
+
+    The spellings of special tokens are text, and nothing is truncated or padded.
+
+    Args:
+        definition: the content of a ``tokenizer.json``, as a dict or as JSON.
     """
     tokenizer = Tokenizer.from_str(definition if isinstance(definition, str) else json.dumps(definition))
     tokenizer.encode_special_tokens = True

@@ -17,8 +17,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFas
 from kldistill.runtime.errors import TokenizerError
 
 # transformers rebuilds the pre-tokenizer of some model types (qwen2) from code, whatever class the folder names, unless
-# the folder names a class of its own. Without trust_remote_code that class is then ignored, and the generic one is
-# used.
+# the folder names a class of its own. Without trust_remote_code that class is ignored, and the generic one is used.
 EXTENSIONS = "kldistill_extensions"
 _OWN_CLASS = "tokenization_extended"
 _OWN_CODE = '''"""The generic tokenizer, which takes everything from tokenizer.json."""
@@ -38,14 +37,13 @@ def extend(
 
     Args:
         spec: definition with the widened pre-tokenizer; not changed.
-        size: V.
+        size: V, the number of old ids.
         tokens: vocabulary entries, in the order of their ids.
         merges: pairs of vocabulary entries, in rank order.
         added: make the new tokens AddedTokens, which are found in the text before anything is cut.
     """
     model = dict(spec["model"])
-    # AddedTokens get their id from the vocabulary when it has them, and by counting otherwise, which would now be
-    # wrong.
+    # AddedTokens get their id from the vocabulary when it has them, and else by counting, which would now be wrong.
     kept = {token["content"]: token["id"] for token in spec["added_tokens"]}
     new = {token: size + i for i, token in enumerate(tokens)}
     model["vocab"] = model["vocab"] | kept | new
@@ -126,7 +124,7 @@ def _write(path: Path, settings: dict[str, Any]) -> None:
 
 
 def _agrees(folder: Path, spec: dict[str, Any], samples: list[str], config: PreTrainedConfig | None) -> bool:
-    """Whether the folder, alone and beside a model of this config, loads to a tokenizer that works as defined."""
+    """Whether the folder, alone and beside a model of this config, loads as a tokenizer that works as defined."""
     wanted = Tokenizer.from_str(json.dumps(spec))
     # Left in many folders by training scripts; transformers sets both anew at every call.
     wanted.no_truncation()
@@ -142,7 +140,10 @@ def _agrees(folder: Path, spec: dict[str, Any], samples: list[str], config: PreT
 
 
 def _works(folder: Path, wanted: Tokenizer, samples: list[str]) -> bool:
-    """The same ids for the samples, and the same steps, as samples need not contain what another step would change."""
+    """Whether the folder gives the same ids for the samples, and has the same steps.
+
+    The steps are compared too because the samples need not contain what another step would change.
+    """
     loaded = AutoTokenizer.from_pretrained(str(folder))
     if [list(loaded(text)["input_ids"]) for text in samples] != [e.ids for e in wanted.encode_batch(samples)]:
         return False

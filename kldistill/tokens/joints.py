@@ -24,7 +24,7 @@ _LOOKS_BACK = regex.compile(r"\^|\\[bBAGK1-9kg]|\(\?<|\(\?P?=")
 
 def alternatives(pattern: str) -> list[str]:
     """The top-level alternatives of a regex; escapes, classes and groups are respected."""
-    found, depth, in_class, start, i = [], 0, False, 0, 0
+    parts, depth, in_class, start, i = [], 0, False, 0, 0
     while i < len(pattern):
         char = pattern[i]
         if char == "\\":
@@ -36,10 +36,10 @@ def alternatives(pattern: str) -> list[str]:
         elif char in "()":
             depth += 1 if char == "(" else -1
         elif char == "|" and depth == 0:
-            found.append(pattern[start:i])
+            parts.append(pattern[start:i])
             start = i + 1
         i += 1
-    return [*found, pattern[start:]]
+    return [*parts, pattern[start:]]
 
 
 class Spans(NamedTuple):
@@ -82,7 +82,7 @@ def spans_of(spec: dict[str, Any]) -> Spans:
                 pairs[pair] = text
         if len(text) > 1 and text[-1] == "\ufffd" and text[-2] in partial and "\ufffd" not in text[:-1]:
             partial[text[-2]].add(_range(data[len(text[:-1].encode()) :]))
-    return Spans(pairs, {char: "".join(sorted(found)) for char, found in partial.items() if found})
+    return Spans(pairs, {char: "".join(sorted(ranges)) for char, ranges in partial.items() if ranges})
 
 
 def _range(start: bytes) -> str:
@@ -110,14 +110,14 @@ def looked_up(spec: dict[str, Any]) -> list[str]:
     bare = reader({**merging, "model": {**spec["model"], "ignore_merges": False}})
     vocab = {token: index for token, index in spec["model"]["vocab"].items() if token not in added}
     encodings = bare.encode_batch_fast(list(vocab), add_special_tokens=False)
-    found = []
+    words = []
     for (token, index), encoding in zip(vocab.items(), encodings, strict=True):
         if encoding.ids != [index]:
             try:
-                found.append(text_bytes(token, BYTE_LEVEL).decode())
+                words.append(text_bytes(token, BYTE_LEVEL).decode())
             except UnicodeDecodeError:
                 continue  # part of a character: no match of a regex
-    return found
+    return words
 
 
 def any_of(words: Iterable[str]) -> str:
@@ -174,7 +174,7 @@ def widen_regex(pattern: str, boundary: str, spans: Spans, keep: Iterable[str] =
         raise TokenizerError(f"{refused}: it was widened to {before} before. {way_out}")
     if _LOOKS_BACK.search(bare) or old.groups:
         raise TokenizerError(f"{refused}: its matches may depend on what stands before them. {way_out}")
-    if not (found := old.match("ab")) or found.end() != 2:
+    if not (match := old.match("ab")) or match.end() != 2:
         raise TokenizerError(f"{refused}: it does not keep letters together. {way_out}")
     joints = "_" if boundary == "identifier" else "_."
     for joint in joints:
@@ -188,7 +188,7 @@ def widen_regex(pattern: str, boundary: str, spans: Spans, keep: Iterable[str] =
     )
     stays = f"(?!{any_of(keep)}(?![\\p{{Ll}}\\p{{Lm}}\\p{{Lo}}\\p{{M}}]))" if (keep := sorted(keep)) else ""
     whole = f"{stays}(?>{pattern})"
-    takes_lines = (found := old.match("_\n")) is not None and found.end() == 2
+    takes_lines = (match := old.match("_\n")) is not None and match.end() == 2
     run = rf"(?=_+(?!{_PUNCTUATION}|[\r\n]))" if takes_lines else f"(?=_+(?!{_PUNCTUATION}))"
     goes_on = [rf"(?<=[{letters}]){run}{whole}"]
     if boundary == "dotted":
@@ -202,7 +202,7 @@ def widen_regex(pattern: str, boundary: str, spans: Spans, keep: Iterable[str] =
         goes_on.append(rf"(?<=\p{{Ll}})(?=\p{{Lu}}){whole}")
     contractions = [part for part in alternatives(pattern) if _is_contraction(part)]
     head = f"(?!{'|'.join(contractions)})" if contractions else ""
-    takes_one = (found := old.match(".a")) is not None and found.end() == 2
+    takes_one = (match := old.match(".a")) is not None and match.end() == 2
     start = rf"[^\r\n\p{{L}}\p{{N}}]?\p{{L}}| ?{run}_" if takes_one else rf" ?(?:\p{{L}}|{run}_)"
     return rf"{head}(?={start}){whole}(?:{'|'.join(goes_on)})*|{pattern}"
 

@@ -138,10 +138,10 @@ class _Chain:
         places, seconds = places[good], seconds[good]
         if left == right and len(places):
             # In a run of equal pieces the merges go left to right: every other place of the run.
-            at = np.arange(len(places))
+            index = np.arange(len(places))
             follows = np.concatenate([[False], seconds[:-1] == places[1:]])
-            run_start = np.maximum.accumulate(np.where(follows, 0, at))
-            chosen = (at - run_start) % 2 == 0
+            run_start = np.maximum.accumulate(np.where(follows, 0, index))
+            chosen = (index - run_start) % 2 == 0
             places, seconds = places[chosen], seconds[chosen]
         self.joined = int(self.weight[places].sum())
         before, after = self.prev[places], following[seconds]

@@ -1,6 +1,6 @@
 """The table of pieces: how every new token decomposes into old tokens, ordered as a forest by its prefixes.
 
-Notation (used in all of ``alignment`` and ``losses``): V is the old vocabulary's size, W = V + N the new one's.
+Notation (used in all of ``kldistill.losses``): V is the old vocabulary's size, W = V + N the new one's.
 Ids below V are old tokens, ids V..W-1 new ones. ``pieces(w)`` are the old tokens that w replaces; an old token is
 its own only piece. The parent of w is the token with the longest proper prefix of ``pieces(w)``; the *subtree* of
 w is w with all its descendants.
@@ -35,7 +35,7 @@ class Node:
 
 
 class PieceTable:
-    """Pieces of all new tokens.
+    """The old tokens that every token of the new vocabulary stands for.
 
     Args:
         old_size: V, the size of the old vocabulary in tokens.
@@ -76,13 +76,13 @@ class PieceTable:
         sizes = read_vocabulary(folder)
         return cls(sizes.old_size, [token.pieces for token in read_new_tokens(folder)], sizes.byte_lengths)
 
-    def of(self, token: int) -> tuple[int, ...]:
-        """Old pieces of ``token``: itself where it is old; empty for a token without exact pieces."""
+    def old_pieces(self, token: int) -> tuple[int, ...]:
+        """The old tokens that ``token`` stands for: itself where it is old; empty for a token without exact pieces."""
         return (token,) if token < self.old_size else self.pieces[token - self.old_size]
 
     def expand(self, ids: Sequence[int]) -> list[int]:
         """Old pieces that the new ids stand for, in order."""
-        return [piece for token in ids for piece in self.of(token)]
+        return [piece for token in ids for piece in self.old_pieces(token)]
 
     def _insert(self, token: int, row: tuple[int, ...]) -> None:
         if len(row) < 2 or any(not 0 <= piece < self.old_size for piece in row):
@@ -108,9 +108,7 @@ class PieceTable:
         node.grows = frozenset(node.next) - node.ends
 
     def _subtrees(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs (owner, member) over all tokens that have descendants: member ranges over the owner's whole
-        subtree.
-        """
+        """Pairs (owner, member) of tokens: each owner that has descendants, with every member of its subtree."""
         owners: list[int] = []
         members: list[int] = []
 

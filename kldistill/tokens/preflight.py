@@ -68,8 +68,8 @@ class Examiner:
         old: the original tokenizer.
         new: the extended one.
         tokens: the new tokens.
-        size: V.
-        table: bytes of every old id.
+        size: V, the number of old ids.
+        table: the bytes that every old id stands for.
     """
 
     def __init__(self, old: Tokenizer, new: Tokenizer, tokens: list[NewToken], size: int, table: list[bytes]):
@@ -104,31 +104,31 @@ class Examiner:
                 self._document(old, new)
 
     def _document(self, old: NDArray, new: NDArray) -> None:
-        found = self.findings
-        found.boundaries += len(new)
+        findings = self.findings
+        findings.boundaries += len(new)
         used = new[new >= self.size] - self.size
-        found.uses += np.bincount(used, minlength=len(found.uses))
+        findings.uses += np.bincount(used, minlength=len(findings.uses))
         if np.array_equal(take(self.flat, self.starts[new], self.lengths[new]), old):
             self._contested(old, np.cumsum(self.lengths[new]) - self.lengths[new], self.lengths[new])
             return
         old_ends, new_ends = np.cumsum(self.old_bytes[old]), np.cumsum(self.new_bytes[new])
         if len(old) == 0 or len(new) == 0 or old_ends[-1] != new_ends[-1]:
-            found.unaligned += 1
+            findings.unaligned += 1
             return
-        found.violations += int(np.sum(~np.isin(new_ends, old_ends)))
+        findings.violations += int(np.sum(~np.isin(new_ends, old_ends)))
         place = {end: i + 1 for i, end in enumerate([0, *old_ends.tolist()], start=-1)}
         for token, (start, end) in zip(new.tolist(), pairwise([0, *new_ends.tolist()]), strict=True):
             if start in place and end in place and self.lengths[token]:
                 pieces = self.flat[self.starts[token] : self.starts[token] + self.lengths[token]]
-                found.mismatches += not np.array_equal(pieces, old[place[start] : place[end]])
+                findings.mismatches += not np.array_equal(pieces, old[place[start] : place[end]])
 
-    def _contested(self, old: NDArray, at: NDArray, lengths: NDArray) -> None:
-        """Count student positions (``at`` in the teacher's ids) where a longer token's pieces stand."""
-        inner = at < len(old) - 1
-        at, lengths = at[inner], lengths[inner]
-        opening = np.isin((old[at] << 32) | old[at + 1], self.openings)
+    def _contested(self, old: NDArray, positions: NDArray, lengths: NDArray) -> None:
+        """Count student positions (``positions`` in the teacher's ids) where a longer token's pieces stand."""
+        inner = positions < len(old) - 1
+        positions, lengths = positions[inner], lengths[inner]
+        opening = np.isin((old[positions] << 32) | old[positions + 1], self.openings)
         ids = old.tolist()
-        for place, length in zip(at[opening].tolist(), lengths[opening].tolist(), strict=True):
+        for place, length in zip(positions[opening].tolist(), lengths[opening].tolist(), strict=True):
             longer = (n for n in self.token_lengths if n > length)
             self.findings.contested += any(tuple(ids[place : place + n]) in self.by_pieces for n in longer)
 
@@ -167,15 +167,15 @@ def changed_words(old: Tokenizer, new: Tokenizer, tokens: list[NewToken], words:
         words: texts of old tokens. Each is encoded alone and in the middle of ``x_`` and ``_y.z``.
     """
     pieces = {token.id: token.pieces for token in tokens if token.pieces}
-    found = []
+    changed = []
     for group in chunks(words):
         texts = [f"{word}_y.z" if word[:1].isspace() else f"x_{word}_y.zW{word}" for word in group]
         before, after = (tokenizer.encode_batch_fast(texts, add_special_tokens=False) for tokenizer in (old, new))
         for word, was, now in zip(group, before, after, strict=True):
             spelt = [piece for index in now.ids for piece in pieces.get(index, (index,))]
             if spelt != was.ids:
-                found.append(word)
-    return found
+                changed.append(word)
+    return changed
 
 
 def prefix_closed(tokens: list[NewToken]) -> float:
@@ -194,8 +194,8 @@ def overlapping(tokens: list[NewToken]) -> int:
 
 def figures(examiner: Examiner, tokens: list[NewToken], split: str = "test") -> dict[str, float]:
     """The summary figures of the stage (flat, names as in ``docs/metrics.md``); sizes are those of ``split``."""
-    found = examiner.findings
-    sizes = found.splits[split]
+    findings = examiner.findings
+    sizes = findings.splits[split]
     bytes_, old, new = max(sizes.bytes, 1), max(sizes.old, 1), max(sizes.new, 1)
     return {
         "tokens/old_size": examiner.size,
@@ -206,99 +206,99 @@ def figures(examiner: Examiner, tokens: list[NewToken], split: str = "test") -> 
         "tokens/bytes_per_token/old": sizes.bytes / old,
         "tokens/bytes_per_token/new": sizes.bytes / new,
         "tokens/saved": 1 - sizes.new / old,
-        "tokens/boundaries": found.boundaries,
-        "tokens/refinement_violations": found.violations,
-        "tokens/piece_mismatches": found.mismatches,
-        "tokens/unaligned_documents": found.unaligned,
-        "tokens/unreachable": len(unreachable(examiner.new, tokens, found.uses)),
+        "tokens/boundaries": findings.boundaries,
+        "tokens/refinement_violations": findings.violations,
+        "tokens/piece_mismatches": findings.mismatches,
+        "tokens/unaligned_documents": findings.unaligned,
+        "tokens/unreachable": len(unreachable(examiner.new, tokens, findings.uses)),
         "tokens/swallowed": sum(token.count == 0 for token in tokens),
         "tokens/few_uses": sum(token.count < FEW_USES for token in tokens),
-        "tokens/unused_held_out": int(np.sum(found.uses == 0)),
-        "tokens/overlaps": found.contested,
+        "tokens/unused_held_out": int(np.sum(findings.uses == 0)),
+        "tokens/overlaps": findings.contested,
         "tokens/overlapping": overlapping(tokens),
         "tokens/prefix_closed": prefix_closed(tokens),
-        "tokens/broken_documents": found.broken,
-        "tokens/miscounted": found.miscounted,
-        "tokens/old_words_changed": found.changed_words,
-        "tokens/special_in_text": found.special,
+        "tokens/broken_documents": findings.broken,
+        "tokens/miscounted": findings.miscounted,
+        "tokens/old_words_changed": findings.changed_words,
+        "tokens/special_in_text": findings.special,
     }
 
 
 def refusals(figure: Mapping[str, float]) -> list[str]:
     """Why the extended tokenizer cannot work, as sentences with the way out."""
-    found = []
+    reasons = []
     if figure["tokens/broken_documents"]:
-        found.append(
+        reasons.append(
             f"{figure['tokens/broken_documents']} held-out documents decode to another text than with the old "
             "tokenizer. Use tokens.boundary=word, or other terms."
         )
     wrong = figure["tokens/refinement_violations"] + figure["tokens/piece_mismatches"]
     if wrong > MAX_VIOLATIONS * figure["tokens/boundaries"]:
-        found.append(
+        reasons.append(
             f"{wrong} of {figure['tokens/boundaries']} tokens of held-out text do not consist of whole old tokens (at "
             f"most {MAX_VIOLATIONS:.1%} are bearable), so the two models could not be compared there. Use a narrower "
             "boundary (tokens.boundary=identifier or word)."
         )
     if figure["tokens/miscounted"]:
-        found.append(
+        reasons.append(
             f"{figure['tokens/miscounted']} new tokens occur in the train text less often than was counted: the "
             "tokenizer is not read as it is meant. Use tokens.boundary=word, and report this tokenizer, please."
         )
     if figure["tokens/old_words_changed"] > MAX_VIOLATIONS * figure["tokens/old_size"]:
-        found.append(
+        reasons.append(
             f"{figure['tokens/old_words_changed']} of {figure['tokens/old_size']} old tokens fall apart inside a wider "
             "word, so text without any new token would be cut otherwise. Use tokens.boundary=word."
         )
     if 0 < figure["tokens/added"] <= figure["tokens/unreachable"]:
-        found.append("No text produces any of the new tokens. Give another corpus, other terms, or a wider boundary.")
-    return found
+        reasons.append("No text produces any of the new tokens. Give another corpus, other terms, or a wider boundary.")
+    return reasons
 
 
 def warnings(figure: Mapping[str, float]) -> list[str]:
     """What will work badly, as sentences with the way out."""
-    added, found = figure["tokens/added"], []
+    added, lines = figure["tokens/added"], []
     wrong = figure["tokens/refinement_violations"] + figure["tokens/piece_mismatches"]
     if wrong:
-        found.append(f"{wrong} tokens of held-out text do not consist of whole old tokens; those places teach nothing.")
+        lines.append(f"{wrong} tokens of held-out text do not consist of whole old tokens; those places teach nothing.")
     if figure["tokens/old_words_changed"]:
-        found.append(
+        lines.append(
             f"{figure['tokens/old_words_changed']} old tokens fall apart inside a wider word (x_word_y): their text is "
             "cut otherwise there. tokens.boundary=word leaves them whole."
         )
     if figure["tokens/unaligned_documents"]:
-        found.append(
+        lines.append(
             f"{figure['tokens/unaligned_documents']} held-out documents have different bytes under both tokenizers and "
             "were not compared (AddedTokens that change the spaces around them do this)."
         )
     if figure["tokens/unreachable"]:
-        found.append(
+        lines.append(
             f"{figure['tokens/unreachable']} new tokens were never produced, not even by their own string: later "
             "merges swallow them. Their rows stay as they were initialised. Fewer tokens (tokens.n_new) avoid them."
         )
     if figure["tokens/few_uses"] > 0.1 * added:
-        found.append(
+        lines.append(
             f"{figure['tokens/few_uses']} of {added} new tokens occur fewer than {FEW_USES} times in the train text, "
             "too rarely to learn much. Use more text, fewer tokens (tokens.n_new), or a higher tokens.min_count."
         )
     if figure["tokens/unused_held_out"] > 0.25 * added:
-        found.append(
+        lines.append(
             f"{figure['tokens/unused_held_out']} of {added} new tokens never occur in held-out text: they may be "
             "chance finds. Use more text or a higher tokens.min_count."
         )
     if figure["tokens/overlaps"] > 0.01 * figure["tokens/boundaries"]:
-        found.append(
+        lines.append(
             f"At {figure['tokens/overlaps']} of {figure['tokens/boundaries']} places of held-out text a longer token "
             "would have fitted: the kl loss leaves out part of what the teacher says there. Fewer tokens lower this."
         )
     if added and figure["tokens/saved"] < 0.01:
-        found.append(f"Only {figure['tokens/saved']:.1%} of the tokens are saved. The corpus may be no special domain.")
-    return found
+        lines.append(f"Only {figure['tokens/saved']:.1%} of the tokens are saved. The corpus may be no special domain.")
+    return lines
 
 
 def check(figure: Mapping[str, float]) -> None:
     """Raise ``TokenizerError`` with every reason if the extended tokenizer cannot work."""
-    if found := refusals(figure):
-        raise TokenizerError("The extended tokenizer was refused before training. " + " ".join(found))
+    if reasons := refusals(figure):
+        raise TokenizerError("The extended tokenizer was refused before training. " + " ".join(reasons))
 
 
 def as_json(figure: Mapping[str, float], tokens: list[NewToken], uses: NDArray[np.int64]) -> str:
@@ -316,8 +316,8 @@ def as_text(figure: Mapping[str, float], tokens: list[NewToken], uses: NDArray[n
         lines.append(
             f"  {name:<{width}}  {value:>14,.4f}" if isinstance(value, float) else f"  {name:<{width}}  {value:>14,}"
         )
-    for title, found in (("Refused because", refusals(figure)), ("Warnings", warnings(figure))):
-        lines += ["", f"{title}:" if found else f"{title}: none", *(f"  - {sentence}" for sentence in found)]
+    for title, sentences in (("Refused because", refusals(figure)), ("Warnings", warnings(figure))):
+        lines += ["", f"{title}:" if sentences else f"{title}: none", *(f"  - {sentence}" for sentence in sentences)]
     order = sorted(range(len(tokens)), key=lambda i: (-tokens[i].count, i))
     shown = [("Most used", order[:25])] + ([("Least used", order[-15:])] if len(order) > 40 else [])
     for title, some in shown:

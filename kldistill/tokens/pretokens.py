@@ -42,13 +42,13 @@ def cutter(rule: Rule) -> Callable[[str], list[str]]:
 
     def cut(text: str) -> list[str]:
         pieces = added.split(text) if any(content in text for content in longest_first) else [text]
-        found: list[str] = []
+        pretokens: list[str] = []
         for i, piece in enumerate(pieces):
             if i % 2:
-                found.append(piece)
+                pretokens.append(piece)
             else:
-                found += pattern.findall(normalizer.normalize_str(piece) if normalizer else piece)
-        return found
+                pretokens += pattern.findall(normalizer.normalize_str(piece) if normalizer else piece)
+        return pretokens
 
     return cut
 

@@ -152,7 +152,7 @@ def rules_of(
 
 
 def _accept(spec: dict[str, Any], wide: dict[str, Any]) -> Callable[[Entry], bool]:
-    """A last word on a candidate, where the tokenizer itself must be asked."""
+    """The last check of a candidate, where the tokenizer itself must be asked."""
     if kind(spec) == SENTENCEPIECE:
         # Names of bytes (<0xE6>) put together are no name of a byte: decoding would show them as they are written.
         return lambda entry: "<0x" not in entry.token
@@ -182,8 +182,10 @@ def wanted(cfg: TokensConfig, size: int) -> int | None:
 
 
 def use_cores(workers: int) -> None:
-    """Let the Rust tokenizers use ``workers`` threads (0: all cores); only the first call in a process sets the "
-    "number."""
+    """Let the Rust tokenizers use ``workers`` threads (0 means all cores).
+
+    Only the first call in a process sets the number.
+    """
     os.environ["TOKENIZERS_PARALLELISM"] = "false" if workers == 1 else "true"
     if workers:
         os.environ.setdefault("RAYON_NUM_THREADS", str(workers))
@@ -200,7 +202,7 @@ def up_to(texts: Iterable[str], limit: int | None) -> Iterator[str]:
 
 
 def entries_of(tokenizer: PreTrainedTokenizerFast, spec: dict[str, Any], size: int) -> list[Entry]:
-    """What every old id is to the choice of merges."""
+    """The entry of every old id, as the choice of merges needs it."""
     of_kind = kind(spec)
     entries = [Entry("", b"", (index,)) for index in range(size)]
     for token, index in tokenizer.get_vocab().items():
@@ -211,12 +213,12 @@ def entries_of(tokenizer: PreTrainedTokenizerFast, spec: dict[str, Any], size: i
 def old_words(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """The texts of all old tokens that are whole UTF-8 with a letter in it; AddedTokens are left out."""
     of_kind, added = kind(definition(tokenizer)), tokenizer.added_tokens_decoder
-    found = []
+    words = []
     for token, index in tokenizer.get_vocab().items():
         text = "" if index in added else text_bytes(token, of_kind).decode(errors="ignore")
         if any(map(str.isalpha, text)):
-            found.append(text)
-    return found
+            words.append(text)
+    return words
 
 
 def segments_alone(wide: dict[str, Any]) -> Callable[[Entry], bool]:
@@ -264,7 +266,7 @@ def show_curves(
 ) -> None:
     """Write ``curve.json`` and show it: tokens saved against ``n_new`` for every boundary, with the rows' memory."""
     spec, size, text = definition(tokenizer), old_size(tokenizer), config.get_text_config()
-    found = curves(
+    by_boundary = curves(
         spec,
         size,
         train,
@@ -274,9 +276,9 @@ def show_curves(
         workers=job.runtime.workers,
     )
     row_bytes = 4 * text.hidden_size * (1 if text.tie_word_embeddings else 2)
-    content = as_json(found, cfg.curve, row_bytes)
+    content = as_json(by_boundary, cfg.curve, row_bytes)
     (out / "curve.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    job.table("tokens_saved", *as_table(found, cfg.curve, row_bytes))
+    job.table("tokens_saved", *as_table(by_boundary, cfg.curve, row_bytes))
 
 
 def show_tokens(tokens: list[NewToken], examiner: preflight.Examiner, texts: Sequence[str], job: Job) -> None:

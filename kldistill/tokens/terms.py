@@ -1,7 +1,7 @@
 """The method ``list``: the user's own terms become tokens.
 
-As merge chains (the default), built left to right over the old pieces of a term, so every prefix of a term is a token
-too; or as AddedTokens, which are found in the text before anything is cut.
+They become merge chains (the default), which are built from left to right over the old pieces of a term, so that every
+prefix of a term is a token too, or AddedTokens, which are found in the text before anything is cut.
 """
 
 from collections import ChainMap
@@ -64,10 +64,10 @@ def cut(pieces: list[int], ranks: Mapping[tuple[int, int], tuple[int, int]]) -> 
         ranks: for every pair its rank and the id that it becomes.
     """
     while True:
-        found = [(ranks[pair][0], i) for i, pair in enumerate(pairwise(pieces)) if pair in ranks]
-        if not found:
+        candidates = [(ranks[pair][0], i) for i, pair in enumerate(pairwise(pieces)) if pair in ranks]
+        if not candidates:
             return pieces
-        i = min(found)[1]
+        i = min(candidates)[1]
         pieces = [*pieces[:i], ranks[pieces[i], pieces[i + 1]][1], *pieces[i + 2 :]]
 
 
@@ -114,8 +114,8 @@ class Chains:
             group, data = [], b""
         return [*groups, group] if group else groups
 
-    def _attempt(self, pieces: list[int], at: int) -> bool:
-        """Join from the left (``at`` 0) or from the right (-1) until the word is one token."""
+    def _attempt(self, pieces: list[int], end: int) -> bool:
+        """Join from the left (``end`` 0) or from the right (-1) until the word is one token."""
         entries, ids = list[Entry](), dict[tuple[int, ...], int]()
         ranks: dict[tuple[int, int], tuple[int, int]] = {}
         size = len(self.rules.entries)
@@ -128,7 +128,7 @@ class Chains:
             return cut(pieces, ChainMap(ranks, self._ranks))
 
         while len(state := cut_now()) > 1:
-            left, right = list(pairwise(state))[at]
+            left, right = list(pairwise(state))[end]
             joined = combine(entry(left), entry(right))
             index = ids.get(joined.pieces, self.ids.get(joined.pieces))
             if index is None:
@@ -223,9 +223,9 @@ def merge_chains(
     return wide, chains, remarks
 
 
-def listed(found: list[str], between: str = ", ", limit: int = 20) -> str:
+def listed(items: list[str], between: str = ", ", limit: int = 20) -> str:
     """The first of them, and how many more there are."""
-    return between.join(found[:limit]) + (f" and {len(found) - limit} more" if len(found) > limit else "")
+    return between.join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
 
 
 def added_tokens(spec: dict[str, Any], terms: list[Term], leading_space: str) -> tuple[list[str], list[str]]:

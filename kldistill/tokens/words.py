@@ -219,7 +219,7 @@ def count_words(
         The unique words in an order that depends on nothing but the words.
     """
     encode, unique = encoder(wide), _Unique(wide.size)
-    found, tokens, total = [], 0, 0
+    groups, tokens, total = [], 0, 0
 
     def count_bytes(done: int) -> None:
         nonlocal total
@@ -234,8 +234,8 @@ def count_words(
         long = lengths > 1
         weights = np.repeat(counts, sizes)[starts[long]]
         starts, lengths = starts[long], lengths[long]
-        found.append(unique(take(ids, starts, lengths), np.cumsum(lengths) - lengths, lengths, weights))
+        groups.append(unique(take(ids, starts, lengths), np.cumsum(lengths) - lengths, lengths, weights))
     empty = (np.zeros(0, np.int64),) * 3
-    pieces, lengths, counts = (np.concatenate(column) for column in zip(empty, *found, strict=True))
+    pieces, lengths, counts = (np.concatenate(column) for column in zip(empty, *groups, strict=True))
     pieces, lengths, counts = unique(pieces, np.cumsum(lengths) - lengths, lengths, counts)
     return Words(pieces, np.concatenate([[0], np.cumsum(lengths)]), counts, tokens, total)

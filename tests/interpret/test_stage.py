@@ -69,7 +69,7 @@ def test_uses_are_the_new_tokens_with_their_pieces(inputs: dict[str, Path]) -> N
         assert n_new - 1 <= len(uses) <= n_new and uses  # the last token of a text has nothing after it
         for use in uses:
             span = context.old_ids[use.before.teacher_row + 1 : use.after.teacher_row + 1]
-            assert tuple(span) == table.of(use.token)
+            assert tuple(span) == table.old_pieces(use.token)
             assert use.before.token == use.token and use.before.piece == span[0]
             assert use.after.student_row == use.before.student_row + 1
             assert use.after.piece == context.old_ids[use.after.teacher_row + 1]

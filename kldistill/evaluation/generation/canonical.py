@@ -62,7 +62,7 @@ class CanonicalMask(LogitsProcessor):
     def _find(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         live: list[Node] = []
         for token in ids:
-            pieces = self.pieces.of(token)
+            pieces = self.pieces.old_pieces(token)
             if not pieces:  # an AddedToken: what was cut before it has ended
                 live = []
                 continue

@@ -44,7 +44,7 @@ def test_it_forbids_what_the_alignment_gives_no_mass(table: list[tuple[int, ...]
         aligned = align(old, new, pieces)
         for position, row in enumerate(aligned.student_row.tolist()):
             zeros = set(aligned.zero_piece[aligned.zero_position == position].tolist())
-            first = {token: (pieces.of(token) or (None,))[0] for token in range(pieces.new_size)}
+            first = {token: (pieces.old_pieces(token) or (None,))[0] for token in range(pieces.new_size)}
             expected = {token for token, piece in first.items() if piece in zeros}
             assert set(mask.forbidden(new[: row + 1])) == expected
             n_forbidden += len(expected)
