@@ -1,5 +1,7 @@
-"""One file per loss. Each is a function of plain tensors and an ``Alignment``, and returns nats per student
-position.
+"""The losses. Each is a function of plain tensors and an ``Alignment``, and returns an average over positions.
+
+``ce`` is in nats per student position, the KL losses are in nats per common boundary, ``hidden`` in squared units of
+the hidden state.
 
 To add one: write the function here in a file of its own, mark it with ``@loss`` (see ``kldistill.losses.facts``), name
 it by ``_target_`` in ``conf/loss/term/NAME.yaml``, test it in ``tests/losses/test_losses.py``.

@@ -24,20 +24,19 @@ from kldistill.runtime.errors import TokenizerError
 from kldistill.tokens.pieces import Node, PieceTable
 
 
-def _index(*, of: str | None = None, into: str | None = None) -> dict[str, Any]:
-    """A list of the alignment.
-
+def _index(*, beside: str | None = None, into: str | None = None) -> dict[str, Any]:
+    """The metadata of a field of ``Alignment`` that is one of its flat lists.
     Args:
-        of: the list beside which this one stands, entry by entry; None where it leads such a group itself.
+        beside: the list beside which this one stands, entry by entry; None where it leads such a group itself.
         into: what its entries point into: ``student`` or ``teacher`` for rows, or the name of another list. None where
             they are tokens.
     """
-    return {"list": True, "of": of, "into": into}
+    return {"list": True, "beside": beside, "into": into}
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """What of two token sequences enters the losses. Made by ``align``; all tensors are int64 on one device.
+    """What the losses use of two token sequences. ``align`` makes it; all tensors are int64 on one device.
 
     Attributes:
         old_size, new_size: V and W.
@@ -68,26 +67,26 @@ class Alignment:
     mass_owner: Int[Tensor, " J"]
     mass_member: Int[Tensor, " J"]
     next_row: Int[Tensor, " M"] = field(metadata=_index(into="student"))
-    next_token: Int[Tensor, " M"] = field(metadata=_index(of="next_row"))
+    next_token: Int[Tensor, " M"] = field(metadata=_index(beside="next_row"))
     student_row: Int[Tensor, " P"] = field(metadata=_index(into="student"))
-    teacher_row: Int[Tensor, " P"] = field(metadata=_index(of="student_row", into="teacher"))
+    teacher_row: Int[Tensor, " P"] = field(metadata=_index(beside="student_row", into="teacher"))
     zero_position: Int[Tensor, " Z"] = field(metadata=_index(into="student_row"))
-    zero_piece: Int[Tensor, " Z"] = field(metadata=_index(of="zero_position"))
+    zero_piece: Int[Tensor, " Z"] = field(metadata=_index(beside="zero_position"))
     open_position: Int[Tensor, " O"] = field(metadata=_index(into="student_row"))
-    open_piece: Int[Tensor, " O"] = field(metadata=_index(of="open_position"))
+    open_piece: Int[Tensor, " O"] = field(metadata=_index(beside="open_position"))
     split_position: Int[Tensor, " S"] = field(metadata=_index(into="student_row"))
-    split_token: Int[Tensor, " S"] = field(metadata=_index(of="split_position"))
+    split_token: Int[Tensor, " S"] = field(metadata=_index(beside="split_position"))
     cell_split: Int[Tensor, " C"] = field(metadata=_index(into="split_position"))
-    cell_token: Int[Tensor, " C"] = field(metadata=_index(of="cell_split"))
+    cell_token: Int[Tensor, " C"] = field(metadata=_index(beside="cell_split"))
     rest_split: Int[Tensor, " U"] = field(metadata=_index(into="split_position"))
-    rest_token: Int[Tensor, " U"] = field(metadata=_index(of="rest_split"))
+    rest_token: Int[Tensor, " U"] = field(metadata=_index(beside="rest_split"))
     factor_cell: Int[Tensor, " F"] = field(metadata=_index(into="cell_split"))
-    factor_row: Int[Tensor, " F"] = field(metadata=_index(of="factor_cell", into="teacher"))
-    factor_piece: Int[Tensor, " F"] = field(metadata=_index(of="factor_cell"))
+    factor_row: Int[Tensor, " F"] = field(metadata=_index(beside="factor_cell", into="teacher"))
+    factor_piece: Int[Tensor, " F"] = field(metadata=_index(beside="factor_cell"))
     frontier_position: Int[Tensor, " R"] = field(metadata=_index(into="student_row"))
     frontier_factor: Int[Tensor, " G"] = field(metadata=_index(into="frontier_position"))
-    frontier_row: Int[Tensor, " G"] = field(metadata=_index(of="frontier_factor", into="teacher"))
-    frontier_piece: Int[Tensor, " G"] = field(metadata=_index(of="frontier_factor"))
+    frontier_row: Int[Tensor, " G"] = field(metadata=_index(beside="frontier_factor", into="teacher"))
+    frontier_piece: Int[Tensor, " G"] = field(metadata=_index(beside="frontier_factor"))
     n_next: int = field(metadata={"count": True})
     n_common: int = field(metadata={"count": True})
     n_left_out: int = field(metadata={"count": True})
@@ -156,9 +155,8 @@ def align(old_ids: Sequence[int], new_ids: Sequence[int], pieces: PieceTable) ->
 def common_boundaries(old: Sequence[int], new: Sequence[int], pieces: PieceTable) -> list[int]:
     """For each student token, how many old pieces the text has up to its end; -1 where an old token spans that end.
 
-    Where the new ids expand to exactly the old ones, every student boundary is common. Elsewhere byte offsets
-    decide; without a table of byte lengths, only what lies before the first and after the last difference is
-    common.
+    Where the new ids expand to exactly the old ones, every student boundary is common. Elsewhere byte offsets decide;
+    without a table of byte lengths, only what lies before the first and after the last difference is common.
     """
     expanded = pieces.expand(new)
     ends = np.cumsum([len(pieces.old_pieces(token)) for token in new]) if new else np.zeros(0, dtype=np.int64)
@@ -228,21 +226,19 @@ def _add_position(
 
 def _chain(old: list[int], start: int, pieces: PieceTable) -> list[tuple[int, Node]]:
     """Tokens whose pieces are a prefix of the text from ``start``: pairs (number of pieces, node), shortest first."""
-    found: list[tuple[int, Node]] = []
+    chain: list[tuple[int, Node]] = []
     node = pieces.roots.get(old[start])
     depth = 1
     while node is not None:
         if node.token != -1:
-            found.append((depth, node))
+            chain.append((depth, node))
         node = node.next.get(old[start + depth]) if start + depth < len(old) else None
         depth += 1
-    return found
+    return chain
 
 
 def _add_split(lists: dict[str, list[int]], position: int, node: Node, old: list[int], offset: int) -> None:
-    """Add the split at ``node``'s token, whose pieces end at ``offset``: its resolved cells and its unresolved
-    children.
-    """
+    """Add the split at ``node``'s token, whose pieces end at ``offset``, with its resolved and unresolved children."""
     split = len(lists["split_position"])
     lists["split_position"].append(position)
     lists["split_token"].append(node.token)

@@ -55,9 +55,7 @@ class Chunk:
 
 
 def chunks(alignment: Alignment, size: int) -> Iterator[Chunk]:
-    """Cut an alignment into chunks of at most ``size`` student positions. Losses of the chunks add up to the
-    whole's loss.
-    """
+    """Cut an alignment into chunks of at most ``size`` student positions, whose losses add up to the whole's."""
     for start in range(0, len(alignment.next_row), size):
         rows = alignment.next_row[start : start + size]
         yield _cut(alignment, rows)
@@ -69,8 +67,8 @@ def _cut(alignment: Alignment, rows: Int[Tensor, " A"]) -> Chunk:
     for name, about in LISTS.items():  # in order: what is pointed to is decided before what points to it
         values: Tensor = getattr(alignment, name)
         into = about["into"]
-        if about["of"] is not None:
-            keep[name] = keep[about["of"]]
+        if about["beside"] is not None:
+            keep[name] = keep[about["beside"]]
         elif into == "student":
             keep[name] = torch.isin(values, rows)
         else:
@@ -88,7 +86,7 @@ def _cut(alignment: Alignment, rows: Int[Tensor, " A"]) -> Chunk:
 
 def _contexts_first(first: Int[Tensor, " P"], rows: Int[Tensor, " n"]) -> tuple[Int[Tensor, " A"], Int[Tensor, " n"]]:
     """All different rows, those of ``first`` (all different) before the others, and the place of each of ``rows``."""
-    found, place = torch.unique(rows, return_inverse=True)
-    other = ~torch.isin(found, first)
-    order = torch.cat([torch.searchsorted(found, first), torch.nonzero(other)[:, 0]])
-    return found[order], torch.argsort(order)[place]
+    different, place = torch.unique(rows, return_inverse=True)
+    other = ~torch.isin(different, first)
+    order = torch.cat([torch.searchsorted(different, first), torch.nonzero(other)[:, 0]])
+    return different[order], torch.argsort(order)[place]

@@ -81,8 +81,10 @@ class Measured(NamedTuple):
 def measure(
     student_logits: Float[Tensor, "A W"], teacher_logits: Float[Tensor, "B V"] | None, alignment: Alignment
 ) -> Measured:
-    """The terms of ``kl_terms``, the next tokens' log-probabilities, and the teacher's unresolved mass, summed (see
-    ``unresolved_mass``). Without a teacher, only the log-probabilities: the others are 0.
+    """The terms of ``kl_terms`` and the next tokens' log-probabilities in nats, and the teacher's unresolved mass.
+
+    The unresolved mass (see ``unresolved_mass``) is summed over contexts. Without a teacher, all but the
+    log-probabilities are 0.
     """
     student = _Student(at_least_float32(student_logits), alignment)
     log_q_M = student.entries(alignment.next_row, alignment.next_token) - student.log_norm_A[alignment.next_row]
@@ -96,8 +98,9 @@ def measure(
 
 
 class _Fused(torch.autograd.Function):
-    """(weighted total, sum of first-piece terms, of splits, of next tokens' nats); the gradient is made on the way
-    forward, since whoever asks for a loss asks for it next.
+    """The weighted total, and the sums of first-piece terms, of splits and of next tokens, all in nats.
+
+    The gradient is made on the way forward, since whoever asks for a loss asks for it next.
     """
 
     @staticmethod
@@ -147,7 +150,7 @@ class _Student:
 
     Attributes:
         log_norm_A: logsumexp of every row.
-        mass_PG: log of the subtree's mass for every token with descendants, less the row's normaliser.
+        mass_PG: log of the subtree's mass for every token with descendants, before the row's normaliser is taken off.
     """
 
     def __init__(self, logits_AW: Float[Tensor, "A W"], alignment: Alignment) -> None:
@@ -164,14 +167,15 @@ class _Student:
         self.read: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def entries(self, row: Int[Tensor, " n"], token: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Logits, one by one."""
+        """The logits of pairs of a row and a token."""
         values = self.logits_AW[row, token].requires_grad_()
         self.read.append((row, token, values))
         return values
 
     def masses(self, row: Int[Tensor, " n"], token: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Log of the subtree's mass, one by one, less the row's normaliser: that of an old token counts all tokens that
-        begin with it.
+        """The log of the subtree's mass of pairs of a row and a token, before the row's normaliser is taken off.
+
+        The subtree of an old token is all tokens that begin with it.
         """
         if not len(self.owner_G):
             return self.entries(row, token)
@@ -179,8 +183,9 @@ class _Student:
         return torch.where(place >= 0, self.mass_PG[row, place.clamp_min(0)], self.entries(row, token))
 
     def gradient(self, total: Tensor, teacher: _Teacher | None, weight: float) -> Float[Tensor, "A W"]:
-        """The gradient of ``total``, which was computed from what was read here, and of ``weight`` times the sum of
-        p~ times logits. Overwrites the softmax.
+        """The gradient of ``total``, which was computed from what was read here, and of the term that was not read.
+
+        That term is ``weight`` times the sum of -p~ times logits. The softmax is overwritten.
         """
         leaves = [self.log_norm_A, self.columns_PJ, *(values for _, _, values in self.read)]
         log_norm_A, columns_PJ, *entries = torch.autograd.grad(total, leaves, allow_unused=True)
@@ -229,11 +234,11 @@ class _Teacher:
         self.p_PV.index_fill_(1, self.owner_G, 0)
 
     def log_p(self, row: Int[Tensor, " n"], piece: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """log p(piece | row), one by one."""
+        """log p(piece | row) of pairs of a row and a piece, in nats."""
         return self.logits_BV[row, piece] - self.log_norm_B[row]
 
     def unresolved(self) -> Float[Tensor, ""]:
-        """See ``unresolved_mass``; summed over contexts."""
+        """The sum over contexts of what ``unresolved_mass`` averages."""
         a = self.alignment
         log_p_G = self.log_p(a.frontier_row, a.frontier_piece)
         log_p_R = log_p_G.new_zeros(len(a.frontier_position)).index_add(0, a.frontier_factor, log_p_G)
@@ -241,8 +246,9 @@ class _Teacher:
 
 
 def _first(student: _Student, teacher: _Teacher, alignment: Alignment) -> Float[Tensor, " P"]:
-    """KL(p~ || Q) over first pieces. Carries no gradient to the logits of ``p_PV``'s pieces: that is -p~, and
-    ``_Student.gradient`` writes it.
+    """KL(p~ || Q) over first pieces, in nats.
+
+    It carries no gradient to the logits of ``p_PV``'s pieces. That one is -p~, and ``_Student.gradient`` writes it.
     """
     a, n, size = alignment, student.n, teacher.p_PV.shape[1]
     log_norm_P = student.log_norm_A[:n]
@@ -274,5 +280,5 @@ def _plain(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _in_order(rows: Int[Tensor, " P"]) -> bool:
-    """Whether they are 0, 1, ..., P - 1. Not asked of a device that would have to be waited for."""
+    """Whether the rows are 0, 1, ..., P - 1; taken for granted on a device that would have to be waited for."""
     return rows.device.type != "cpu" or torch.equal(rows, torch.arange(len(rows)))

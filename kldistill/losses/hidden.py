@@ -14,7 +14,8 @@ def hidden(
 ) -> Float[Tensor, ""]:
     """Squared distance of the two models' last hidden states, averaged over dimensions and common boundaries.
 
-    No unit: squared units of the hidden state after the final norm. Zero where both models see the same context.
+    It is in squared units of the hidden state after the final norm, not in nats. It is zero where both models have read
+    the same tokens with the same weights.
     """
     gap_PD = at_least_float32(student_hidden[alignment.student_row]) - at_least_float32(
         teacher_hidden[alignment.teacher_row]

@@ -80,17 +80,21 @@ def kl_terms(
     def log_p(row_F: Tensor, piece_F: Tensor) -> Tensor:
         return _factors(teacher_logits, row_F, piece_F)
 
-    split_P = split_kl(
-        lambda at, token: log_q_PW[at, token], lambda at, token: log_mass_PW[at, token], log_p, alignment, len(first_P)
-    )
-    return KlTerms(first_P, split_P)
+    def log_q(context: Tensor, token: Tensor) -> Tensor:
+        return log_q_PW[context, token]
+
+    def log_mass(context: Tensor, token: Tensor) -> Tensor:
+        return log_mass_PW[context, token]
+
+    return KlTerms(first_P, split_kl(log_q, log_mass, log_p, alignment, len(first_P)))
 
 
 def log_masses(
     log_q_PW: Float[Tensor, "P W"], owner_J: Int[Tensor, " J"], member_J: Int[Tensor, " J"]
 ) -> Float[Tensor, "P W"]:
-    """Log of the student's mass on the subtree of every token; for an old token, on all tokens whose first piece
-    it is.
+    """Log of the student's mass on the subtree of every token.
+
+    For an old token, that is the mass of all tokens whose first piece it is.
     """
     if not len(owner_J):
         return log_q_PW
@@ -173,8 +177,9 @@ def split_targets(log_p: Pick, alignment: Alignment) -> tuple[Float[Tensor, " C"
 
 
 def log_stop_masses(log_q: Pick, log_mass: Pick, alignment: Alignment) -> Float[Tensor, " S"]:
-    """Log of the student's mass on stopping at every split's token. Children that the text does not resolve share
-    its cell.
+    """Log of the student's mass on stopping at every split's token.
+
+    Children that the text does not resolve share the cell of stopping.
     """
     a = alignment
     n = len(a.split_position)
@@ -212,11 +217,10 @@ def _factors(
 
 @torch.no_grad()
 def unresolved_mass(teacher_logits: Float[Tensor, "B V"], alignment: Alignment) -> Float[Tensor, ""]:
-    """Upper bound of the teacher's mass on continuations that the loss could not resolve, averaged per common
-    boundary.
+    """Upper bound of the teacher's mass on what the loss could not resolve, averaged per common boundary.
 
-    Counts open pieces, and prefixes of children that leave the observed text before their last piece. Zero where
-    every prefix of every new token is a token.
+    The mass is a probability. It counts open pieces, and prefixes of children that leave the observed text before their
+    last piece. It is zero where every prefix of every new token is a token.
     """
     a = alignment
     log_p_PV = _target(teacher_logits, a)

@@ -16,8 +16,7 @@ def kl_old(
     """KL(p(.|c) || q(.|c) restricted to the old vocabulary and renormalised), in nats per common boundary.
 
     New tokens' output rows receive no gradient from it, and a student that puts its mass on the right new token is
-    punished
-    for nothing: it is here to be compared with.
+    punished for nothing. It is here to be compared with.
     """
     log_p_PV = F.log_softmax(at_least_float32(teacher_logits[alignment.teacher_row]), dim=-1)
     log_q_PV = F.log_softmax(at_least_float32(student_logits[alignment.student_row, : alignment.old_size]), dim=-1)

@@ -68,7 +68,11 @@ def summed(
     hidden: tuple[Float[Tensor, "A D"], Float[Tensor, "B D"] | None],
     alignment: Alignment,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-    """``weighted`` of logits that are at hand; student and teacher of each."""
+    """The weighted sum of ``weighted``, of logits that are computed already.
+
+    Args:
+        logits, hidden: the student's and the teacher's; the teacher's are None where no term needs them.
+    """
     student_logits_AW, teacher_logits_BV = logits
     total = hidden[0].new_zeros((), dtype=torch.float32)
     values: dict[str, Tensor] = {}
@@ -92,8 +96,8 @@ def summed(
 class _Chunked(torch.autograd.Function):
     """Sum of a loss over chunks whose gradient is made on the way forward, one chunk at a time.
 
-    The same peak memory as recomputing each chunk backwards, at one pass over it less; and all gradients arrive in
-    a single backward call, as distributed data parallelism wants it.
+    It takes the same peak memory as recomputing each chunk backwards, and one pass over it less. All gradients arrive
+    in a single backward call, as distributed data parallelism wants it.
     """
 
     @staticmethod
@@ -111,10 +115,10 @@ class _Chunked(torch.autograd.Function):
             with torch.enable_grad():
                 hidden_AD = hidden_TD[chunk.student_rows].detach().requires_grad_()
                 loss, values = loss_of(chunk, hidden_AD)
-            found = torch.autograd.grad(loss, (hidden_AD, *parameters), allow_unused=True)
-            if found[0] is not None:
-                grads[0].index_add_(0, chunk.student_rows, found[0].to(grads[0].dtype))
-            for total, grad in zip(grads[1:], found[1:], strict=True):
+            made = torch.autograd.grad(loss, (hidden_AD, *parameters), allow_unused=True)
+            if made[0] is not None:
+                grads[0].index_add_(0, chunk.student_rows, made[0].to(grads[0].dtype))
+            for total, grad in zip(grads[1:], made[1:], strict=True):
                 if grad is not None:
                     total += grad
             totals += torch.stack([loss.detach(), *(values[name] for name in names)])
