@@ -27,7 +27,7 @@ def workspace(entity: str, project: str, group: str | None = None, model: str = 
     from wandb_workspaces import workspaces as ws
     from wandb_workspaces.reports.v2 import interface as wr
 
-    rows = {str(Name(model, text, name)): TEXT_METRICS[name].of(text) for text, name in SHOWN}
+    rows = {str(Name(model, text, name)): TEXT_METRICS[name].for_subject(text) for text, name in SHOWN}
     bits, general, kl, adoption = rows
     short = {key: f"{row.label} ({row.unit})" for key, row in rows.items()}
     grid: list[Any] = [

@@ -1,6 +1,7 @@
-"""Stage ``generate``: one model of the run on one suite of tasks. It writes or ranks, is judged; every answer is kept.
+"""Stage ``generate``: one model of the run answers one suite of tasks, by writing or by ranking, and is judged.
 
-Goes on where it was killed: the records that are there count, and the missing tasks end up with the same answers.
+Every answer is kept. A stage that was killed goes on where it stopped: the records that are there count, and the
+missing tasks get the same answers as without a stop.
 """
 
 import hashlib
@@ -53,18 +54,18 @@ def build(cfg: GenerateConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
         for record in answers(cfg, missing, inputs, job):
             append(path, dump(record))
             records.append(record)
-    order = {task.id: at for at, task in enumerate(tasks)}
+    order = {task.id: place for place, task in enumerate(tasks)}
     if kind == "text":
         where = {task.id: seen_in(task, snippets) for task in tasks}
         for record in records:
             record["seen"] = where[record["task"]]
     records.sort(key=lambda record: (order[record["task"]], record["sample"]))
     replace(path, [dump(record) for record in records])
-    found = summarise(kind, records)
+    figures = summarise(kind, records)
     if "original" in inputs:
         others = [json.loads(line) for line in read_lines(inputs["original"] / RECORDS)]
-        found |= compared(kind, records, others)
-    summary = {f"eval/{cfg.of}/{cfg.suite}/{name}": value for name, value in found.items()}
+        figures |= compared(kind, records, others)
+    summary = {f"eval/{cfg.model}/{cfg.suite}/{name}": value for name, value in figures.items()}
     write_summary(out, summary)
     job.log(summary)
 
@@ -94,7 +95,7 @@ def seen_in(task: Task, snippets: Collection[str]) -> list[str]:
 
 
 def head(task: Task, sample: int) -> dict[str, Any]:
-    """What every record starts with."""
+    """The keys that every record starts with."""
     digest = hashlib.sha256(task.prompt.encode()).hexdigest()[:16]
     return {"task": task.id, "sample": sample, "group": task.group, "prompt_sha256": digest}
 
@@ -126,7 +127,7 @@ def written(
             temperature=cfg.temperature,
             top_p=cfg.top_p,
             seed=cfg.seed,
-            description=f"{cfg.of.capitalize()} model on {cfg.suite}",
+            description=f"{cfg.model.capitalize()} model on {cfg.suite}",
         ):
             task = tasks[index]
             for sample, completion in enumerate(completions):
@@ -174,7 +175,7 @@ def ranked(
     model, spelling, _ = loaded(inputs, job)
     begun = time.perf_counter()
     questions = [(task.prompt, task.options) for task in tasks]
-    description = f"{cfg.of.capitalize()} model on {cfg.suite}"
+    description = f"{cfg.model.capitalize()} model on {cfg.suite}"
     size = job.runtime.generation_batch
     for index, nats in rank(model, spelling, questions, batch_size=size, description=description):
         seconds, begun = time.perf_counter() - begun, time.perf_counter()

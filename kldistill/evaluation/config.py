@@ -13,8 +13,8 @@ class ScoringConfig:
     """Evaluation without generation.
 
     Attributes:
-        domain_bytes: text of the test split that is scored.
-        general_bytes: general text that is scored.
+        domain_bytes: bytes of the test split that are scored, about.
+        general_bytes: bytes of general text that are scored, about.
         window_bytes: documents are cut at lines into windows of about this many bytes, scored on their own.
     """
 
@@ -30,17 +30,17 @@ class ScoringConfig:
 
 @dataclass
 class EvalConfig(ScoringConfig):
-    """The group ``eval``: scoring of held-out text, and the suites of tasks. Each file of conf/eval/suite adds a key of
-    its own name, the suite.
+    """The group ``eval``: scoring of held-out text, and the suites of tasks.
 
+    Each file of conf/eval/suite adds a key of its own name, the suite.
     Attributes:
         suites: names of the suites to run; empty for none.
         limit: tasks of each suite at most, the first ones; null for all.
         n_samples: completions of each task.
-        temperature: of the sampling; 0 is greedy.
+        temperature: the temperature of the sampling; 0 always takes the likeliest token (greedy).
         top_p: share of the probability that is sampled from, the likeliest tokens first.
-        seed: of the sampling.
-        limits: of every program in the sandbox.
+        seed: seeds the sampling.
+        limits: what every program in the sandbox may use.
         allow_unsandboxed: run generated programs without a sandbox where there is none. Dangerous.
     """
 
@@ -109,9 +109,14 @@ class TasksConfig:
 
 @dataclass
 class GenerateConfig:
-    """Slice of the stage ``generate``: one model (``of``) on one suite. Keys as in ``EvalConfig``."""
+    """Slice of the stage ``generate``: one model on one suite.
 
-    of: str
+    Attributes:
+        model: ``original``, ``distilled``, ``finetuned`` or ``control``.
+        suite: the suite's name. The other keys are those of ``EvalConfig``.
+    """
+
+    model: str
     suite: str
     n_samples: int = 1
     temperature: float = 0.0
@@ -123,7 +128,12 @@ class GenerateConfig:
 
 @dataclass
 class EvaluateConfig:
-    """One evaluation: the group ``eval``, and the name of the model (``original``, ``init``, ``distilled``)."""
+    """Slice of the stage ``evaluate``: one model on held-out text.
 
-    of: str
+    Attributes:
+        model: ``original``, ``init``, ``distilled``, ``finetuned`` or ``control``.
+        eval: the part of the group ``eval`` that scoring depends on.
+    """
+
+    model: str
     eval: ScoringConfig = field(default_factory=ScoringConfig)

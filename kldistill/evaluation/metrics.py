@@ -50,8 +50,7 @@ def parse(key: str) -> Name | None:
 
 
 class Metric(NamedTuple):
-    """What is to be known of a metric.
-
+    """What tables, charts and comparisons need to know of a metric.
     Attributes:
         name: as in ``eval/MODEL/SUBJECT/NAME``; in ``present`` the whole name of a run's last model.
         label: for tables and charts.
@@ -82,7 +81,7 @@ class Metric(NamedTuple):
             return f"{100 * value:{plus}.1f} {'pp' if sign else '%'}"
         return f"{value:{plus},.0f}" if self.unit == "s" else f"{value:{plus}.3f}"
 
-    def of(self, subject: str) -> "Metric":
+    def for_subject(self, subject: str) -> "Metric":
         """The row of this metric on one text or suite, under the name that a run's last model has it by."""
         label = f"{self.label}, {subject}" if subject in TEXTS else f"{subject}, {self.label}"
         return self._replace(name=str(Name("", subject, self.name)), label=label)
@@ -144,12 +143,12 @@ def present(finals: Iterable[Mapping[str, float]]) -> list[Metric]:
     """What the runs of a sweep are compared by, as far as any of them has it: held-out text first, then suites.
 
     Args:
-        finals: of every run its metrics, those of its last model without the model's name.
+        finals: the metrics of every run, those of its last model without the model's name.
     """
     keys = list(dict.fromkeys(key for final in finals for key in final))
-    of_texts = [row.of(text) for row in TEXT_METRICS.values() for text in row.compared]
+    of_texts = [row.for_subject(text) for row in TEXT_METRICS.values() for text in row.compared]
     rows = [row for row in (SAVED, *of_texts) if row.name in keys]
     for name in map(parse, keys):
         if name and not name.model and not name.of_text and not name.rest and (row := task_metric(name.metric)):
-            rows.append(row.of(name.subject))
+            rows.append(row.for_subject(name.subject))
     return [*rows, SECONDS] if SECONDS.name in keys else rows

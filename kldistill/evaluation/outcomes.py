@@ -1,6 +1,6 @@
-"""Metrics of one model on one suite from its records: rates with intervals, cost, adoption, and the difference to
-another model on the same tasks.
+"""Metrics of one model on one suite, from its records.
 
+They are rates with intervals, cost, adoption, and the difference to another model on the same tasks.
 A record is one JSON object per task and sample, see docs/metrics.md.
 """
 
@@ -26,7 +26,7 @@ def rates(kind: str, records: Sequence[Record]) -> dict[str, dict[str, float]]:
     """Each rate of a suite as one value a task.
 
     Args:
-        kind: of the suite's tasks (see ``Task``).
+        kind: the kind of the suite's tasks (see ``Task``).
 
     Returns:
         ``{"pass@1": {task: value}}`` for programs (unbiased, Chen et al., 2021), ``exact_match`` and
@@ -79,8 +79,9 @@ def summarise(kind: str, records: Sequence[Record]) -> dict[str, float]:
 
 
 def compared(kind: str, records: Sequence[Record], others: Sequence[Record]) -> dict[str, float]:
-    """Differences to another model on the same tasks: ``<rate>/minus_original`` with its 95 % interval, and the exact
-    two-sided p of McNemar's test where a task is either right or wrong.
+    """Differences to another model on the same tasks: ``<rate>/minus_original`` with its 95 % interval.
+
+    Where a task is either right or wrong, the exact two-sided p of McNemar's test is there too.
     """
     groups = {record["task"]: record["group"] or record["task"] for record in records}
     metrics: dict[str, float] = {}
@@ -100,7 +101,7 @@ def compared(kind: str, records: Sequence[Record], others: Sequence[Record]) -> 
 
 
 def _strata(records: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
-    """Suffix of the names and records: of unseen tasks, and of those that stand in each place, as far as there are."""
+    """Records in groups, with the suffix of their metrics' names: unseen tasks, then those that stand in each place."""
     yield "", unseen(records)
     for place in SEEN_IN:
         chosen = [record for record in records if place in record.get("seen", ())]

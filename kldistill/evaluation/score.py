@@ -79,11 +79,10 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
             batch_size=job.runtime.score_batch,
             chunk=job.runtime.chunk,
             device=device,
-            description=f"{cfg.of.capitalize()} model on {name} text",
+            description=f"{cfg.model.capitalize()} model on {name} text",
         )
-    # Text without a single new token: both models see the same contexts, so any distance is mass that new tokens
-    # took.
-    plain = [score for found in scores.values() for score in found if not score.n_new]
+    # Text without a single new token: both models see the same contexts, so any distance is mass that new tokens took.
+    plain = [score for of_text in scores.values() for score in of_text if not score.n_new]
     if plain:
         scores["plain"] = plain
     report(cfg, scores, tuple(SUMS), out, job)
@@ -103,8 +102,8 @@ def report(
                 sums = SUMS[name]
                 above = [sums.factor * getattr(score, sums.above) for score in of_text]
                 interval = ratio_interval(documents, above, [getattr(score, sums.below) for score in of_text])
-                metrics |= with_ends(str(Name(cfg.of, text, name)), value, interval)
-            metrics[str(Name(cfg.of, text, "bytes"))] = sum(score.n_bytes for score in of_text)
-            metrics[str(Name(cfg.of, text, "documents"))] = len(set(documents))
+                metrics |= with_ends(str(Name(cfg.model, text, name)), value, interval)
+            metrics[str(Name(cfg.model, text, "bytes"))] = sum(score.n_bytes for score in of_text)
+            metrics[str(Name(cfg.model, text, "documents"))] = len(set(documents))
     write_summary(out, metrics)
     job.log(metrics)

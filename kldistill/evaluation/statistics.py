@@ -5,8 +5,7 @@ the weight. A percentile bootstrap over few such documents covers 80 to 90 % whe
 instead is a cluster-robust variance that is unbiased where documents are equally variable, with Student's t of as
 many degrees of freedom as the weights leave (Bell and McCaffrey, 2002, "Bias reduction in standard errors for linear
 regression with multi-stage samples", with an intercept as the only regressor). With documents of one size it is the
-usual t interval.
-tests/evaluation/test_statistics.py shows what it covers.
+usual t interval. tests/evaluation/test_statistics.py shows what it covers.
 """
 
 import math
@@ -31,8 +30,8 @@ class Estimate(NamedTuple):
 
     Attributes:
         value: the ratio, mean or difference.
-        parts: of every independent source of chance the variance that it gives the value, estimated, and the degrees of
-            freedom of that estimate.
+        parts: for every independent source of chance, an estimate of the variance that it gives the value, and the
+            degrees of freedom of that estimate.
         n: units (documents, tasks or runs) that it rests on.
     """
 
@@ -42,11 +41,11 @@ class Estimate(NamedTuple):
 
     @property
     def variance(self) -> float:
-        """Of the value, from all sources together."""
+        """The variance of the value, from all sources of chance together."""
         return sum(variance for variance, _ in self.parts)
 
     def half_width(self, alpha: float) -> float:
-        """Of the interval that misses the true value with probability ``alpha`` at most.
+        """Half the width of the interval that misses the true value with probability ``alpha`` at most.
 
         Student's t for one source. For several, the squares of their half-widths add up, which never covers less than
         it says, however unequal the variances and few the degrees of freedom (Banerjee, 1960, Sankhya 22).
@@ -55,12 +54,12 @@ class Estimate(NamedTuple):
         return math.sqrt(sum(t**2 * part[0] for t, part in zip(quantiles, self.parts, strict=True)))
 
     def interval(self) -> Interval:
-        """95 % interval."""
+        """The 95 % interval: its lower and upper end."""
         half = self.half_width(1 - LEVEL)
         return self.value - half, self.value + half
 
     def p_value(self) -> float:
-        """Two-sided: the smallest ``alpha`` whose interval does not hold 0."""
+        """The two-sided p-value: the smallest ``alpha`` whose interval does not hold 0."""
         if self.variance == 0:
             return 1.0 if self.value == 0 else 0.0
         low, high = _SMALLEST_P, 1.0
@@ -74,11 +73,11 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Sums:
-    """A metric as the records keep it: ratio of the sums of ``above`` and ``below``, a text (or task) each.
-
+    """A metric as the records keep it: the ratio of two sums, with a summand of each for every text (or task).
     Attributes:
         keys: what each text is, so that two runs are compared on the same ones only.
         groups: the document that each text belongs to.
+        above, below: the summands.
     """
 
     keys: tuple[str, ...]
@@ -121,7 +120,7 @@ def mean_interval(groups: Sequence[str], values: Sequence[float]) -> Interval | 
 def difference_interval(groups: Sequence[str], ours: Sequence[float], theirs: Sequence[float]) -> Interval | None:
     """95 % interval of mean(ours) - mean(theirs) on the same tasks, in the same order.
 
-    Paired: it is of the differences, so what makes a task hard for both cancels.
+    It is the interval of the tasks' differences, so what makes a task hard for both models cancels.
     """
     assert len(ours) == len(theirs), "both models were given the same tasks"
     differences = [our - their for our, their in zip(ours, theirs, strict=True)]
@@ -221,7 +220,7 @@ def mcnemar(gained: int, lost: int) -> float:
 def _by_group(
     groups: Sequence[str], above: NDArray[np.float64], below: NDArray[np.float64]
 ) -> Float[np.ndarray, "2 G"]:
-    """Sums over the texts of each document."""
+    """The sums of ``above`` and of ``below`` over the texts of each document."""
     _, index = np.unique(np.asarray(groups), return_inverse=True)
     return np.stack([np.bincount(index, weights=values) for values in (above, below)])
 

@@ -116,8 +116,9 @@ def _number(metrics: Mapping[str, float], key: str, form: str) -> str:
 
 
 def final_names(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics on suites of the last model of the run under names without the model, such as ``eval/humaneval/pass@1``:
-    whatever a run trained, dashboards find its result in one place.
+    """Metrics on suites of the run's last model, under names without the model, such as ``eval/humaneval/pass@1``.
+
+    So dashboards find the result of a run in one place, whatever it trained.
     """
     names = [name for name in map(parse, metrics) if name is not None]
     trained = [model for model in ("finetuned", "distilled") if any(name.model == model for name in names)]

@@ -123,9 +123,9 @@ def _check_suites(cfg: Config) -> None:
     every = cfg.eval.all_suites()
     for name in cfg.eval.suites:
         suite = tasks_stage.suite_of(every[name], name)
-        for used in every[name].get("of", []):
+        for used in every[name].get("suites", []):
             if used not in every:
-                raise ConfigError(f"eval.{name}.of: there is no suite {used!r} (there are: {', '.join(every)}).")
+                raise ConfigError(f"eval.{name}.suites: there is no suite {used!r} (there are: {', '.join(every)}).")
             tasks_stage.suite_of(every[used], used).identity()
         suite.identity()
         if suite.runs_code and "evaluate" in cfg.stages:

@@ -305,7 +305,7 @@ def _evaluate(of: str) -> Callable[["Config"], EvaluateConfig]:
 def _tasks(suite: str) -> Callable[["Config"], TasksConfig]:
     def cut(cfg: "Config") -> TasksConfig:
         every = cfg.eval.all_suites()
-        uses = {name: every[name] for name in every[suite].get("of", []) if name in every}
+        uses = {name: every[name] for name in every[suite].get("suites", []) if name in every}
         return TasksConfig(suite, every[suite], uses, cfg.eval.limit, cfg.eval.limits, cfg.eval.allow_unsandboxed)
 
     return cut
@@ -313,7 +313,7 @@ def _tasks(suite: str) -> Callable[["Config"], TasksConfig]:
 
 def _generate(of: str, suite: str) -> Callable[["Config"], GenerateConfig]:
     def cut(cfg: "Config") -> GenerateConfig:
-        names = {item.name for item in fields(GenerateConfig)} - {"of", "suite"}
+        names = {item.name for item in fields(GenerateConfig)} - {"model", "suite"}
         return GenerateConfig(of, suite, **{name: getattr(cfg.eval, name) for name in names})
 
     return cut

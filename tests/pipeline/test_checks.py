@@ -146,7 +146,7 @@ def test_a_suite_that_runs_programs_needs_a_sandbox(monkeypatch: pytest.MonkeyPa
     [
         (["eval.suites=[mbpp]", "eval.mbpp.path=/no/such/file"], "eval.mbpp.path='/no/such/file': cannot be read"),
         (["eval.suites=[choice]", "eval.mbpp.path=/no/such/file"], "eval.mbpp.path='/no/such/file': cannot be read"),
-        (["eval.suites=[choice]", "eval.choice.of=[mbbp]"], "eval.choice.of: there is no suite 'mbbp'"),
+        (["eval.suites=[choice]", "eval.choice.suites=[mbbp]"], "eval.choice.suites: there is no suite 'mbbp'"),
         (
             ["eval.suites=[completion]", "eval.completion.where=end"],
             "eval.completion.where='end': must be line",

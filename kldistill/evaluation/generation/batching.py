@@ -1,9 +1,10 @@
-"""Text from a plain causal language model of transformers, fair across tokenizers: budgets in bytes, stop strings
-wherever tokens end, the prompt's end healed.
+"""Text from a plain causal language model of transformers, written in batches and fairly across tokenizers.
 
-Batched by hand rather than by ``model.generate``, which keeps finished rows in the batch until the last one ends, and
-runs a beginning that many prompts share again for each. Where neither byte limit nor healing has a say, the ids are
-those of ``model.generate``.
+Budgets are in bytes, stop strings are seen wherever tokens end, and the prompt's end is healed.
+
+Batches are made by hand rather than by ``model.generate``, which keeps finished rows in the batch until the last one
+ends, and runs a beginning that many prompts share again for each. Where neither byte limit nor healing has a say, the
+ids are those of ``model.generate``.
 """
 
 import random
@@ -145,9 +146,9 @@ def generate(
                 for row in done:
                     finished[row.request].append(row)
                     if len(finished[row.request]) == requests[row.request].n:
-                        found = sorted(finished.pop(row.request), key=lambda row: row.sample)
+                        samples = sorted(finished.pop(row.request), key=lambda row: row.sample)
                         bar.advance(1)
-                        yield row.request, [completion_of(row, prompts[row.request]) for row in found]
+                        yield row.request, [completion_of(row, prompts[row.request]) for row in samples]
 
 
 def alike(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
@@ -178,7 +179,7 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     """Length of what all rows begin with, short of the last token of any: each keeps one of its own."""
     first, last = min(map(list, rows)), max(map(list, rows))
     shortest = min(len(row) for row in rows) - 1
-    return next((at for at in range(shortest) if first[at] != last[at]), shortest)
+    return next((index for index in range(shortest) if first[index] != last[index]), shortest)
 
 
 def window_of(model: PreTrainedModel) -> float:
@@ -201,8 +202,8 @@ def rows_of(request: Request, prompt: Prompt, seed: int) -> list[Row]:
     """The rows of a request, each with random numbers of its own."""
     stop = [text.encode() for text in request.stop]
     return [
-        Row(prompt.index, at, prompt.rest, request.budget, stop, random.Random(f"{seed}\0{request.key}\0{at}"))
-        for at in range(request.n)
+        Row(prompt.index, sample, prompt.rest, request.budget, stop, random.Random(f"{seed}\0{request.key}\0{sample}"))
+        for sample in range(request.n)
     ]
 
 

@@ -13,8 +13,9 @@ SPARE = 64  # columns to grow into
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values are views of buffers with columns to spare. Also for layers with a sliding window: every column
-    is kept, and their masks hide what they must not see.
+    """One layer's keys and values, which are views of buffers with columns to spare.
+
+    Layers with a sliding window use it too: every column is kept, and their masks hide what they must not see.
     """
 
     _buffers: tuple[Tensor, Tensor] | None = None
@@ -81,8 +82,8 @@ class Cache(DynamicCache):
 
     def copies(self, n: int) -> "Cache":
         """The same columns for ``n`` rows, of a cache of one row, free to be written to."""
-        found = Cache()
-        for at, layer in enumerate(self.grown):
+        cache = Cache()
+        for number, layer in enumerate(self.grown):
             keys, values = layer.pair
-            found.update(keys.expand(n, -1, -1, -1), values.expand(n, -1, -1, -1), at)
-        return found
+            cache.update(keys.expand(n, -1, -1, -1), values.expand(n, -1, -1, -1), number)
+        return cache

@@ -1,4 +1,4 @@
-"""What an extended tokenizer would never cut that way: a mask over the next token, for any generation loop.
+"""A mask, for any generation loop, over next tokens with which the text would be cut as the tokenizer never cuts it.
 
 A frozen model that has just written a token which could have grown (``at`` where the vocabulary has ``at`` + ``_mask``
 as one token) still gives probability to the piece that would have made it grow. The tokenizer never produces that cut,

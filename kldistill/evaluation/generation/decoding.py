@@ -29,11 +29,15 @@ class Row:
     """One completion that is being written.
 
     Attributes:
-        request, sample: whose it is.
+        request, sample: which completion of which request it is.
         rest: bytes of the prompt that are still to be spelt again.
-        budget: bytes of the completion at most. stop: what ends it.
+        budget: bytes of the completion, at most.
+        stop: the byte strings before which the completion ends.
         chance: the row's own random numbers, so that nothing depends on its neighbours.
-        ids: tokens written. text: bytes of the completion so far. seconds: its share of the wall time.
+        ids: the tokens that were written.
+        text: the bytes of the completion so far.
+        n_tokens: tokens that hold at least a byte of the completion.
+        seconds: its share of the wall time.
         ended: ``stop``, ``budget`` or ``eos``; empty while it goes on.
     """
 
@@ -59,9 +63,9 @@ class Row:
         self.n_tokens += not self.rest and bool(spelt)  # a token that only spells the prompt is no part of the answer
         searched = max(0, len(self.text) - max(map(len, self.stop), default=1) + 1)
         self.text += spelt
-        found = [at for stop in self.stop if (at := self.text.find(stop, searched)) >= 0]
-        if found and min(found) <= self.budget:
-            self.text, self.ended = self.text[: min(found)], "stop"
+        stops = [place for stop in self.stop if (place := self.text.find(stop, searched)) >= 0]
+        if stops and min(stops) <= self.budget:
+            self.text, self.ended = self.text[: min(stops)], "stop"
         elif len(self.text) >= self.budget or len(self.ids) > 2 * self.budget + 64:  # the latter: tokens without text
             self.text, self.ended = self.text[: self.budget], "budget"
 
@@ -118,10 +122,10 @@ class Rows:
             end = min(start + SLICE, ids_BT.shape[1])
             seen_BT = whole_BT[:, : copied + end]
             logits_BW = self._forward(ids_BT[:, start:end], seen_BT, position_BT[:, start:end], cache)
-        index = torch.tensor([at for at, found in enumerate(rows) for _ in found], device=device)
+        index = torch.tensor([prompt for prompt, own in enumerate(rows) for _ in own], device=device)
         if len(index) != len(prompts):
             cache.select_rows(index)
-        added = [row for found in rows for row in found]
+        added = [row for own in rows for row in own]
         self._merge(cache, whole_BT[index], (position_BT[:, -1] + 1)[index])
         chosen = self._choose(logits_BW[index], added)
         self.next_B = torch.cat([self.next_B, chosen])
@@ -146,7 +150,7 @@ class Rows:
         """Logits after the last column, float32; ids beyond the tokenizer's are left out."""
         prefix = self.prefix if self.prefix is not None and self.prefix.held_once else None
         with nullcontext() if prefix is None else prefix.attended(self.model):
-            found = self.model(
+            output = self.model(
                 ids_BT,
                 attention_mask=mask,
                 position_ids=position_BT,
@@ -154,15 +158,15 @@ class Rows:
                 use_cache=True,
                 logits_to_keep=1,
             )
-        return found.logits[:, -1, : len(self.spelling.table)].float()
+        return output.logits[:, -1, : len(self.spelling.table)].float()
 
     def _choose(self, logits_BW: Float[Tensor, "B W"], rows: Sequence[Row]) -> Int[Tensor, " B"]:
         """The next token of each row: the most probable one, or one drawn; the rows take note of it."""
-        for at, row in enumerate(rows):
+        for place, row in enumerate(rows):
             if row.rest:
                 if row.rest not in self._masks:
                     self._masks[row.rest] = self.spelling.allowed(row.rest).to(logits_BW.device)
-                logits_BW[at] = logits_BW[at].masked_fill(~self._masks[row.rest], -torch.inf)
+                logits_BW[place] = logits_BW[place].masked_fill(~self._masks[row.rest], -torch.inf)
         if self.temperature == 0:
             chosen_B = logits_BW.argmax(-1)
         else:
@@ -193,7 +197,7 @@ class Rows:
         """Take out the rows that have ended, and the columns that no row needs any more."""
         done = [row for row in self.rows if row.ended]
         if done:
-            kept = torch.tensor([at for at, row in enumerate(self.rows) if not row.ended], dtype=torch.int64)
+            kept = torch.tensor([index for index, row in enumerate(self.rows) if not row.ended], dtype=torch.int64)
             kept = kept.to(self.mask_BT.device)
             self.rows = [row for row in self.rows if not row.ended]
             self.cache.select_rows(kept)

@@ -78,9 +78,9 @@ def _score(model: PreTrainedModel, size: int, taken: Sequence[tuple[int, int, li
     position_QT = (mask_QT.cumsum(1) - 1).clamp(min=0)
     cache = Cache()
     options = {"past_key_values": cache, "use_cache": True}
-    found = model(common_QT, attention_mask=mask_QT, position_ids=position_QT, logits_to_keep=1, **options)
-    first_QW = found.logits[:, -1]
-    owner_B = torch.tensor([at for at, (_, _, ids) in enumerate(taken) for _ in ids], device=device)
+    output = model(common_QT, attention_mask=mask_QT, position_ids=position_QT, logits_to_keep=1, **options)
+    first_QW = output.logits[:, -1]
+    owner_B = torch.tensor([question for question, (_, _, ids) in enumerate(taken) for _ in ids], device=device)
     cache.select_rows(owner_B)
     rests = [row[shared:] for _, shared, ids in taken for row in ids]
     ids_BT, rest_mask_BT = pad(rests, device)

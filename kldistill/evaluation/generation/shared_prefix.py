@@ -94,9 +94,9 @@ def attend(
     theirs_HNP = query_BHGD.transpose(0, 1).reshape(h, b * g, d) @ key_HPD.transpose(1, 2)  # N = B * G
     theirs_BHGP = theirs_HNP.view(h, b, g, p).transpose(0, 1)
     weight_BHGC = torch.cat([theirs_BHGP, own_BHGS], -1).softmax(-1, dtype=torch.float32).to(query.dtype)
-    found_HND = weight_BHGC[..., :p].transpose(0, 1).reshape(h, b * g, p) @ value_HPD
-    found_BHGD = found_HND.view(h, b, g, d).transpose(0, 1) + weight_BHGC[..., p:] @ value
-    return found_BHGD.reshape(b, 1, heads, d), None
+    output_HND = weight_BHGC[..., :p].transpose(0, 1).reshape(h, b * g, p) @ value_HPD
+    output_BHGD = output_HND.view(h, b, g, d).transpose(0, 1) + weight_BHGC[..., p:] @ value
+    return output_BHGD.reshape(b, 1, heads, d), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attend)

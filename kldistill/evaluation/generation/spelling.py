@@ -45,7 +45,7 @@ class Spelling:
         generation has to spell it again first, in whatever tokens (token healing; the same rule for every tokenizer).
 
         Args:
-            ids: of the prompt, its first token included, which is always kept.
+            ids: the prompt's ids, its first token included, which is always kept.
 
         Returns:
             The ids that stay, and the bytes to be spelt first; these are empty where no token could span the end.
@@ -62,8 +62,8 @@ class Spelling:
 
     def _begins(self, text: bytes) -> bool:
         """Whether some token is ``text`` and more."""
-        at = bisect.bisect_right(self._sorted, text)
-        return at < len(self._sorted) and self._sorted[at].startswith(text)
+        place = bisect.bisect_right(self._sorted, text)
+        return place < len(self._sorted) and self._sorted[place].startswith(text)
 
     def allowed(self, rest: bytes) -> Bool[Tensor, " W"]:
         """The ids that agree with the bytes to be spelt next: a beginning of them, or all of them and more."""
@@ -95,16 +95,16 @@ def adoption(
     """
     before, whole = (encode(spelling.tokenizer, [t])[0][1:] for t in (prompt, prompt + text))
     end = len(spelling.spell(before))
-    at = end - healed
+    position = end - healed
     places = set()
     for index in emitted:
-        places.add((at, index))
-        at += len(spelling.table[index])
-    used = spelt = at = 0
+        places.add((position, index))
+        position += len(spelling.table[index])
+    used = spelt = position = 0
     for index in whole:
         size = len(spelling.table[index])
-        if index >= old_size and at + size > end:
+        if index >= old_size and position + size > end:
             spelt += 1
-            used += (at, index) in places
-        at += size
+            used += (position, index) in places
+        position += size
     return used, spelt

@@ -1,4 +1,4 @@
-"""The command line of bubblewrap, and whether it works here.
+"""The command line of bubblewrap.
 
 Source: https://github.com/containers/bubblewrap, version 0.6 or later.
 """
@@ -38,10 +38,11 @@ def program() -> str | None:
 def command(limits: Limits, inner: Sequence[str]) -> list[str]:
     """Command line that runs ``inner`` as first process of a sandbox of its own.
 
-    Namespaces of its own: user, mount, process ids, network (with nothing but a loopback), IPC, host name, cgroups. The
-    root is an empty file system that shows ``/usr`` and the interpreter; it and ``/proc`` are read-only (bubblewrap
-    alone leaves ``/proc/sys`` writable to a program whose user outside is root). ``/tmp`` and ``/dev/shm`` are empty
-    and private, in memory, of ``limits.file_bytes`` each. No capabilities, no new privileges.
+    The sandbox has its own namespaces: user, mount, process ids, network (with nothing but a loopback), IPC, host name,
+    cgroups. The root is an empty file system that shows ``/usr`` and the interpreter; it and ``/proc`` are read-only
+    (bubblewrap alone leaves ``/proc/sys`` writable to a program whose user outside is root). ``/tmp`` and ``/dev/shm``
+    are empty and private, in memory, of ``limits.file_bytes`` bytes each. The program has no capabilities, and can get
+    no new privileges.
     """
     tmpfs = ("--size", str(limits.file_bytes), "--tmpfs")
     arguments = [
@@ -65,19 +66,19 @@ def command(limits: Limits, inner: Sequence[str]) -> list[str]:
 @functools.cache
 def mounts() -> tuple[str, ...]:
     """Arguments that show the system's programs and the interpreter's files, read-only, and nothing else."""
-    found: list[str] = []
+    arguments: list[str] = []
     for path in SYSTEM:
         if os.path.islink(path):
-            found += ["--symlink", os.readlink(path), path]
+            arguments += ["--symlink", os.readlink(path), path]
         elif os.path.isdir(path):
-            found += ["--ro-bind", path, path]
+            arguments += ["--ro-bind", path, path]
     seen = [Path(path) for path in SYSTEM]
     prefix = Path(os.path.realpath(sys.base_prefix))
     standard = [Path(os.path.realpath(sysconfig.get_path(name))) for name in ("stdlib", "platstdlib")]
     for path in (prefix / "lib", prefix / "lib64", Path(python()[0]), *standard):
         if path.exists() and not path.is_symlink() and not any(path.is_relative_to(parent) for parent in seen):
-            found += ["--ro-bind", str(path), str(path)]
+            arguments += ["--ro-bind", str(path), str(path)]
             seen.append(path)
     if os.path.exists("/etc/ld.so.cache"):  # where the system's libraries are
-        found += ["--ro-bind", "/etc/ld.so.cache", "/etc/ld.so.cache"]
-    return tuple(found)
+        arguments += ["--ro-bind", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    return tuple(arguments)

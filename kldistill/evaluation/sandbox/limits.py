@@ -36,14 +36,15 @@ class Limits:
     """Limits of one program.
 
     Attributes:
-        cpu_seconds: of all its threads, user and system. This one decides, since a busy machine does not change it.
-        wall_seconds: of the clock, less what the program waited for a core; for programs that wait for something else.
-            Keep it far above ``cpu_seconds``.
-        memory_bytes: its address space.
+        cpu_seconds: seconds of all its threads, user and system. This limit decides, as a busy machine does not change
+            what a program uses of it.
+        wall_seconds: seconds of the clock, less what the program waited for a core; for programs that wait for
+            something else. Keep it far above ``cpu_seconds``.
+        memory_bytes: bytes of its address space.
         processes: its threads at a time, the main one included. It cannot start processes, except without a sandbox,
             where all of them count and each has the memory.
-        file_bytes: of one file, of everything in ``/tmp``, and of everything in ``/dev/shm``.
-        output_bytes: on standard output and standard error together.
+        file_bytes: bytes of one file, of everything in ``/tmp``, and of everything in ``/dev/shm``.
+        output_bytes: bytes on standard output and standard error together.
     """
 
     cpu_seconds: float = 10.0
@@ -69,8 +70,9 @@ class Outcome:
     """What became of one program.
 
     Attributes:
-        cpu_seconds: of it and its children, user and system.
-        wall_seconds: from its first line to its end; without the start of the sandbox.
+        verdict: what became of it, in one word.
+        cpu_seconds: seconds of it and its children, user and system.
+        wall_seconds: seconds from its first line to its end, without the start of the sandbox.
         detail: one short line, such as ``AssertionError: 3 is not 4``; empty if it passed.
     """
 

@@ -28,10 +28,10 @@ READY = "ready\n"
 # Reads the supervisor's code and the seccomp filter, and hands them the rest, the program.
 BOOT = (
     "import marshal,os,sys\n"
-    "with open(0,'rb') as f: code,sieve=marshal.load(f); program=f.read()\n"
+    "with open(0,'rb') as f: code,seccomp_filter=marshal.load(f); program=f.read()\n"
     "os.open('/dev/null',os.O_RDWR)\n"  # as standard input, since 0 is free
     "exec(code)\n"
-    "main(program,sieve,*map(float,sys.argv[1:3]),*map(int,sys.argv[3:]))"
+    "main(program,seccomp_filter,*map(float,sys.argv[1:3]),*map(int,sys.argv[3:]))"
 )
 
 
@@ -39,7 +39,7 @@ class Sandbox:
     """Runs programs that nobody has read, each in a sandbox of its own, and says what became of each.
 
     Args:
-        limits: of every program.
+        limits: what every program may use.
         workers: programs at a time; ``None`` for one a core.
         allow_unsandboxed: where bubblewrap does not work, run programs as plain processes: same limits, empty
             environment, empty working folder, but as this user, with all files and the network in reach. Dangerous:
@@ -137,7 +137,7 @@ def judge(program: str, limits: Limits, *, boxed: bool, sandbox: Sandbox | None 
 
 
 def attempt(source: bytes, limits: Limits, boxed: bool, sandbox: Sandbox | None) -> Outcome | None:
-    """As ``judge``, once; ``None`` without a verdict."""
+    """Run one program as ``judge`` does, but once; ``None`` if there was no verdict."""
     longest = 60 + PATIENCE * limits.wall_seconds
     with contextlib.ExitStack() as stack:
         try:
@@ -202,7 +202,7 @@ def supervisor(boxed: bool) -> bytes:
     """Code of the supervisor, compiled once for this very interpreter instead of once a program, and its filter."""
     path = Path(__file__).with_name("supervisor.py")
     code = compile(path.read_bytes(), path.name, "exec", dont_inherit=True)
-    return marshal.dumps((code, seccomp.sieve(platform.machine()) if boxed else None))
+    return marshal.dumps((code, seccomp.filter_program(platform.machine()) if boxed else None))
 
 
 def cores() -> int:

@@ -94,7 +94,7 @@ def machine_is_known() -> bool:
     return platform.machine() in AUDIT_ARCHES
 
 
-def sieve(machine: str) -> bytes:
+def filter_program(machine: str) -> bytes:
     """The filter for one kind of machine, as an array of ``struct sock_filter``.
 
     Forbidden calls fail with ``EPERM``. Threads may be made, processes not. A process may change its own limits (the C

@@ -37,16 +37,16 @@ DENIED = {
 }
 
 
-def main(program, sieve, cpu_seconds, wall_seconds, memory_bytes, processes, file_bytes, output_bytes):
+def main(program, seccomp_filter, cpu_seconds, wall_seconds, memory_bytes, processes, file_bytes, output_bytes):
     """Run ``program`` (UTF-8).
 
-    ``sieve`` is the seccomp filter, or ``None`` outside a sandbox; the limits are those of ``Limits``.
+    ``seccomp_filter`` is the seccomp filter, or ``None`` outside a sandbox; the limits are those of ``Limits``.
     """
     import _signal  # pyright: ignore[reportMissingImports]  # signal.py costs more than all the rest
 
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # process 1 gets those signals that it handles
     libc = None
-    if sieve is not None:
+    if seccomp_filter is not None:
         import ctypes
 
         libc = ctypes.CDLL(None, use_errno=True)
@@ -58,7 +58,7 @@ def main(program, sieve, cpu_seconds, wall_seconds, memory_bytes, processes, fil
     if child == 0:
         for handle in (report, output, secret):
             os.close(handle)
-        confine(libc, sieve, cpu_seconds, memory_bytes, file_bytes)
+        confine(libc, seccomp_filter, cpu_seconds, memory_bytes, file_bytes)
         os.dup2(output_end, 1)
         os.dup2(output_end, 2)
         os.close(output_end)
@@ -76,7 +76,7 @@ def main(program, sieve, cpu_seconds, wall_seconds, memory_bytes, processes, fil
     started = time.monotonic()
     nonce = os.urandom(SECRET_BYTES)
     os.write(secret, b"g" + nonce)  # the first byte lets the program go
-    watched = Watched(child, alone=sieve is not None)
+    watched = Watched(child, alone=seccomp_filter is not None)
     verdict, detail = watch(watched, report, output, cpu_seconds, wall_seconds, processes, output_bytes,
                             proof=joined(nonce, key))  # fmt: skip
     fields = (verdict, f"{watched.spent():.3f}", f"{time.monotonic() - started:.3f}", detail)
@@ -89,9 +89,11 @@ def joined(nonce, key):
     return bytes(a ^ b for a, b in zip(nonce, key, strict=True))
 
 
-def confine(libc, sieve, cpu_seconds, memory_bytes, file_bytes):
-    """Set the kernel's limits for this process. The CPU limit is a second or two late: the watch comes first, and is
-    the finer one. No limit on processes: it would not bind for root, and before Linux 5.14 count all of a user's.
+def confine(libc, seccomp_filter, cpu_seconds, memory_bytes, file_bytes):
+    """Set the kernel's limits for this process.
+
+    The CPU limit is a second or two late: the watch comes first, and is the finer one. The number of processes is not
+    limited here: that limit would not bind root, and before Linux 5.14 it would count all processes of the user.
     """
     limits = {
         resource.RLIMIT_CPU: int(cpu_seconds) + 2,
@@ -106,14 +108,15 @@ def confine(libc, sieve, cpu_seconds, memory_bytes, file_bytes):
         hard = resource.getrlimit(kind)[1]
         least = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (least, least))
-    if sieve is None:
+    if seccomp_filter is None:
         return
     import ctypes
 
     class Filter(ctypes.Structure):
         _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_char_p))
 
-    if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(Filter(len(sieve) // 8, sieve)), 0, 0) != 0:
+    steps = Filter(len(seccomp_filter) // 8, seccomp_filter)
+    if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(steps), 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_SECCOMP) failed")
 
 

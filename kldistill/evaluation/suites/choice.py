@@ -29,21 +29,21 @@ class Choice:
     A task is left out if its canonical solution fails (on a newer Python, say), or if too few mutants of it do.
 
     Attributes:
-        of: names of the suites; their tasks must be programs. MBPP's are asked without solved examples in front.
+        suites: names of the suites; their tasks must be programs. MBPP's are asked without solved examples in front.
         mutants: wrong options of each task. Chance is 1 / (mutants + 1).
         tries: mutants of each task that are run, at most.
-        seed: of the mutants, and of the order of the tasks.
+        seed: draws the mutants, and the order of the tasks.
     """
 
     runs_code: ClassVar[bool] = True
 
-    of: list[str] = field(default_factory=lambda: ["humaneval", "mbpp"])
+    suites: list[str] = field(default_factory=lambda: ["humaneval", "mbpp"])
     mutants: int = 3
     tries: int = 24
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(bool(self.of), "eval.choice.of", self.of, "name at least one suite of programs")
+        require(bool(self.suites), "eval.choice.suites", self.suites, "name at least one suite of programs")
         require(self.mutants >= 1, "eval.choice.mutants", self.mutants, "must be at least 1")
         require(self.tries >= self.mutants, "eval.choice.tries", self.tries, "must be at least eval.choice.mutants")
 
@@ -75,14 +75,16 @@ class Choice:
 
     def _programs(self, sources: Sources) -> Iterable[Task]:
         everything = dataclasses.replace(sources, limit=None)
-        for name in self.of:
+        for name in self.suites:
             suite = sources.suites.get(name)
             if suite is None:
                 known = ", ".join(sources.suites) or "none"
-                raise EvaluationError(f"eval.choice.of={self.of}: there is no suite {name!r} (there are: {known}).")
+                raise EvaluationError(
+                    f"eval.choice.suites={self.suites}: there is no suite {name!r} (there are: {known})."
+                )
             tasks = _without_shots(suite).tasks(everything)
             if any(task.kind != "program" for task in tasks):
-                raise EvaluationError(f"eval.choice.of={self.of}: the tasks of {name} are no programs.")
+                raise EvaluationError(f"eval.choice.suites={self.suites}: the tasks of {name} are no programs.")
             yield from tasks
 
     def _searched(self, tasks: Sequence[Task], sources: Sources) -> list["_Search"]:

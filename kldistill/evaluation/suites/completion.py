@@ -57,7 +57,7 @@ class Completion:
             has such a term (``mixed``).
         prompt_bytes: text in front, at most: whole lines, unless the last alone is longer.
         budget: bytes of a completion, at most; longer references are left out.
-        seed: of the choice.
+        seed: draws the choice.
     """
 
     runs_code: ClassVar[bool] = False
@@ -83,9 +83,9 @@ class Completion:
 
     def tasks(self, sources: Sources) -> list[Task]:
         """At most ``n`` unseen lines in seeded order, then at most ``n_seen`` others; none without unseen lines."""
-        found = terms_of(token.string for token in read_new_tokens(sources.tokens))
+        terms = terms_of(token.string for token in read_new_tokens(sources.tokens))
         train = {line for document in read_documents(sources.corpus, "train") for line in stripped_lines(document.text)}
-        places = [place for document in read_documents(sources.corpus, "test") for place in places_of(document, found)]
+        places = [place for document in read_documents(sources.corpus, "test") for place in places_of(document, terms)]
         unseen: list[Task] = []
         seen: list[Task] = []
         known: set[tuple[str, str]] = set()
@@ -112,7 +112,7 @@ class Completion:
     def _task(self, place: Place, train: Collection[str]) -> Task | None:
         """The task of a line, or ``None`` if it has none: too long, or no term inside where one is needed."""
         line = place.line
-        inside = [at for at in place.terms if _starts_word(line, at) and line[:at].strip()]
+        inside = [start for start in place.terms if _starts_word(line, start) and line[:start].strip()]
         middle = self.where == "middle" or (self.where == "mixed" and self._hash("where", place) % 2 == 1)
         if self.where == "middle" and not inside:
             return None
@@ -139,8 +139,8 @@ class Completion:
             return data.decode()
         # With the byte before the window: if that ends a line, the window begins with a whole one.
         window = data[-self.prompt_bytes - 1 :]
-        _, found, lines = window.partition(b"\n")
-        return lines.decode() if found and lines.strip() else window[1:].decode(errors="ignore")
+        _, newline, lines = window.partition(b"\n")
+        return lines.decode() if newline and lines.strip() else window[1:].decode(errors="ignore")
 
     def _hash(self, purpose: str, place: Place) -> int:
         key = f"{self.seed}\0{purpose}\0{place.document.id}\0{place.number}"
@@ -165,18 +165,18 @@ def places_of(document: Document, terms: Iterable[str]) -> Iterator[Place]:
     starts = [0]
     for line in lines[:-1]:
         starts.append(starts[-1] + len(line) + 1)
-    found: dict[int, set[int]] = {}
+    by_line: dict[int, set[int]] = {}
     for term in terms:
-        at = text.find(term)
-        while at >= 0:
-            if _whole(text, at, at + len(term)):
-                index = bisect.bisect_right(starts, at) - 1
-                found.setdefault(index, set()).add(at - starts[index])
-            at = text.find(term, at + 1)
+        start = text.find(term)
+        while start >= 0:
+            if _whole(text, start, start + len(term)):
+                index = bisect.bisect_right(starts, start) - 1
+                by_line.setdefault(index, set()).add(start - starts[index])
+            start = text.find(term, start + 1)
     prose = _prose(text) if document.id.endswith(".py") else set()
-    for index in sorted(found):
+    for index in sorted(by_line):
         if index + 1 not in prose and not TRIVIAL.match(lines[index]):
-            yield Place(document, index + 1, starts[index], lines[index], sorted(found[index]))
+            yield Place(document, index + 1, starts[index], lines[index], sorted(by_line[index]))
 
 
 def _whole(text: str, start: int, end: int) -> bool:
@@ -185,9 +185,9 @@ def _whole(text: str, start: int, end: int) -> bool:
     return not before and not (end < len(text) and text[end - 1].isalnum() and text[end].isalnum())
 
 
-def _starts_word(line: str, at: int) -> bool:
+def _starts_word(line: str, place: int) -> bool:
     """Whether a place is not in the middle of an identifier, underscores included, where nobody stops typing."""
-    return at == 0 or not (line[at - 1].isalnum() or line[at - 1] == "_")
+    return place == 0 or not (line[place - 1].isalnum() or line[place - 1] == "_")
 
 
 def _prose(text: str) -> set[int]:

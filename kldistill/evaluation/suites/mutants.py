@@ -21,8 +21,8 @@ class Mutant(NamedTuple):
 
     Attributes:
         text: what replaces the mutated part of the code.
-        kind: of mutation: ``operator``, ``comparison``, ``connective``, ``negation``, ``constant``, ``off_by_one``,
-            ``name``, ``function``, ``argument``, ``shape``.
+        kind: the kind of the mutation: ``operator``, ``comparison``, ``connective``, ``negation``, ``constant``,
+            ``off_by_one``, ``name``, ``function``, ``argument`` or ``shape``.
         risky: it may not end: the edit is in a ``while`` loop.
     """
 
@@ -55,7 +55,7 @@ def mutants(before: str, code: str, seed: str) -> list[Mutant]:
     Args:
         before: what stands in front of the code (a function's head, say); not mutated.
         code: what is mutated. Line ends are line feeds.
-        seed: of the order, which goes round the kinds of mutation. Those of the kind ``shape`` (a slice more, a
+        seed: draws the order, which goes round the kinds of mutation. Those of the kind ``shape`` (a slice more, a
             call less) come after the others, as they show by their length, and risky mutants last.
 
     Returns:
@@ -68,7 +68,7 @@ def mutants(before: str, code: str, seed: str) -> list[Mutant]:
     first = len(before.encode())
     by_kind: dict[str, list[Mutant]] = {}
     seen = {code}
-    for edit in _Edits(source, first).of(tree):
+    for edit in _Edits(source, first).of_tree(tree):
         if edit.start < first:
             continue
         changed = source[: edit.start] + edit.new.encode() + source[edit.end :]
@@ -118,7 +118,7 @@ class _Edits:
         self.risky = False
         self.names: list[dict[str, int]] = []  # of the functions around: each name's first line
 
-    def of(self, tree: ast.Module) -> Iterator[Edit]:
+    def of_tree(self, tree: ast.Module) -> Iterator[Edit]:
         """All edits, in the order of the tree."""
         constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
         self.strings = sorted({value for value in constants if isinstance(value, str)})
@@ -190,7 +190,7 @@ class _Edits:
                 yield self.start(test), self.start(test), "not ", "negation"
 
     def call(self, node: ast.Call) -> Iterator[tuple[int, int, str, str]]:
-        """Another function, arguments swapped, one more or less."""
+        """Edits of a call: another function, arguments swapped, one more or one less."""
         name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
         end = self.end(node.func)
         if name in FUNCTIONS:
@@ -213,17 +213,17 @@ class _Edits:
     def operator(
         self, left: ast.expr, right: ast.expr, operators: tuple[str, list[str]] | None, kind: str
     ) -> Iterator[tuple[int, int, str, str]]:
-        """Others in the place of the operator between two expressions (and blanks, parentheses, comments)."""
+        """Other operators in the place of the one between two expressions (and blanks, parentheses, comments)."""
         if operators is None:
             return
         old, others = operators
         # A comment after a broken line might hold the operator too.
-        gap = re.sub(rb"#[^\n]*", lambda found: b" " * len(found[0]), self.source[self.end(left) : self.start(right)])
-        found = re.search(r"\s+".join(map(re.escape, old.split())).encode(), gap)
-        if found:
-            at = self.end(left)
+        begin = self.end(left)
+        gap = re.sub(rb"#[^\n]*", lambda comment: b" " * len(comment[0]), self.source[begin : self.start(right)])
+        match = re.search(r"\s+".join(map(re.escape, old.split())).encode(), gap)
+        if match:
             for new in others:
-                yield at + found.start(), at + found.end(), new, kind
+                yield begin + match.start(), begin + match.end(), new, kind
 
     def swap(self, left: ast.expr, right: ast.expr) -> Iterator[tuple[int, int, str, str]]:
         """Exchanged operands, if both are such that no parentheses are needed."""

@@ -48,7 +48,7 @@ class Suite(Protocol):
     """A source of tasks: a frozen dataclass whose fields are the keys of its YAML file, checked in __post_init__.
 
     Attributes:
-        runs_code: whether programs are run for it, so that a sandbox is needed. Of the class, no field.
+        runs_code: whether programs are run for it, so that a sandbox is needed. It belongs to the class, and is no key.
     """
 
     runs_code: ClassVar[bool]

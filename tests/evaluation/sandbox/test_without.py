@@ -134,7 +134,7 @@ def test_answers_of_the_supervisor_are_read_strictly() -> None:
 
 def test_the_filter_of_system_calls_is_well_formed() -> None:
     for machine in seccomp.AUDIT_ARCHES:
-        steps = seccomp.sieve(machine)
+        steps = seccomp.filter_program(machine)
         assert len(steps) % 8 == 0 and len(steps) < 8 * 4096
         assert steps[-8:] == b"\x06\0\0\0\0\0\xff\x7f"  # allow, at the end only
         assert steps.count(b"\x06\0\0\0\0\0\xff\x7f") == 1

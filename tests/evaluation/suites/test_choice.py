@@ -68,7 +68,7 @@ def sources(asked: Any, limit: int | None = None) -> Sources:
 @pytest.fixture(scope="module")
 def made() -> tuple[list[Task], Counting]:
     asked = Counting()
-    return Choice(of=["programs"]).tasks(sources(asked)), asked
+    return Choice(suites=["programs"]).tasks(sources(asked)), asked
 
 
 def test_each_option_is_what_it_should_be(made: tuple[list[Task], Counting]) -> None:
@@ -85,7 +85,7 @@ def test_each_option_is_what_it_should_be(made: tuple[list[Task], Counting]) -> 
 
 def test_what_has_no_choice_is_counted(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="kldistill")
-    Choice(of=["programs"]).tasks(sources(lambda programs: [program.startswith("def add") for program in programs]))
+    Choice(suites=["programs"]).tasks(sources(lambda programs: [program.startswith("def add") for program in programs]))
     # To this judge all mutants of "add" pass, and the other canonical solutions fail.
     assert "5 of 5 tasks left out: 4 as the canonical solution fails, 1 as too few mutants fail" in caplog.text
 
@@ -101,19 +101,19 @@ def test_programs_run_together_and_mutants_only_of_what_passes(made: tuple[list[
 
 def test_tries_are_bounded() -> None:
     asked = Counting()
-    Choice(of=["programs"], tries=3).tasks(sources(asked))
+    Choice(suites=["programs"], tries=3).tasks(sources(asked))
     assert [len(programs) for programs in asked.asked] == [5, 12]
 
 
 def test_a_limit_takes_the_first_ones_and_runs_no_others(made: tuple[list[Task], Counting]) -> None:
     asked = Counting()
-    assert Choice(of=["programs"]).tasks(sources(asked, limit=1)) == made[0][:1]
+    assert Choice(suites=["programs"]).tasks(sources(asked, limit=1)) == made[0][:1]
     assert sum(map(len, asked.asked)) < sum(map(len, made[1].asked))
 
 
 def test_the_seed_decides(made: tuple[list[Task], Counting]) -> None:
-    assert Choice(of=["programs"]).tasks(sources(passes)) == made[0]
-    other = Choice(of=["programs"], seed=1).tasks(sources(passes))
+    assert Choice(suites=["programs"]).tasks(sources(passes)) == made[0]
+    other = Choice(suites=["programs"], seed=1).tasks(sources(passes))
     assert {task.id for task in other} == {task.id for task in made[0]} and other != made[0]
 
 
@@ -153,20 +153,20 @@ def test_humaneval_and_mbpp_mixed_without_shots(tmp_path: Path) -> None:
 
 def test_suites_that_do_not_fit() -> None:
     with pytest.raises(EvaluationError, match=r"no suite 'mbpp' \(there are: programs\)"):
-        Choice(of=["programs", "mbpp"]).tasks(sources(passes))
+        Choice(suites=["programs", "mbpp"]).tasks(sources(passes))
 
     class Lines(Programs):
         def tasks(self, sources: Sources) -> list[Task]:
             return [Task(id="a", kind="text", prompt="")]
 
     with pytest.raises(EvaluationError, match="no programs"):
-        Choice(of=["lines"]).tasks(dataclasses.replace(sources(passes), suites={"lines": Lines()}))
+        Choice(suites=["lines"]).tasks(dataclasses.replace(sources(passes), suites={"lines": Lines()}))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"of": []}, r"eval\.choice\.of=\[\]"),
+        ({"suites": []}, r"eval\.choice\.suites=\[\]"),
         ({"mutants": 0}, r"eval\.choice\.mutants=0"),
         ({"tries": 2}, r"eval\.choice\.tries=2"),
     ],

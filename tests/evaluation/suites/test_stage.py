@@ -38,7 +38,7 @@ def test_the_identity_holds_the_files_of_all_suites_that_are_used(tmp_path: Path
     path = tmp_path / "mbpp.jsonl"
     path.write_text("one")
     mbpp = {"_target_": "kldistill.evaluation.suites.mbpp.Mbpp", "path": str(path)}
-    choice = {"_target_": "kldistill.evaluation.suites.choice.Choice", "of": ["mbpp"]}
+    choice = {"_target_": "kldistill.evaluation.suites.choice.Choice", "suites": ["mbpp"]}
     cfg = TasksConfig("choice", choice, {"mbpp": mbpp})
     before = tasks_stage.identity(cfg)
     assert set(before) == {"choice", "mbpp"}
