@@ -13,14 +13,14 @@ class ExportConfig:
     """The exported folder, and where else it goes.
 
     Attributes:
-        license: of the extended model; null takes the base model's.
+        license: the license of the extended model; null takes the base model's.
         gguf: also write ``model.gguf`` (models with ``tokens.boundary=word`` of the families that docs/serving.md
             names; others are refused before training).
         pad_to_multiple_of: round the height of embedding and head up to a multiple of this, where a server wants that
             (64 or 128, for instance); 1 leaves exactly one row for every id.
         push_to_hub: upload the folder to this repository of the hub, ``user/name``, as whoever is logged in
             (``hf auth login``); null uploads nothing.
-        private: of a repository that the upload creates.
+        private: whether a repository that the upload creates is private.
     """
 
     license: str | None = None

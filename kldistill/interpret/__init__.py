@@ -15,7 +15,7 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
 
     Args:
         inputs: ``model``, ``tokens``, ``corpus``, ``init``, and ``rows``, the artifact of ``distill`` or ``finetune``.
-        out: gets ``interpret.json``, ``new_tokens.jsonl``, figures as ``*.svg`` with ``figures.json``,
+        out: gets ``interpret.json``, ``new_tokens.jsonl``, pictures as ``*.svg`` with ``pictures.json``,
             ``completions.jsonl`` (some held-out lines, completed by both models), and ``summary.json``.
 
     Raises:
@@ -30,9 +30,9 @@ def compare(folders: Mapping[str, Path], out: Path) -> Path | None:
     """Draw several runs side by side.
 
     Args:
-        folders: ``interpret`` artifacts by the name that the figure shows, such as the loss.
-        out: gets ``interpret_compare.svg`` and ``interpret_compare.json`` (its entry of ``figures.json``, and a table
-            of key numbers).
+        folders: ``interpret`` artifacts by the name that the picture shows, such as the loss.
+        out: gets ``interpret_compare.svg`` and ``interpret_compare.json`` (its title, alternative text and caption as
+            in ``pictures.json``, and a table of key numbers).
 
     Returns:
         The SVG, or None where there are fewer than two folders.

@@ -41,7 +41,7 @@ def measure(
         ``ahead``, 1 where the use's own state is nearer than all its rivals' (not a number without a rival).
     """
     assert teacher.shape == student.shape and teacher.shape[1] == len(tokens) >= 2
-    found: dict[str, list[Tensor]] = {}
+    measured: dict[str, list[Tensor]] = {}
     token_P = torch.tensor(list(tokens), device=teacher.device)
     rival_R = torch.tensor(list(use_of_rival), dtype=torch.int64, device=teacher.device)
     has_rival_P = torch.bincount(rival_R, minlength=len(tokens)) > 0
@@ -64,8 +64,8 @@ def measure(
             "others": (between_PP * other_PP).sum(-1) / other_PP.sum(-1),
         }
         for key, value_P in values.items():
-            found.setdefault(key, []).append(value_P.double().cpu())
-    return {key: torch.stack(rows).numpy() for key, rows in found.items()}
+            measured.setdefault(key, []).append(value_P.double().cpu())
+    return {key: torch.stack(rows).numpy() for key, rows in measured.items()}
 
 
 def detokenised(ahead: Float[np.ndarray, "K P"]) -> Int[np.ndarray, " P"]:
@@ -79,12 +79,12 @@ def detokenised(ahead: Float[np.ndarray, "K P"]) -> Int[np.ndarray, " P"]:
     return lasting_from(ahead[:, np.isfinite(ahead).all(axis=0)] > 0)
 
 
-def summarise(found: dict[str, Float[np.ndarray, "K P"]]) -> dict[str, Any]:
+def summarise(measured: dict[str, Float[np.ndarray, "K P"]]) -> dict[str, Any]:
     """Curves over layers, and the layer at which words are detokenised: its median over the uses that are."""
-    layers = detokenised(found["ahead"])
+    layers = detokenised(measured["ahead"])
     done = layers[layers >= 0]
-    rivalled = found["ahead"][:, np.isfinite(found["ahead"]).all(axis=0)]
-    curves = {**found, "ahead": rivalled}
+    rivalled = measured["ahead"][:, np.isfinite(measured["ahead"]).all(axis=0)]
+    curves = {**measured, "ahead": rivalled}
     return {
         **{key: per_layer(values) for key, values in curves.items() if values.size and np.isfinite(values).all()},
         "rivalled_uses": len(layers),

@@ -44,14 +44,14 @@ def maps(student: Student, ids: Sequence[int]) -> Float[Tensor, "L H T T"]:
     output = student.body(
         inputs_embeds=student.embed(torch.tensor([list(ids)], device=device)), use_cache=False, output_attentions=True
     )
-    found = [layer for layer in getattr(output, "attentions", None) or () if layer is not None]
-    wrong = [layer for layer in found if layer.ndim != 4 or layer.shape[-2:] != (len(ids), len(ids))]
-    if not found or wrong:
+    layers = [layer for layer in getattr(output, "attentions", None) or () if layer is not None]
+    wrong = [layer for layer in layers if layer.ndim != 4 or layer.shape[-2:] != (len(ids), len(ids))]
+    if not layers or wrong:
         raise ModelError(
             f"{student.model.config.model_type}: transformers gives no attention weights between all positions for "
             "this family."
         )
-    return torch.stack([layer[0].float() for layer in found])
+    return torch.stack([layer[0].float() for layer in layers])
 
 
 def pooled(teacher_LHBB: Float[Tensor, "L H B B"], context: Context) -> Float[Tensor, "L H P A"]:
@@ -75,28 +75,28 @@ def measure(student_LHAA: Tensor, teacher_LHBB: Tensor, context: Context) -> dic
     """Compare one text's attention.
 
     Returns:
-        Of each pair of a new token and a later boundary at most ``REACH`` student tokens on, means over heads:
-        ``student``, what the student gives to the token; ``pieces`` and ``last_piece``, what the teacher gives to all
-        its pieces, and to the last. Of each boundary after the first new token, ``variation``: half the summed
-        differences over all spans (total variation), mean over heads.
+        For each pair of a new token and a later boundary at most ``REACH`` student tokens on, means over heads:
+        ``student``, the share of its attention that the student gives to the token; ``pieces`` and ``last_piece``, what
+        the teacher gives to all its pieces, and to the last. For each boundary after the first new token,
+        ``variation``: half the summed differences over all spans (total variation), mean over heads.
     """
     a = context.alignment
     rows = a.student_row.to(student_LHAA.device)
     student_LHPA, teacher_LHPA = student_LHAA[:, :, rows], pooled(teacher_LHBB, context)
     first = next(i for i, token in enumerate(context.new_ids) if token >= a.old_size)
     differences_LP = (student_LHPA - teacher_LHPA).abs().sum(-1).mean(1) / 2
-    found: dict[str, list[Tensor]] = {"student": [], "pieces": [], "last_piece": []}
+    shares: dict[str, list[Tensor]] = {"student": [], "pieces": [], "last_piece": []}
     for token_row, token in enumerate(context.new_ids):
         later = (a.student_row > token_row) & (a.student_row <= token_row + REACH)
         if token < a.old_size or not later.any():
             continue
         last = int(a.teacher_row[a.student_row == token_row][0])
-        found["student"].append(student_LHPA[:, :, later, token_row].mean(1))
-        found["pieces"].append(teacher_LHPA[:, :, later, token_row].mean(1))
-        found["last_piece"].append(teacher_LHBB[:, :, a.teacher_row[later], last].mean(1))
+        shares["student"].append(student_LHPA[:, :, later, token_row].mean(1))
+        shares["pieces"].append(teacher_LHPA[:, :, later, token_row].mean(1))
+        shares["last_piece"].append(teacher_LHBB[:, :, a.teacher_row[later], last].mean(1))
     # No column at all where the last token is the only new one.
     none = differences_LP[:, :0]
-    pairs = {key: torch.cat([none, *parts], dim=1) for key, parts in found.items()}
+    pairs = {key: torch.cat([none, *parts], dim=1) for key, parts in shares.items()}
     return {
         key: value.double().cpu().numpy()
         for key, value in {**pairs, "variation": differences_LP[:, rows > first]}.items()

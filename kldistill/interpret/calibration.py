@@ -32,8 +32,9 @@ SMALLEST = 1e-9  # a probability that is what is left of 1 is not known more exa
 
 @dataclass(frozen=True)
 class Positions:
-    """Contexts, one per entry; those of several texts can be joined. Probabilities, not logs, but for the KL (nats).
+    """Contexts, one per entry; those of several texts can be joined.
 
+    All but the KL terms are probabilities from 0 to 1; the KL terms are in nats.
     Attributes:
         token: the next student token t.
         after_new: whether the last token read is a new one.
@@ -57,8 +58,11 @@ class Positions:
 
 @dataclass(frozen=True)
 class Cells:
-    """Continuations of a first piece y1 into a new token's subtree, given that the text has y1: the student's and the
-    teacher's conditional probability, and whether the text did.
+    """Continuations of a first piece y1 into a new token's subtree, given that the text has y1.
+
+    Attributes:
+        student, target: the student's and the teacher's conditional probability.
+        observed: whether the text went on so.
     """
 
     student: Float[np.ndarray, " C"]
@@ -76,7 +80,7 @@ def measure(
     context: Context,
     pieces: PieceTable,
 ) -> tuple[Positions, Cells]:
-    """Compare one text's student and teacher. Holds a few matrices of tokens times vocabulary at a time.
+    """Compare one text's student and teacher. A few matrices of tokens times vocabulary are held at a time.
 
     Args:
         student_logits, teacher_logits: one row per token of ``context.new_ids``, ``context.old_ids``.
@@ -129,7 +133,7 @@ def measure(
     for side in masses:
         side["children"] = (side["first"] - side["own"]).clip(min=0)
     terms = kl_terms(student_logits, teacher_logits, a)
-    found = Positions(
+    positions = Positions(
         token=token_P.cpu().numpy(),
         after_new=(new_A[a.student_row] >= a.old_size).cpu().numpy(),
         candidates=candidates_P.cpu().numpy(),
@@ -140,7 +144,7 @@ def measure(
         kl_first=terms.first_P.double().cpu().numpy(),
         kl_split=terms.split_P.double().cpu().numpy(),
     )
-    return found, _cells(log_mass_PW, cell_t_C, first_P, old_B, a)
+    return positions, _cells(log_mass_PW, cell_t_C, first_P, old_B, a)
 
 
 def _log_of_rest(taken: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
@@ -149,14 +153,19 @@ def _log_of_rest(taken: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 
 
 def _splits(log_mass_PW: Tensor, log_q_PW: Tensor, log_p: Pick, a: Alignment) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every split: log of the target's share that stops there, log of the student's mass that does; of every cell:
-    its target share.
+    """For every split, the log of the target's share that stops there, and the log of the student's mass that does.
+
+    The third result is the target share of every cell.
     """
+
+    def log_q(context: Tensor, token: Tensor) -> Tensor:
+        return log_q_PW[context, token].double()
+
+    def log_mass(context: Tensor, token: Tensor) -> Tensor:
+        return log_mass_PW[context, token].double()
+
     log_p_C, stop_S = split_targets(log_p, a)
-    log_stop_q_S = log_stop_masses(
-        lambda at, token: log_q_PW[at, token].double(), lambda at, token: log_mass_PW[at, token].double(), a
-    )
-    return stop_S.clamp_min(SMALLEST).log(), log_stop_q_S, log_p_C.exp()
+    return stop_S.clamp_min(SMALLEST).log(), log_stop_masses(log_q, log_mass, a), log_p_C.exp()
 
 
 def _resolved(context: Context, pieces: PieceTable) -> Bool[np.ndarray, " P"]:
@@ -164,10 +173,10 @@ def _resolved(context: Context, pieces: PieceTable) -> Bool[np.ndarray, " P"]:
     a, old = context.alignment, context.old_ids
     shut = {
         (position, piece)
-        for positions, of in ((a.zero_position, a.zero_piece), (a.open_position, a.open_piece))
-        for position, piece in zip(positions.tolist(), of.tolist(), strict=True)
+        for positions, shut_pieces in ((a.zero_position, a.zero_piece), (a.open_position, a.open_piece))
+        for position, piece in zip(positions.tolist(), shut_pieces.tolist(), strict=True)
     }
-    found = []
+    resolved = []
     for position, row in enumerate(a.teacher_row.tolist()):
         node, longest = pieces.roots.get(old[row + 1]), old[row + 1]
         for piece in old[row + 2 :]:
@@ -176,8 +185,8 @@ def _resolved(context: Context, pieces: PieceTable) -> Bool[np.ndarray, " P"]:
             node = node.next[piece]
             longest = node.token if node.token != -1 else longest
         observed = context.new_ids[int(a.student_row[position]) + 1]
-        found.append(longest == observed and (position, old[row + 1]) not in shut)
-    return np.array(found, dtype=bool)
+        resolved.append(longest == observed and (position, old[row + 1]) not in shut)
+    return np.array(resolved, dtype=bool)
 
 
 def _cells(log_mass_PW: Tensor, cell_t_C: Tensor, first_P: Tensor, old_B: Tensor, a: Alignment) -> Cells:

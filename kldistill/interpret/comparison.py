@@ -1,4 +1,4 @@
-"""Several runs of the stage side by side: one figure, and a table of its key numbers."""
+"""Several runs of the stage side by side: one picture, and a table of its key numbers."""
 
 import json
 from collections.abc import Mapping
@@ -52,15 +52,15 @@ def key_numbers(report: Mapping[str, Any]) -> dict[str, float | None]:
     """One row of the table: the trained model of one run."""
     row: dict[str, float | None] = {}
     if "calibration" in report:
-        of = report["calibration"]["trained"]
-        new, old = of["groups"]["new"], of["groups"]["old"]
+        trained = report["calibration"]["trained"]
+        new, old, counts = trained["groups"]["new"], trained["groups"]["old"], trained["new_tokens"]
         row |= {
             "new token, nats over target": new["token"]["nats"],
             "first piece before a new token, nats over target": new["first"]["nats"],
             "first piece alone, nats over target": old["own"]["nats"],
-            "expected / observed new tokens": of["new_tokens"]["expected"] / max(of["new_tokens"]["observed"], 1),
-            "KL after a new token": of["kl"]["mean_after_new"],
-            "KL elsewhere": of["kl"]["mean_elsewhere"],
+            "expected / observed new tokens": counts["expected"] / max(counts["observed"], 1),
+            "KL after a new token": trained["kl"]["mean_after_new"],
+            "KL elsewhere": trained["kl"]["mean_elsewhere"],
         }
     if "lens" in report:
         row["JS at the last layer"] = report["lens"]["after"]["trained"]["js"]["mean"][-1]

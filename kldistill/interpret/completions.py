@@ -40,9 +40,9 @@ def draw(
         n: lines at most.
     """
     rng = random.Random(seed)
-    found: list[Line] = []
+    drawn: list[Line] = []
     for document in rng.sample(list(documents), len(documents)):
-        if len(found) == n:
+        if len(drawn) == n:
             break
         lines = document.text.splitlines()
         numbers = [number for number, line in enumerate(lines) if number and len(line.strip()) in _LENGTHS]
@@ -56,9 +56,9 @@ def draw(
                 for index, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
             ):
                 before = "\n".join(lines[:number]).encode()[-PROMPT_BYTES:].decode(errors="ignore")
-                found.append(Line(document.id, f"{before.partition(chr(10))[2]}\n{line[:middle]}", line[middle:]))
+                drawn.append(Line(document.id, f"{before.partition(chr(10))[2]}\n{line[:middle]}", line[middle:]))
                 break
-    return found
+    return drawn
 
 
 def write(
@@ -72,7 +72,7 @@ def write(
     """Complete every line greedily with both models, one after the other, and write one JSON object a line.
 
     Args:
-        path: gets ``document``, ``prompt`` (its last lines), ``reference``, and ``answers``: of every model its name,
+        path: gets ``document``, ``prompt`` (its last lines), ``reference``, and ``answers``: for every model its name,
             the ``tokens`` that it wrote (text, and whether it is new), and whether that is ``exact``ly the rest.
         inputs: ``model`` and ``rows``.
         tokenizers: of the models ``original`` and ``extended``.

@@ -13,10 +13,10 @@ class InterpretConfig:
         n_contexts: snippets of the test split, each with a new token in it.
         context_bytes: documents are cut at lines into snippets of about this many bytes.
         n_uses: uses of new tokens whose states are compared layer by layer, drawn from all uses in the contexts.
-        attention_contexts: of the contexts, how many are run once more for their attention; 0 leaves that out.
+        attention_contexts: how many of the contexts are run once more for their attention; 0 leaves that out.
         neighbours: new tokens whose nearest rows are listed.
         completions: held-out lines that the original and the trained model complete, for the report; 0 for none.
-        seed: of the choice of contexts, uses and listed tokens.
+        seed: draws contexts, uses and listed tokens.
     """
 
     n_contexts: int = 24

@@ -78,8 +78,9 @@ class Context:
         ]
 
     def uses(self, index: int) -> list[Use]:
-        """The uses of new tokens with a common boundary on both sides and something after; ``index`` numbers this
-        context.
+        """The uses of new tokens with a common boundary on both sides and something after.
+
+        ``index`` is the number of this context.
         """
         by_row = {place.student_row: place for place in self.places()}
         return [
@@ -104,15 +105,15 @@ def read(
     def rank(item: tuple[str, str]) -> bytes:
         return hashlib.blake2b(f"{seed}\0{item[0]}\0{item[1]}".encode(), digest_size=16).digest()
 
-    found: list[Context] = []
+    contexts: list[Context] = []
     for document, text in sorted(cut(documents, size), key=rank):
-        if len(found) == n:
+        if len(contexts) == n:
             break
         old_ids, new_ids = encode(old_tokenizer, [text])[0], encode(new_tokenizer, [text])[0]
         context = Context(document, text, old_ids, new_ids, align(old_ids, new_ids, pieces))
         if context.uses(0):
-            found.append(context)
-    return found
+            contexts.append(context)
+    return contexts
 
 
 def draw_uses(contexts: Sequence[Context], n: int, seed: int) -> list[Use]:
@@ -133,9 +134,9 @@ def draw_rivals(contexts: Sequence[Context], uses: Sequence[Use], n: int, seed: 
             places.setdefault(piece, []).append((index, row))
         ends |= {(index, use.after.teacher_row): use.token for use in context.uses(index)}
     chance = random.Random(seed)
-    found = []
+    rivals = []
     for number, use in enumerate(uses):
         piece = contexts[use.context].old_ids[use.after.teacher_row]
         others = [place for place in places[piece] if ends.get(place) != use.token]
-        found += [Rival(*place, number) for place in chance.sample(others, min(n, len(others)))]
-    return sorted(found)
+        rivals += [Rival(*place, number) for place in chance.sample(others, min(n, len(others)))]
+    return sorted(rivals)

@@ -27,7 +27,7 @@ def measure(
     """
     old = old.float()
     sample_SD = old[_sample(len(old), seed)]
-    found: dict[str, Any] = {"old": {"norm": quantiles(old.norm(dim=1)), "anisotropy": anisotropy(sample_SD)}}
+    measured: dict[str, Any] = {"old": {"norm": quantiles(old.norm(dim=1)), "anisotropy": anisotropy(sample_SD)}}
     references = {
         "first_piece": torch.stack([old[row[0]] for row in pieces]),
         "last_piece": torch.stack([old[row[-1]] for row in pieces]),
@@ -35,14 +35,17 @@ def measure(
     }
     for name, made_ND in rows.items():
         new_ND = made_ND.float()
-        found[name] = {
+        measured[name] = {
             "norm": quantiles(new_ND.norm(dim=1)),
             "anisotropy": anisotropy(new_ND),
-            **{f"cosine_to_{key}": quantiles(F.cosine_similarity(new_ND, of, dim=1)) for key, of in references.items()},
+            **{
+                f"cosine_to_{key}": quantiles(F.cosine_similarity(new_ND, reference_ND, dim=1))
+                for key, reference_ND in references.items()
+            },
         }
     before, after = rows["init"].float(), rows["trained"].float()
-    found["moved"] = quantiles((after - before).norm(dim=1) / before.norm(dim=1))
-    return found
+    measured["moved"] = quantiles((after - before).norm(dim=1) / before.norm(dim=1))
+    return measured
 
 
 def anisotropy(rows: Float[Tensor, "n D"]) -> float:
@@ -69,34 +72,36 @@ def neighbours(
     ``name`` shows an id below V + N as text.
     """
     every_WD = F.normalize(torch.cat([old.float(), new.float()]), dim=1)
-    found = []
+    nearest = []
     for index in chosen:
         cosine_W = every_WD @ every_WD[len(old) + index]
         cosine_W[len(old) + index] = -torch.inf
         top = cosine_W.topk(min(NEAREST, len(cosine_W) - 1))
-        found.append(
+        nearest.append(
             [
                 {"id": token, "string": name(token), "cosine": cosine}
                 for token, cosine in zip(top.indices.tolist(), top.values.tolist(), strict=True)
             ]
         )
-    return found
+    return nearest
 
 
 def principal(
     old: Float[Tensor, "V D"], rows: Mapping[str, Float[Tensor, "N D"]], seed: int
 ) -> tuple[dict[str, Float[np.ndarray, "n 2"]], list[float]]:
-    """Coordinates along the first two principal components of a sample of old rows and as many of each set of new ones,
-    and the share of variance that each explains. Centred at the sample's mean.
+    """Coordinates along the first two principal components, and the share of variance that each of these explains.
+
+    The points are a sample of old rows and at most as many of each set of new ones, centred at the mean of all.
     """
     sets = {"old": old, **rows}
     size = min(SAMPLE, max(len(new) for new in rows.values()))
-    drawn = {name: of[_sample(len(of), seed)[:size]].float() for name, of in sets.items()}
+    drawn = {name: set_nD[_sample(len(set_nD), seed)[:size]].float() for name, set_nD in sets.items()}
     points = torch.cat(list(drawn.values()))
     centre_D = points.mean(0)
     _, singular, axes = torch.linalg.svd(points - centre_D, full_matrices=False)
     share = singular.square() / singular.square().sum()
-    return {name: ((of - centre_D) @ axes[:2].T).cpu().numpy() for name, of in drawn.items()}, share[:2].tolist()
+    places = {name: ((set_nD - centre_D) @ axes[:2].T).cpu().numpy() for name, set_nD in drawn.items()}
+    return places, share[:2].tolist()
 
 
 def _sample(n: int, seed: int) -> Tensor:

@@ -42,10 +42,10 @@ class Layers:
         finally:
             handle.remove()
         layers = self.student.model.config.get_text_config().num_hidden_layers
-        found = output.hidden_states or ()
-        if len(found) != layers + 1 or len(caught) != 1:
-            raise ModelError(f"{_family(self.student)}: gave {len(found)} hidden states for {layers} layers.")
-        return torch.stack([*(state[0] for state in found[:-1]), caught[0][0]])
+        states = output.hidden_states or ()
+        if len(states) != layers + 1 or len(caught) != 1:
+            raise ModelError(f"{_family(self.student)}: gave {len(states)} hidden states for {layers} layers.")
+        return torch.stack([*(state[0] for state in states[:-1]), caught[0][0]])
 
     @torch.no_grad()
     def logits_old(self, states: Float[Tensor, "P D"]) -> Float[Tensor, "P V"]:
@@ -98,9 +98,7 @@ def _family(student: Student) -> str:
 
 
 def lasting_from(holds: Bool[np.ndarray, "K P"]) -> Int[np.ndarray, " P"]:
-    """For each position, the first layer from which on ``holds`` is true up to the last one; -1 where it is false at
-    the last.
-    """
+    """For each position, the first layer from which on ``holds`` is true up to the last; -1 where it is false there."""
     # Going backwards, count how long it has been true without a break.
     run = np.cumprod(holds[::-1], axis=0).sum(axis=0)
     return np.where(run > 0, len(holds) - run, -1)

@@ -40,8 +40,8 @@ def measure(
 ) -> dict[str, Curves]:
     """Read every layer of the teacher (key ``original``) and of the students.
 
-    Of each model: ``rank`` (from 1) and ``probability`` of the piece that follows, and ``to_final``, the KL in nats of
-    the teacher's last prediction to this one. Of a student also: ``token_rank`` and ``token_probability`` of its own
+    Each model has ``rank`` (from 1) and ``probability`` of the piece that follows, and ``to_final``, the KL in nats of
+    the teacher's last prediction to this one. A student also has ``token_rank`` and ``token_probability`` of its own
     next token among all its tokens, ``js`` (Jensen-Shannon divergence in nats, at most ln 2) and ``same_top`` (1 where
     both think the same piece likeliest) against the teacher at the same layer.
     """
@@ -69,22 +69,24 @@ def measure(
             to_final = _kl(final_PV, log_Q_PV)
             add(name, **_of_piece(log_Q_PV, piece_P), **own, to_final=to_final, js=_js(log_p_PV, log_Q_PV))
             add(name, same_top=same_top)
-    return {name: {key: torch.stack(rows).numpy() for key, rows in of.items()} for name, of in made.items()}
+    return {name: {key: torch.stack(rows).numpy() for key, rows in lists.items()} for name, lists in made.items()}
 
 
 def summarise(curves: Mapping[str, Curves]) -> dict[str, Any]:
-    """The curves over layers, and where the students meet the teacher: the first layer from which on both think the
-    same piece likeliest, up to the last layer: its median over the uses where they do, and the share of those.
+    """The curves over layers, and where the students meet the teacher.
+
+    A student meets the teacher at the first layer from which on, up to the last, both think the same piece likeliest.
+    ``meeting_layer`` is the median over the uses where they do, and ``meeting_share`` is the share of those uses.
     """
-    found: dict[str, Any] = {}
-    for name, of in curves.items():
-        found[name] = {key: per_layer(values) for key, values in of.items()}
-        if "same_top" in of:
-            meets = lasting_from(of["same_top"] > 0)
+    summary: dict[str, Any] = {}
+    for name, own in curves.items():
+        summary[name] = {key: per_layer(values) for key, values in own.items()}
+        if "same_top" in own:
+            meets = lasting_from(own["same_top"] > 0)
             met = meets[meets >= 0]
-            found[name]["meeting_layer"] = float(np.median(met)) if len(met) else None
-            found[name]["meeting_share"] = float(len(met) / len(meets))
-    return found
+            summary[name]["meeting_layer"] = float(np.median(met)) if len(met) else None
+            summary[name]["meeting_share"] = float(len(met) / len(meets))
+    return summary
 
 
 def _teacher(teacher: Reading, k: int, forbidden: Sequence[Tensor]) -> Float[Tensor, "P V"]:

@@ -22,8 +22,11 @@ STUDENTS = ("init", "trained")
 
 
 class Pass(NamedTuple):
-    """One text through one model: the states of all layers (None where they cannot be read layer by layer), and the
-    last ones, after the final norm.
+    """What one text gives in one model.
+
+    Attributes:
+        states: the states of all layers; None where they cannot be read layer by layer.
+        hidden: the last states, after the final norm.
     """
 
     states: Float[Tensor, "K T D"] | None
@@ -36,7 +39,7 @@ class Models:
 
     Attributes:
         layers: each model's layers by name, ``original`` included; empty where the family has none to read.
-        unreadable: why, else None.
+        unreadable: why the layers cannot be read; None where they can.
     """
 
     teacher: Student
@@ -47,8 +50,9 @@ class Models:
 
     @classmethod
     def load(cls, inputs: Mapping[str, Path], device: torch.device) -> "Models":
-        """The models of the artifacts ``model``, ``tokens``, ``init`` and ``rows``. They share one body unless
-        fine-tuning has changed it.
+        """The models of the artifacts ``model``, ``tokens``, ``init`` and ``rows``.
+
+        They share one body unless fine-tuning has changed it.
         """
         pieces = PieceTable.load(inputs["tokens"])
         original = load_original(inputs["model"], device)
@@ -59,14 +63,14 @@ class Models:
             after = load_student(inputs["model"], inputs["rows"], device)
         students = {"init": before, "trained": after}
         try:
-            layers = {name: Layers(of) for name, of in {"original": before, **students}.items()}
+            layers = {name: Layers(student) for name, student in {"original": before, **students}.items()}
         except ModelError as error:
             return cls(before, students, pieces, {}, str(error))
         return cls(before, students, pieces, layers, None)
 
     @torch.no_grad()
     def run(self, name: str, ids: Sequence[int]) -> Pass:
-        """One text through the model ``name``: the original one on old ids, a student on new ones."""
+        """Run one text through the model ``name``: the original one on old ids, a student on new ones."""
         if self.layers:
             states_KTD = self.layers[name].states(ids)
             return Pass(states_KTD, self.layers[name].norm(states_KTD[-1]))

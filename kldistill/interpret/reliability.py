@@ -77,11 +77,11 @@ def summarise(p: Positions, cells: Cells, old_size: int) -> dict[str, Any]:
 
 def by_token(p: Positions, old_size: int) -> dict[int, dict[str, Any]]:
     """For each new token that the text uses, averages over its uses (targets: over those that are resolved)."""
-    found: dict[int, dict[str, Any]] = {}
+    averages: dict[int, dict[str, Any]] = {}
     for token in np.unique(p.token[p.token >= old_size]).tolist():
         here = p.token == token
         known = here & np.isfinite(p.target["token"])
-        found[token] = {
+        averages[token] = {
             "n": int(here.sum()),
             "nll": float(-np.log(p.probability[here]).mean()),
             "adoption": float(p.probability[here].mean()),
@@ -93,7 +93,7 @@ def by_token(p: Positions, old_size: int) -> dict[int, dict[str, Any]]:
             },
             "error_nats": _mean(_nats(p, "token", known)),
         }
-    return found
+    return averages
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -119,16 +119,16 @@ def _errors(p: Positions, name: str, where: np.ndarray) -> dict[str, float | Non
 
 def _bins(by: Float[np.ndarray, " C"], cells: Cells) -> list[dict[str, float | int]]:
     """Cells by a probability: how many, the mean probability by both models, and how often the text went there."""
-    at = np.clip(np.digitize(by, BINS) - 1, 0, len(BINS) - 2)
+    band = np.clip(np.digitize(by, BINS) - 1, 0, len(BINS) - 2)
     return [
         {
             "from": BINS[index],
             "to": BINS[index + 1],
-            "n": int((at == index).sum()),
-            "student": float(cells.student[at == index].mean()),
-            "target": float(cells.target[at == index].mean()),
-            "observed": float(cells.observed[at == index].mean()),
+            "n": int((band == index).sum()),
+            "student": float(cells.student[band == index].mean()),
+            "target": float(cells.target[band == index].mean()),
+            "observed": float(cells.observed[band == index].mean()),
         }
         for index in range(len(BINS) - 1)
-        if (at == index).any()
+        if (band == index).any()
     ]

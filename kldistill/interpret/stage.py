@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kldistill.corpus.documents import read_documents
-from kldistill.interpret import agreement, attention, calibration, completions, figures, geometry, lens, reliability
+from kldistill.interpret import agreement, attention, calibration, completions, geometry, lens, pictures, reliability
 from kldistill.interpret.config import InterpretConfig
 from kldistill.interpret.contexts import Context, Rival, Use, draw_rivals, draw_uses, read
 from kldistill.interpret.headline import Headline, headline
@@ -36,7 +36,8 @@ Parts = dict[str, list[tuple[calibration.Positions, calibration.Cells]]]
 def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
     """See ``kldistill.interpret.build``."""
     made = Models.load(inputs, device_of(job.runtime))
-    old_tokenizer, new_tokenizer = (load_tokenizer(inputs["model"], of) for of in (None, inputs["tokens"]))
+    old_tokenizer = load_tokenizer(inputs["model"], None)
+    new_tokenizer = load_tokenizer(inputs["model"], inputs["tokens"])
     documents = read_documents(inputs["corpus"], "test")
     contexts = read(
         documents, old_tokenizer, new_tokenizer, made.pieces,
@@ -91,7 +92,7 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
             shown = {"id": record.id, "string": record.string, "pieces": [name(id) for id in record.pieces]}
             measured = tokens.get(record.id, {"n": 0})
             file.write(json.dumps({**shown, "count": record.count, **measured}, ensure_ascii=False) + "\n")
-    _write_json(out / "figures.json", figures.draw(report, points, out))
+    _write_json(out / "pictures.json", pictures.draw(report, points, out))
     summary = headline(report, head)
     write_summary(out, summary)
     job.log(summary)
@@ -118,7 +119,7 @@ def _passes(
 
     The states come in the order of the uses, or of the rivals, which is that of the contexts.
     """
-    states: States = {at: {name: [] for name in ("original", *STUDENTS)} for at in ("before", "after")}
+    states: States = {place: {name: [] for name in ("original", *STUDENTS)} for place in ("before", "after")}
     states["rivals"] = {"original": []}
     parts: Parts = {name: [] for name in STUDENTS}
     with Bar("Three models on held-out text", total=len(contexts), unit="contexts") as bar:
@@ -142,8 +143,8 @@ def _passes(
 
 def _keep(states: States, name: str, states_of_text: Pass, uses: Sequence[Use], row: str) -> None:
     if states_of_text.states is not None and uses:
-        for at in ("before", "after"):
-            states[at][name].append(states_of_text.states[:, [getattr(getattr(use, at), row) for use in uses]])
+        for place in ("before", "after"):
+            states[place][name].append(states_of_text.states[:, [getattr(getattr(use, place), row) for use in uses]])
 
 
 def _calibration(
@@ -162,8 +163,8 @@ def _calibration(
 
 
 def _agreement(states: States, uses: Sequence[Use], rivals: Sequence[Rival], head: Headline) -> dict[str, Any]:
-    """Hidden states after the uses."""
-    joined = {name: torch.cat(of, dim=1) for name, of in states["after"].items()}
+    """The agreement of hidden states after the uses."""
+    joined = {name: torch.cat(parts, dim=1) for name, parts in states["after"].items()}
     at_rivals, of_rivals = torch.cat(states["rivals"]["original"], dim=1), [rival.use for rival in rivals]
     by_model = {}
     for name in STUDENTS:
@@ -177,14 +178,14 @@ def _agreement(states: States, uses: Sequence[Use], rivals: Sequence[Rival], hea
 def _lens(made: Models, states: States, uses: Sequence[Use], head: Headline) -> dict[str, Any]:
     """The logit lens before and after the uses."""
     by_place = {}
-    for at in ("before", "after"):
-        of = states[at]
-        readings = {name: lens.Reading(made.layers[name], torch.cat(of[name], dim=1)) for name in of}
+    for place in ("before", "after"):
+        own = states[place]
+        readings = {name: lens.Reading(made.layers[name], torch.cat(own[name], dim=1)) for name in own}
         teacher = readings.pop("original")
-        curves = lens.measure(teacher, readings, [getattr(use, at) for use in uses], made.pieces)
-        by_place[at] = lens.summarise(curves)
+        curves = lens.measure(teacher, readings, [getattr(use, place) for use in uses], made.pieces)
+        by_place[place] = lens.summarise(curves)
         for name in STUDENTS:
-            head.add(f"{name}/lens/js_{at}", curves[name]["js"][-1])
+            head.add(f"{name}/lens/js_{place}", curves[name]["js"][-1])
     return {"lens": by_place}
 
 
@@ -214,7 +215,7 @@ def _geometry(
     size, pieces = made.pieces.old_size, made.pieces.pieces
     model = made.teacher.model
     old = {"input": embedding_of(model).weight[:size].float(), "output": head_of(model).weight[:size].float()}
-    rows = {side: {of: _rows(made.students[of].rows, side) for of in STUDENTS} for side in old}
+    rows = {side: {student: _rows(made.students[student].rows, side) for student in STUDENTS} for side in old}
     tied = made.students["trained"].rows.tied
     report: dict[str, Any] = {"tied": tied}
     for side in ("input",) if tied else ("input", "output"):
@@ -222,13 +223,13 @@ def _geometry(
         points[side], report[side]["principal_variance"] = geometry.principal(old[side], rows[side], cfg.seed)
     shuffled = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(cfg.seed))
     chosen = sorted(shuffled[: cfg.neighbours].tolist())
-    near = {of: geometry.neighbours(old["input"], rows["input"][of], chosen, name) for of in STUDENTS}
+    near = {student: geometry.neighbours(old["input"], rows["input"][student], chosen, name) for student in STUDENTS}
     report["neighbours"] = [
         {
             "id": records[index].id,
             "string": records[index].string,
             "pieces": [name(piece) for piece in pieces[index]],
-            **{of: near[of][number] for of in STUDENTS},
+            **{student: near[student][number] for student in STUDENTS},
         }
         for number, index in enumerate(chosen)
     ]

@@ -1,4 +1,4 @@
-"""How the stage's figures look, and what several of them share.
+"""How the stage's pictures look, and what several of them share.
 
 The paper is white and the ink black, so that a file can be read by itself anywhere; the report page replaces both, and
 the colours, by those of its light or dark style. Text stays text.
@@ -86,18 +86,18 @@ def styled(function: Callable[..., Any]) -> Callable[..., Any]:
 def signed_bars(
     axis: Axes, runs: Mapping[str, tuple[str, Mapping[str, Any]]], shown: Mapping[str, tuple[str, str]]
 ) -> dict[str, list[float]]:
-    """Groups of bars of mean log-ratios (nats), one bar a run; the values by run.
+    """Draw groups of bars of mean log-ratios (nats), one bar a run, and return the values by run.
 
     Args:
-        runs: label: (colour, the calibration of one model).
-        shown: label of each group: (group of contexts, mass).
+        runs: the colour and the calibration of each run's model, by the run's label.
+        shown: the group of contexts and the mass of each group of bars, by the group's label.
     """
     width = 0.8 / len(runs)
     values: dict[str, list[float]] = {}
-    for number, (label, (colour, of)) in enumerate(runs.items()):
-        values[label] = [of["groups"][group][mass]["nats"] or 0.0 for group, mass in shown.values()]
-        at = [group - 0.4 + width * (number + 0.5) for group in range(len(shown))]
-        axis.bar(at, values[label], width * 0.92, color=colour, label=label)
+    for number, (label, (colour, calibration)) in enumerate(runs.items()):
+        values[label] = [calibration["groups"][group][mass]["nats"] or 0.0 for group, mass in shown.values()]
+        positions = [group - 0.4 + width * (number + 0.5) for group in range(len(shown))]
+        axis.bar(positions, values[label], width * 0.92, color=colour, label=label)
     axis.axhline(0, color=INK, linewidth=0.8)
     axis.set_xticks(range(len(shown)), list(shown))
     axis.tick_params(axis="x", length=0, labelsize=8)

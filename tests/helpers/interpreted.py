@@ -8,7 +8,7 @@ from unittest.mock import patch
 import torch
 
 from kldistill import interpret
-from kldistill.interpret import figures
+from kldistill.interpret import pictures
 from kldistill.interpret.config import InterpretConfig
 from kldistill.model.load import load_original
 from kldistill.rows.rows import Rows
@@ -43,7 +43,7 @@ def run(
 ) -> dict[str, Any]:
     """Run the stage; the content of interpret.json. Figures take longer than all the rest: only with ``draw``."""
     out.mkdir(exist_ok=True)
-    drawing = figures.draw if draw else lambda _report, _points, _out: {}
-    with patch.object(figures, "draw", drawing):
+    drawing = pictures.draw if draw else lambda _report, _points, _out: {}
+    with patch.object(pictures, "draw", drawing):
         interpret.build(InterpretConfig(**{**SMALL, **settings}), inputs, out, job or Job())
     return json.loads((out / "interpret.json").read_text())

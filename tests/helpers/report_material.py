@@ -250,4 +250,4 @@ def write_interpretation(folder: Path, tokens: list[dict[str, Any]]) -> None:
     )
     (folder / "layers.svg").write_text(drawing)
     about = {"title": "Layers", "alt": f"How layers agree {HOSTILE}", "caption": "A caption."}
-    write_json(folder / "figures.json", {"layers.svg": about})
+    write_json(folder / "pictures.json", {"layers.svg": about})

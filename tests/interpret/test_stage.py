@@ -103,10 +103,10 @@ def test_what_the_stage_writes(built: tuple[Path, dict[str, Any], dict], inputs:
         "too few documents"
     )
     assert summary["interpret/uses"] == report["contexts"]["uses"]
-    figures = json.loads((out / "figures.json").read_text())
-    assert sorted(figures) == sorted(path.name for path in out.glob("*.svg"))
-    assert list(figures)[:4] == ["calibration.svg", "lens.svg", "agreement.svg", "attention.svg"]
-    for name, about in figures.items():
+    pictures = json.loads((out / "pictures.json").read_text())
+    assert sorted(pictures) == sorted(path.name for path in out.glob("*.svg"))
+    assert list(pictures)[:4] == ["calibration.svg", "lens.svg", "agreement.svg", "attention.svg"]
+    for name, about in pictures.items():
         assert sorted(about) == ["alt", "caption", "title"] and all(len(text) > 10 for text in about.values())
         assert ElementTree.fromstring((out / name).read_text()).tag.endswith("svg")
         assert "#ffffff" in (out / name).read_text()

@@ -29,7 +29,7 @@ _GAP = 1e-4  # bits/byte: a gap to the original smaller than this is none
 def render_run(folder: Path) -> Path:
     """Write ``report.html`` and ``report.json`` into a run's folder, from what the run left there and in its artifacts.
 
-    Works for runs that failed or still go on, too: the page says so, and of every part what is missing.
+    It works for runs that failed or still go on, too: the page says so, and for every part what is missing.
 
     Args:
         folder: the run's own folder, with ``run.json``.
@@ -88,7 +88,7 @@ def answer(run: Run) -> str:
     """What the run came to, in two sentences; empty where it has not come so far."""
     metrics, last = run.metrics, run.last
     saved = saved_share(metrics, last)
-    original, init = (metrics.get(f"eval/{of}/domain/bits_per_byte") for of in ("original", "init"))
+    original, init = (metrics.get(f"eval/{model}/domain/bits_per_byte") for model in ("original", "init"))
     final = metrics.get(f"eval/{last}/domain/bits_per_byte")
     if saved is None or original is None or final is None:
         return ""
@@ -106,14 +106,14 @@ def answer(run: Run) -> str:
     return f"{text}; before training it was {init:.3f}, so {1 - left / gap:.0%} of that gap was closed."
 
 
-def saved_share(metrics: Mapping[str, float], of: str | None) -> float | None:
-    """Tokens that a model saves on the scored domain text."""
-    before, after = (metrics.get(f"eval/{name}/domain/tokens_per_1000_bytes") for name in ("original", of))
+def saved_share(metrics: Mapping[str, float], model: str | None) -> float | None:
+    """The share of tokens that a model saves on the scored domain text, from 0 to 1."""
+    before, after = (metrics.get(f"eval/{name}/domain/tokens_per_1000_bytes") for name in ("original", model))
     return None if before is None or after is None else 1 - after / before
 
 
 def tiles(run: Run) -> list[dict[str, str]]:
-    """The figures that answer first: a label, the value, and what it is compared with or how sure it is."""
+    """The figures that a reader looks for first: a label, the value, and what it is compared with or how sure it is."""
     metrics, last = run.metrics, run.last
     saved = saved_share(metrics, last)
     shown_tiles = []
@@ -123,7 +123,7 @@ def tiles(run: Run) -> list[dict[str, str]]:
             note += f"; {metrics['tokens/saved']:.1%} on all test documents"
         shown_tiles.append({"label": "Tokens saved", "value": f"{saved:.1%}", "note": note})
     for text in ("domain", "general"):
-        before, after = (metrics.get(f"eval/{of}/{text}/bits_per_byte") for of in ("original", last))
+        before, after = (metrics.get(f"eval/{model}/{text}/bits_per_byte") for model in ("original", last))
         if before is not None and after is not None:
             note = f"{MODELS[last or '']}: {with_interval(metrics, f'eval/{last}/{text}/bits_per_byte')}"
             if documents := metrics.get(f"eval/{last}/{text}/documents"):
@@ -143,7 +143,7 @@ def tiles(run: Run) -> list[dict[str, str]]:
         ("completion", "exact_match"),
         ("choice", "accuracy"),
     ):
-        before, after = (metrics.get(f"eval/{of}/{suite}/{rate}") for of in ("original", last))
+        before, after = (metrics.get(f"eval/{model}/{suite}/{rate}") for model in ("original", last))
         if before is not None and after is not None:
             shown = with_interval(metrics, f"eval/{last}/{suite}/{rate}/minus_original", sign=True)
             value = f"{100 * before:.1f} → {100 * after:.1f} %"
@@ -154,26 +154,26 @@ def tiles(run: Run) -> list[dict[str, str]]:
 
 
 def draw(run: Run) -> dict[str, Any]:
-    """The page's figures by section."""
+    """The page's charts by section."""
     return {
         "standing": list(charts.standing(run.metrics)),
         "learning": list(charts.learning(run)),
         "suites": list(charts.suites(run.metrics)),
         "calibration": charts.calibration(new_tokens.interpreted(run)),
-        "interpret": interpret_figures(run),
+        "interpret": interpret_pictures(run),
     }
 
 
-def interpret_figures(run: Run) -> list[chart.Chart]:
-    """The figures that the interpret stage drew, in its order, as its ``figures.json`` describes them."""
-    path = run.file("interpret", "figures.json")
+def interpret_pictures(run: Run) -> list[chart.Chart]:
+    """The pictures that the interpret stage drew, in its order, as its ``pictures.json`` describes them."""
+    path = run.file("interpret", "pictures.json")
     if path is None:
         return []
     described = json.loads(path.read_text(encoding="utf-8"))
     charts_of_stage = []
-    for at, (name, told) in enumerate(described.items()):
+    for number, (name, told) in enumerate(described.items()):
         text = (path.parent / Path(name).name).read_text(encoding="utf-8")
-        svg = inline(text, f"interpret-{at}", told["alt"])
+        svg = inline(text, f"interpret-{number}", told["alt"])
         charts_of_stage.append(chart.Chart(told["title"], svg, told["caption"], is_wide(svg)))
     return charts_of_stage
 

@@ -1,4 +1,4 @@
-"""The stage's figures as SVG, each described in words."""
+"""The stage's pictures as SVG, each described in words."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,9 +35,9 @@ def draw(report: Mapping[str, Any], points: Mapping[str, Any], out: Path) -> dic
 
 
 def _lines(axis: Axes, curves: Mapping[str, Mapping[str, Any]], key: str, statistic: str = "mean") -> None:
-    for name, of in curves.items():
-        if key in of:
-            axis.plot(of[key][statistic], color=SERIES[name], marker=MARKERS[name], markersize=3, label=LABELS[name])
+    for name, curve in curves.items():
+        if key in curve:
+            axis.plot(curve[key][statistic], color=SERIES[name], marker=MARKERS[name], markersize=3, label=LABELS[name])
     axis.set_xlabel("layer (0: embedding)")
 
 
@@ -53,7 +53,7 @@ def _lens(lens: Mapping[str, Any], out: Path) -> dict[str, Description]:
     right.set_title("distance to the original (JS, nats)")
     right.set_ylim(bottom=0)
     save(figure, out / "lens.svg")
-    last = {name: of["probability"]["mean"][-1] for name, of in after.items()}
+    last = {name: curve["probability"]["mean"][-1] for name, curve in after.items()}
     trained, init = after["trained"], after["init"]
     meets = trained["meeting_layer"]
     return {
@@ -86,13 +86,13 @@ def _agreement(agreement: Mapping[str, Any], out: Path) -> dict[str, Description
     right.set_title("nearer to this word than to others (share)")
     right.set_ylim(0, 1.02)
     save(figure, out / "agreement.svg")
-    values = {name: of["centred"]["mean"][-1] for name, of in agreement.items()}
+    values = {name: measured["centred"]["mean"][-1] for name, measured in agreement.items()}
     layer, share = trained["detokenised_layer"], trained["detokenised_share"]
     words = "Right: only where other places with the same last piece were at hand."
     if share is not None:
-        at = "" if layer is None else f", at the median from layer {layer:.0f} on"
-        words = f"After training {share:.0%} of the uses are so up to the last layer{at}: the word is detokenised."
-    shares = [f"{of['ahead']['mean'][-1]:.0%}" for of in agreement.values() if "ahead" in of]
+        lasting = "" if layer is None else f", at the median from layer {layer:.0f} on"
+        words = f"After training {share:.0%} of the uses are so up to the last layer{lasting}: the word is detokenised."
+    shares = [f"{measured['ahead']['mean'][-1]:.0%}" for measured in agreement.values() if "ahead" in measured]
     return {
         "agreement.svg": {
             "title": "State at the new token against the state at its last piece",
@@ -113,10 +113,10 @@ def _attention(attention: Mapping[str, Any], out: Path) -> dict[str, Description
     layers = range(1, len(trained["pieces"]) + 1)
     left.plot(layers, trained["pieces"], color=INK, marker="s", markersize=3, label="original, all pieces")
     left.plot(layers, trained["last_piece"], color=MUTED, linestyle=":", label="original, last piece")
-    for name, of in attention.items():
+    for name, measured in attention.items():
         style = {"color": SERIES[name], "marker": MARKERS[name], "markersize": 3, "label": LABELS[name]}
-        left.plot(layers, of["student"], **style)
-        right.plot(layers, of["variation"], **style)
+        left.plot(layers, measured["student"], **style)
+        right.plot(layers, measured["variation"], **style)
     left.set_title("attention to the word")
     right.set_title("difference of all attention")
     for axis in (left, right):
@@ -146,11 +146,11 @@ def _calibration(calibration: Mapping[str, Any], out: Path) -> dict[str, Descrip
         "all that starts\nlike it": ("new", "first"),
         "its first piece alone,\nwhere the text\nhas that": ("old", "own"),
     }
-    bars = signed_bars(left, {LABELS[name]: (SERIES[name], of) for name, of in calibration.items()}, shown)
+    bars = signed_bars(left, {LABELS[name]: (SERIES[name], measured) for name, measured in calibration.items()}, shown)
     left.set_title("log of probability over target (nats)")
     left.legend(loc="best")
-    for name, of in calibration.items():
-        bins = of["reliability"]["student"]
+    for name, measured in calibration.items():
+        bins = measured["reliability"]["student"]
         right.plot(
             [b["student"] for b in bins], [b["target"] for b in bins], color=SERIES[name], marker=MARKERS[name],
             markersize=4, label=f"target, {LABELS[name]}",
@@ -192,15 +192,15 @@ def _geometry(geometry: Mapping[str, Any], out: Path) -> dict[str, Description]:
     groups = [(side, name) for side in sides for name in ("init", "trained")]
     width = 0.8 / len(groups)
     for number, (side, name) in enumerate(groups):
-        of = geometry[side]
+        measured = geometry[side]
         label = LABELS[name] if len(sides) == 1 else f"{side}, {LABELS[name]}"
         style = {"color": SERIES[name], "hatch": hatches[side], "edgecolor": "#ffffff", "linewidth": 0, "label": label}
         shift = -0.4 + width * (number + 0.5)
-        ratio = of[name]["norm"]["median"] / of["old"]["norm"]["median"]
+        ratio = measured[name]["norm"]["median"] / measured["old"]["norm"]["median"]
         axes[0].bar([shift], [ratio], width * 0.92, **style)
         axes[1].bar(
             [index + shift for index in range(len(keys))],
-            [of[name][f"cosine_to_{key}"]["mean"] for key in keys], width * 0.92, **style,
+            [measured[name][f"cosine_to_{key}"]["mean"] for key in keys], width * 0.92, **style,
         )  # fmt: skip
     axes[0].axhline(1, color=INK, linewidth=0.8)
     # Room above the bars for the legend.
@@ -214,14 +214,14 @@ def _geometry(geometry: Mapping[str, Any], out: Path) -> dict[str, Description]:
     save(figure, out / "geometry.svg")
     words = []
     for side in sides:
-        of = geometry[side]
-        ratios = [of[name]["norm"]["median"] / of["old"]["norm"]["median"] for name in ("init", "trained")]
-        cosines = [of[name]["cosine_to_mean_of_pieces"]["mean"] for name in ("init", "trained")]
+        measured = geometry[side]
+        ratios = [measured[name]["norm"]["median"] / measured["old"]["norm"]["median"] for name in ("init", "trained")]
+        cosines = [measured[name]["cosine_to_mean_of_pieces"]["mean"] for name in ("init", "trained")]
         words.append(
             f"{'one row for input and output' if geometry['tied'] else side}: norm {ratios[0]:.2f} times the old rows' "
             f"before and {ratios[1]:.2f} after training, cosine to the mean of its pieces {cosines[0]:.2f} and "
-            f"{cosines[1]:.2f}, mean cosine of pairs of new rows {of['init']['anisotropy']:.2f} and "
-            f"{of['trained']['anisotropy']:.2f} (old rows {of['old']['anisotropy']:.2f})"
+            f"{cosines[1]:.2f}, mean cosine of pairs of new rows {measured['init']['anisotropy']:.2f} and "
+            f"{measured['trained']['anisotropy']:.2f} (old rows {measured['old']['anisotropy']:.2f})"
         )
     return {
         "geometry.svg": {
@@ -243,7 +243,7 @@ def _principal(side: str, sets: Mapping[str, Any], variance: Sequence[float], ou
         "trained": (SERIES["trained"], LABELS["trained"]),
     }
     for name, (colour, label) in style.items():
-        # Thousands of points as one picture: as vectors they would weigh more than all other figures.
+        # Thousands of points as one image: as vectors they would weigh more than all other pictures.
         axis.scatter(*sets[name].T, s=5, color=colour, label=label, rasterized=True, alpha=0.6, linewidths=0)
     axis.set(xlabel=f"first component ({variance[0]:.1%} of variance)", ylabel=f"second ({variance[1]:.1%})")
     axis.legend(markerscale=2)
