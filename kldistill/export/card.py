@@ -28,8 +28,8 @@ TEXT_COLUMNS = [
     "KL, domain",
     "KL, general",
 ]
-# Of every stage that the card tells of: the settings that decide what came out. Paths are left out: they say something
-# of the machine, not of the model.
+# The settings that the card tells of each stage: those that decide what came out. Paths are left out, as they say
+# something of the machine, not of the model.
 SETTINGS = {
     "tokens": [
         "method",
@@ -94,7 +94,7 @@ def write(
         facts: the ``model.json`` of the base model.
         inputs: the folders that the export was made of: ``tokens``, ``rows`` and any others.
         figures: names and values of metrics.
-        license: of the result; None where nobody knows it.
+        license: the license of the extended model; None where nobody knows it.
     """
     (out / "README.md").write_text(text_of(out, facts, inputs, figures, license), encoding="utf-8")
     if figures:
@@ -104,7 +104,7 @@ def write(
 def text_of(
     out: Path, facts: Mapping[str, Any], inputs: Mapping[str, Path], figures: Mapping[str, float], license: str | None
 ) -> str:
-    """The model card as text. Arguments as ``write``."""
+    """The model card as text. The arguments are those of ``write``."""
     base, name = facts.get("base_model"), facts["name"]
     rows = Rows.load(inputs["rows"])
     sizes = read_vocabulary(inputs["tokens"])

@@ -66,7 +66,7 @@ def check_model(folder: Path) -> None:
         folder: a ``model`` artifact.
 
     Raises:
-        ModelError: the family, an option of its, or the tokenizer.
+        ModelError: the family, one of its options, or the tokenizer cannot be expressed.
     """
     check_config(load_original_config(folder))
     splitting_rule(definition(load_original_tokenizer(folder)))
@@ -130,8 +130,8 @@ def write(model: PreTrainedModel, tokenizer_folder: Path, file: Path, *, name: s
 
     Args:
         model: extended, its embedding exactly as high as the tokenizer.
-        tokenizer_folder: of the extended tokenizer.
-        name: what programs show for it.
+        tokenizer_folder: the folder of the extended tokenizer.
+        name: what programs show for the model.
 
     Raises:
         ModelError: as ``check_model``, or if what stands in the written file is not what was meant.
@@ -160,7 +160,7 @@ def write(model: PreTrainedModel, tokenizer_folder: Path, file: Path, *, name: s
 
 
 def add_sizes(writer: gguf.GGUFWriter, config: PretrainedConfig) -> None:
-    """The model's shape, as llama.cpp reads it."""
+    """Add the model's shape, as llama.cpp reads it."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -177,7 +177,10 @@ def add_sizes(writer: gguf.GGUFWriter, config: PretrainedConfig) -> None:
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast, spec: dict[str, Any], size: int) -> None:
-    """Tokens, merges, the name of the splitting rule, special ids and chat templates. ``size``: rows of the matrix."""
+    """Add tokens, merges, the name of the splitting rule, special ids and chat templates.
+
+    ``size`` is the number of rows of the embedding.
+    """
     tokens, types = vocabulary(spec, size)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(splitting_rule(spec))
@@ -225,7 +228,7 @@ def named_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     config = model.config.get_text_config()
     names = gguf.get_tensor_name_map(ARCHITECTURES[config.model_type], config.num_hidden_layers)
     tied = head_of(model).weight is embedding_of(model).weight
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for key, tensor in model.state_dict().items():
         if tied and key == "lm_head.weight":
             continue
@@ -236,10 +239,10 @@ def named_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
             tensor = interleaved(tensor, config.num_attention_heads)
         elif config.model_type == "llama" and ".attn_k." in name:
             tensor = interleaved(tensor, config.num_key_value_heads)
-        found[name] = tensor
+        tensors[name] = tensor
     if (factors := rope_factors(model)) is not None:
-        found["rope_freqs.weight"] = factors
-    return found
+        tensors["rope_freqs.weight"] = factors
+    return tensors
 
 
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:

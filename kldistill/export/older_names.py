@@ -74,26 +74,26 @@ def older_names(settings: dict[str, Any]) -> dict[str, Any]:
     Models with two kinds of layers (Gemma 3, OLMo 3) nest ``rope_parameters`` by the kind; version 4 has plain keys for
     the global ones and ``rope_local_base_freq`` for the others.
     """
-    found: dict[str, Any] = {}
+    older: dict[str, Any] = {}
     if settings.get("dtype"):
-        found["torch_dtype"] = settings["dtype"]
+        older["torch_dtype"] = settings["dtype"]
     rope = settings.get("rope_parameters") or {}
     local = rope.get("sliding_attention")
     if local is not None:
-        found["rope_local_base_freq"] = local["rope_theta"]
+        older["rope_local_base_freq"] = local["rope_theta"]
     rope = rope.get("full_attention", rope)
     if "rope_theta" not in rope:
-        return found
-    found["rope_theta"] = rope["rope_theta"]
+        return older
+    older["rope_theta"] = rope["rope_theta"]
     scaling = {name: value for name, value in rope.items() if name not in _APART}
-    found["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+    older["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
     share = rope.get("partial_rotary_factor")
     if share is not None:
-        found["partial_rotary_factor"] = share
+        older["partial_rotary_factor"] = share
     if settings.get("model_type") == "gpt_neox":  # has names of its own
-        found["rotary_emb_base"] = found.pop("rope_theta")
-        found["rotary_pct"] = found.pop("partial_rotary_factor", 1.0)
-    return found
+        older["rotary_emb_base"] = older.pop("rope_theta")
+        older["rotary_pct"] = older.pop("partial_rotary_factor", 1.0)
+    return older
 
 
 def _rotary(folder: Path, trust_remote_code: bool) -> Any:

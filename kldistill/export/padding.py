@@ -11,7 +11,7 @@ from kldistill.rows.student import embedding_of, head_of
 
 @torch.no_grad()
 def pad(model: PreTrainedModel, multiple: int) -> int:
-    """Round the height of embedding and head up to a ``multiple``; the number of rows that this adds.
+    """Round the height of embedding and head up to a ``multiple``; return the number of rows that this adds.
 
     No text has the ids of these rows. A linear head cannot forbid an id, so each gets the mean of all rows, whose logit
     is the mean of all logits: never above the largest, and its probability never above 1 / W (Jensen's inequality).

@@ -32,7 +32,7 @@ def build(cfg: ExportConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
             ``figures.json`` and, with ``cfg.gguf``, ``model.gguf``.
 
     Raises:
-        ConfigError: the upload cannot succeed (see ``hub.check``).
+        ConfigError: the upload cannot succeed (see ``upload.check``).
         ModelError: the folder would not be read back as it was meant, or a GGUF file cannot express it.
     """
     rows = next(name for name in ROWS if name in inputs)
@@ -88,9 +88,9 @@ def export_model(
     Args:
         model, tokens, rows: folders of the artifacts; ``rows`` of ``init``, ``distill`` or ``finetune``.
         others: folders of artifacts whose ``summary.json`` goes into the card.
-        license: of the result; None takes the base model's.
+        license: the license of the extended model; None takes the base model's.
         gguf: also write ``model.gguf``.
-        pad_to_multiple_of: of the height of embedding and head; 1 adds nothing.
+        pad_to_multiple_of: what the height of embedding and head is rounded up to a multiple of; 1 adds nothing.
 
     Raises:
         ModelError: the written tokenizer, loaded plainly, gives other ids than the run's; or no GGUF can be written.
@@ -136,7 +136,7 @@ def samples_of(tokens_folder: Path, limit: int = 2_000) -> list[str]:
 
 def read_figures(folders: Iterable[Path]) -> dict[str, float]:
     """All ``summary.json`` figures of some artifacts in one map."""
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for folder in folders:
-        found |= read_summary(folder)
-    return found
+        figures |= read_summary(folder)
+    return figures
