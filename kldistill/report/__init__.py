@@ -17,8 +17,9 @@ def render_run(folder: Path) -> Path:
 
 
 def collect(folder: Path, *, factor: str = "loss", baseline: str = "ce") -> dict[str, Any]:
-    """Gather all runs below a folder into ``results.csv``, ``.md``, ``.json`` and ``report.html`` there. See
-    ``kldistill.report.sweep.collect.collect``.
+    """Gather all runs below a folder into ``results.csv``, ``.md``, ``.json`` and ``report.html`` there.
+
+    See ``kldistill.report.sweep.collect.collect``.
     """
     from kldistill.report.sweep import collect
 

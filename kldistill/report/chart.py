@@ -13,7 +13,7 @@ _SMALL = (4.2, 3.0)
 
 
 class Chart(NamedTuple):
-    """A figure with its title, and a sentence or two on how to read it. A ``wide`` one needs two columns."""
+    """A picture with its title, and a sentence or two on how to read it. A ``wide`` one needs two columns."""
 
     title: str
     svg: Markup

@@ -60,12 +60,12 @@ class Run:
         return flatten(self.config)
 
     def below(self, folder: Path) -> str:
-        """Its folder as seen from another: its name in the table of a sweep."""
+        """The run's folder as seen from another: its name in the table of a sweep."""
         return os.path.relpath(self.folder, folder)
 
     @property
     def time(self) -> float:
-        """When its ``run.json`` was written last, in seconds since 1970; 0 where there is none."""
+        """When the run's ``run.json`` was written last, in seconds since 1970; 0 where there is none."""
         path = self.folder / RUN
         return path.stat().st_mtime if path.is_file() else 0.0
 
@@ -77,8 +77,9 @@ class Run:
         return extended[-1] if extended else None
 
     def final(self) -> dict[str, float]:
-        """Final metrics with those of the last model under ``eval/...``, without the model's name, so that runs that
-        end with different stages can be compared; metrics of its other models are left out.
+        """Final metrics, with those of the last model under ``eval/...``, without the model's name.
+
+        So runs that end with different stages can be compared. Metrics of the run's other models are left out.
         """
         start = f"eval/{self.last}/"
         own = {key: value for key, value in self.metrics.items() if parse(key) is None}

@@ -32,7 +32,7 @@ def _environment() -> Environment:
     policy = [
         "default-src 'none'",
         f"script-src 'sha256-{digest}'",
-        "style-src 'unsafe-inline'",  # figures style their parts
+        "style-src 'unsafe-inline'",  # pictures style their parts
         "img-src data:",
         "base-uri 'none'",
         "form-action 'none'",

@@ -1,4 +1,4 @@
-"""Figures as SVG inside the page: harmless, with ids of their own, described in words, and legible on light and dark.
+"""Pictures as SVG inside the page: harmless, with ids of their own, described in words, legible on light and dark.
 
 Colours become CSS variables of the page (``templates/style.css``): black becomes the text's colour, white the paper's,
 the palette its light or dark shade.
@@ -19,7 +19,7 @@ from kldistill.runtime.errors import KldistillError
 
 # The page has a lighter shade of each for the dark.
 PALETTE = {colour.lower(): name for name, colour in style.PALETTE.items()} | {
-    # matplotlib's own cycle, in figures that leave colours to it
+    # matplotlib's own cycle, in pictures that leave colours to it
     "#1f77b4": "blue",
     "#ff7f0e": "vermilion",
     "#2ca02c": "green",
@@ -54,20 +54,20 @@ _REFERENCE = re.compile(r"url\(\s*['\"]?#([^'\")]*)['\"]?\s*\)", flags=re.IGNORE
 _OUTSIDE = re.compile(r"url\((?!#)|@import|expression\(", flags=re.IGNORECASE)
 _IMAGE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/=\s]*")
 
-# As the figures of interpret, on the page's own paper. Text stays text: it can be searched, copied and read aloud.
+# As the pictures of interpret, on the page's own paper. Text stays text: it can be searched, copied and read aloud.
 RC: dict[Any, Any] = STYLE | dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none")
 
 
-class FigureError(KldistillError):
-    """A figure that cannot go into a page."""
+class PictureError(KldistillError):
+    """A picture that cannot go into a page."""
 
 
 def of_figure(figure: Figure, name: str, alt: str) -> Markup:
     """A matplotlib figure as inline SVG.
 
     Args:
-        name: unique in the page; starts the figure's ids.
-        alt: what the figure shows, for who cannot see it.
+        name: unique in the page; starts the picture's ids.
+        alt: what the picture shows, for those who cannot see it.
     """
     text = io.StringIO()
     with rc_context(RC):
@@ -78,18 +78,18 @@ def of_figure(figure: Figure, name: str, alt: str) -> Markup:
 def inline(text: str, name: str, alt: str) -> Markup:
     """An SVG file's content as inline SVG of the page.
 
-    Elements that are no drawing (scripts, foreign objects), event handlers, and references that lead out of the figure
+    Elements that are no drawing (scripts, foreign objects), event handlers, and references that lead out of the picture
     are left out.
 
     Raises:
-        FigureError: it is no SVG.
+        PictureError: the text is no SVG.
     """
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
-        raise FigureError(f"{name}: no SVG that can be read: {error}. Build the figure again.") from error
+        raise PictureError(f"{name}: no SVG that can be read: {error}. Build the picture again.") from error
     if root.tag != f"{{{SVG}}}svg":
-        raise FigureError(f"{name}: no SVG, but {root.tag!r}. Build the figure again.")
+        raise PictureError(f"{name}: no SVG, but {root.tag!r}. Build the picture again.")
     _clean(root, name)
     for child in [child for child in root if child.tag == f"{{{SVG}}}title"]:
         root.remove(child)
@@ -101,14 +101,14 @@ def inline(text: str, name: str, alt: str) -> Markup:
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
-def is_wide(figure: str) -> bool:
-    """Whether an inlined figure is too wide for a column, or for a phone without scrolling."""
-    width = re.search(r'style="width: (\d+)px', figure)
+def is_wide(svg: str) -> bool:
+    """Whether an inlined picture is too wide for a column, or for a phone without scrolling."""
+    width = re.search(r'style="width: (\d+)px', svg)
     return width is not None and int(width.group(1)) > _COLUMN
 
 
 def _clean(element: ElementTree.Element, name: str) -> None:
-    """Keep drawing only, give ids the figure's name, and colours the page's variables."""
+    """Keep drawing only, give ids the picture's name, and colours the page's variables."""
     for child in list(element):
         if (
             not isinstance(child.tag, str)
@@ -140,7 +140,7 @@ def _themed(match: re.Match[str]) -> str:
 
 
 def _own_size(root: ElementTree.Element) -> None:
-    """The figure is as wide as its text needs, and shrinks with the page; its box keeps its shape."""
+    """Make the picture as wide as its text needs; it shrinks with the page, and its box keeps its shape."""
     width, height = (_LENGTH.fullmatch(root.attrib.pop(key, "")) for key in ("width", "height"))
     if width and height and "viewBox" not in root.attrib:
         root.set("viewBox", f"0 0 {width.group(1)} {height.group(1)}")

@@ -7,7 +7,7 @@ import pytest
 
 from kldistill.report.chart import new_axes
 from kldistill.report.run.charts import binned, running_mean, thinned
-from kldistill.report.svg import FigureError, inline, of_figure
+from kldistill.report.svg import PictureError, inline, of_figure
 
 HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="100pt" height="50px">'
 
@@ -59,9 +59,9 @@ def test_a_drawing_is_kept_and_themed() -> None:
 
 
 def test_what_is_no_svg_is_refused() -> None:
-    with pytest.raises(FigureError, match="no SVG that can be read"):
+    with pytest.raises(PictureError, match="no SVG that can be read"):
         inline("<svg", "f1", "")
-    with pytest.raises(FigureError, match="no SVG, but 'html'"):
+    with pytest.raises(PictureError, match="no SVG, but 'html'"):
         inline("<html/>", "f1", "")
 
 

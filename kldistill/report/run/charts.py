@@ -85,11 +85,12 @@ def thinned(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[fl
 
 
 def running_mean(x: Sequence[float], y: Sequence[float], half: int) -> tuple[list[float], list[float]]:
-    """Mean of each point and its neighbours, ``half`` on both sides as far as there are any, in both coordinates. So a
-    window at an end holds more than ``half`` points and stands at their middle: a straight line stays what it is, and
+    """The mean of each point and its neighbours, ``half`` on both sides as far as there are any, in both coordinates.
+
+    A window at an end holds more than ``half`` points and stands at their middle: a straight line stays what it is, and
     the last point alone turns nothing.
     """
-    windows = [slice(max(at - half, 0), at + half + 1) for at in range(len(y))]
+    windows = [slice(max(index - half, 0), index + half + 1) for index in range(len(y))]
     return [float(np.mean(x[window])) for window in windows], [float(np.mean(y[window])) for window in windows]
 
 
@@ -98,8 +99,8 @@ def standing(metrics: Mapping[str, float]) -> Iterator[Chart]:
     shown = models_with_bits(metrics)
     if len(shown) < 2:
         return
-    names = ", ".join(MODELS[of] for of in shown)
-    if any(f"eval/{of}/domain/kl_to_teacher" in metrics for of in shown):
+    names = ", ".join(MODELS[model] for model in shown)
+    if any(f"eval/{model}/domain/kl_to_teacher" in metrics for model in shown):
         figure, axes = new_axes()
         draw_distance(axes, metrics)
         legend(axes)
@@ -115,9 +116,9 @@ def standing(metrics: Mapping[str, float]) -> Iterator[Chart]:
     base = metrics.get("eval/original/domain/tokens_per_1000_bytes")
     if base:
         figure, axes = new_axes()
-        for of in shown:
-            saved = 100 * (1 - metrics[f"eval/{of}/domain/tokens_per_1000_bytes"] / base)
-            _point(axes, metrics, of, None, saved)
+        for model in shown:
+            saved = 100 * (1 - metrics[f"eval/{model}/domain/tokens_per_1000_bytes"] / base)
+            _point(axes, metrics, model, None, saved)
         axes.set(xlabel="tokens saved on these texts (%)", ylabel="bits/byte")
         legend(axes)
         yield Chart(
@@ -139,11 +140,11 @@ def draw_distance(axes: Axes, metrics: Mapping[str, float]) -> None:
     axes.set(xlabel="KL to the teacher (nats/position)", ylabel="bits/byte")
 
 
-def _point(axes: Axes, metrics: Mapping[str, float], of: str, x_key: str | None, x: float = 0.0) -> None:
+def _point(axes: Axes, metrics: Mapping[str, float], model: str, x_key: str | None, x: float = 0.0) -> None:
     """A model with its intervals. The original one has no KL to itself: 0."""
     value, x_error = (x, None) if x_key is None else _with_error(metrics, x_key)
-    y, y_error = _with_error(metrics, f"eval/{of}/domain/bits_per_byte")
-    style: dict[str, Any] = {"fmt": MODEL_MARKERS[of], "color": COLOURS[of], "label": MODELS[of]}
+    y, y_error = _with_error(metrics, f"eval/{model}/domain/bits_per_byte")
+    style: dict[str, Any] = {"fmt": MODEL_MARKERS[model], "color": COLOURS[model], "label": MODELS[model]}
     axes.errorbar(value, y, xerr=x_error, yerr=y_error, capsize=3, markersize=7, **style)
 
 
@@ -155,7 +156,7 @@ def _with_error(metrics: Mapping[str, float], key: str) -> tuple[float, list[lis
 
 
 def _figures(metrics: Mapping[str, float], shown: Sequence[str]) -> str:
-    parts = [f"{MODELS[of]}: {metrics[f'eval/{of}/domain/bits_per_byte']:.3f} bits per byte" for of in shown]
+    parts = [f"{MODELS[model]}: {metrics[f'eval/{model}/domain/bits_per_byte']:.3f} bits per byte" for model in shown]
     return "; ".join(parts) + "."
 
 
@@ -166,27 +167,27 @@ def suites(metrics: Mapping[str, float]) -> Iterator[Chart]:
         by_suite.setdefault(name.subject, []).append(name)
     for suite, names_of_suite in by_suite.items():
         names = list(dict.fromkeys(name.metric for name in names_of_suite))
-        models = [of for of in MODELS if any(of == name.model for name in names_of_suite)]
+        models = [model for model in MODELS if any(model == name.model for name in names_of_suite)]
         figure, axes = new_axes((4.2, 0.8 + 0.28 * len(names_of_suite)))
         heights, said = {}, []
-        for at, rate in enumerate(names):
-            for place, of in enumerate(models):
-                key = f"eval/{of}/{suite}/{rate}"
+        for line, rate in enumerate(names):
+            for place, model in enumerate(models):
+                key = f"eval/{model}/{suite}/{rate}"
                 if key not in metrics:
                     continue
                 value, error = _with_error(metrics, key)
-                height = at + 0.8 * ((place + 0.5) / len(models) - 0.5)
-                heights[rate] = at
+                height = line + 0.8 * ((place + 0.5) / len(models) - 0.5)
+                heights[rate] = line
                 axes.errorbar(
                     100 * value,
                     height,
                     xerr=100 * np.array(error),
-                    fmt=MODEL_MARKERS[of],
-                    color=COLOURS[of],
+                    fmt=MODEL_MARKERS[model],
+                    color=COLOURS[model],
                     capsize=3,
-                    label=MODELS[of] if at == 0 else None,
+                    label=MODELS[model] if line == 0 else None,
                 )
-                said.append(f"{rate} of {MODELS[of]}: {100 * value:.1f} %")
+                said.append(f"{rate} of {MODELS[model]}: {100 * value:.1f} %")
         axes.set_yticks(list(heights.values()), list(heights))
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(0, 100)
@@ -201,9 +202,9 @@ def suites(metrics: Mapping[str, float]) -> Iterator[Chart]:
 
 
 def calibration(tokens: Sequence[Mapping[str, Any]]) -> Chart | None:
-    """Mean probability that the student gives each new token where it stands, against what the teacher's probabilities
-    make of it (the push-forward).
+    """The mean probability that the student gives each new token where it stands, against its target.
 
+    The target is what the teacher's probabilities make of the token (the push-forward).
     Args:
         tokens: what the interpret stage found of each: ``n`` uses, and the mean of both probabilities over those whose
             target is known, ``token_student`` and ``token_target``.
@@ -247,8 +248,8 @@ def binned(
     """Weighted means of x and y in bands of equal width of log x; empty bands are left out."""
     edges = np.geomspace(lowest, 1 + 1e-9, n_bins + 1)
     band = np.clip(np.digitize(x, edges) - 1, 0, n_bins - 1)
-    used = [at for at in range(n_bins) if weights[band == at].sum() > 0]
+    used = [index for index in range(n_bins) if weights[band == index].sum() > 0]
     return (
-        [float(np.average(x[band == at], weights=weights[band == at])) for at in used],
-        [float(np.average(y[band == at], weights=weights[band == at])) for at in used],
+        [float(np.average(x[band == index], weights=weights[band == index])) for index in used],
+        [float(np.average(y[band == index], weights=weights[band == index])) for index in used],
     )

@@ -81,7 +81,7 @@ def parts_of(ids: Sequence[int], table: Sequence[bytes], size: int) -> list[Toke
 
     Args:
         table: bytes of every id.
-        size: V; ids from here on are new.
+        size: V, the number of old ids; ids from here on are new.
     """
     tokens, pending = [], b""
     for index in ids:
@@ -95,8 +95,9 @@ def parts_of(ids: Sequence[int], table: Sequence[bytes], size: int) -> list[Toke
 
 
 def generations(run: Run, seed: int = 0) -> list[Example]:
-    """Some tasks of every suite with the answers of the original and of the last model, first sample each; tasks that
-    the two were judged differently on come first, as far as half of the places.
+    """Some tasks of every suite, with the first answer of the original and of the last model.
+
+    Up to half of them are tasks on which the two were judged differently; these come first.
     """
     if run.last is None:
         return []
@@ -109,8 +110,8 @@ def generations(run: Run, seed: int = 0) -> list[Example]:
         for task in _some(common, ours, theirs, random.Random(seed)):
             asked = prompts.get(suite, {}).get(task, {})
             answers = [
-                Answer(MODELS[of], record["completion"], judgement(record))
-                for of, record in (("original", theirs[task]), (run.last, ours[task]))
+                Answer(MODELS[model], record["completion"], judgement(record))
+                for model, record in (("original", theirs[task]), (run.last, ours[task]))
             ]
             prompt = "\n".join(asked.get("prompt", "").splitlines()[-_PROMPT_LINES:])
             examples.append(Example(suite, task, prompt, asked.get("reference", ""), answers))

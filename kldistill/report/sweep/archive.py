@@ -28,8 +28,8 @@ def pack(folder: Path, path: Path) -> None:
     """Write the archive of a sweep's runs. The same runs always give the same bytes.
 
     Args:
-        folder: of the sweep, such as ``outputs/runs/kl_vs_ce``.
-        path: of the archive, ``NAME.tar.xz``.
+        folder: the sweep's folder, such as ``outputs/runs/kl_vs_ce``.
+        path: where the archive is written, ``NAME.tar.xz``.
 
     Raises:
         ReportError: there is no run below ``folder``.

@@ -1,4 +1,4 @@
-"""The figures of a sweep's page: heat maps, where its runs stand, and what their new rows have learnt."""
+"""The charts of a sweep's page: heat maps, where its runs stand, and what their new rows have learnt."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ _MAPPED = (
     "eval/domain/adoption",
 )
 _MOST_MAPS = 12
-_MOST_INSIDE = 12  # runs that lines of one figure can tell apart
+_MOST_INSIDE = 12  # runs that lines of one chart can tell apart
 _SERIES = tuple(zip(CYCLE, "o^DsvP", strict=True))
 # Both ends of the scale are told apart in greyscale; figures in the cells are black or white, as the cell is light or
 # dark, not as the page is.
@@ -36,8 +36,9 @@ _COLOURS = "cividis"
 
 
 def across(table: Mapping[str, Any]) -> str | None:
-    """The factor that figures tell apart by column or colour: the compared one, or where it has one value only, the one
-    with the fewest values beside the seed.
+    """The factor whose values charts tell apart by column or colour.
+
+    It is the compared one or, where that has one value only, the one with the fewest values beside the seed.
     """
     if table["factor"] in table["factors"]:
         return table["factor"]
@@ -46,8 +47,9 @@ def across(table: Mapping[str, Any]) -> str | None:
 
 
 def sides(table: Mapping[str, Any]) -> tuple[str, str, list[str]] | None:
-    """What a heat map has down its rows and over its columns, and the factors that are left; None where too little
-    varies for one.
+    """The factors down the rows and over the columns of a heat map, and those that are left.
+
+    None where too little varies for a heat map.
     """
     column = across(table)
     others = [name for name in table["factors"] if name not in (SEED, column)]
@@ -58,16 +60,19 @@ def sides(table: Mapping[str, Any]) -> tuple[str, str, list[str]] | None:
 
 
 def paint(share: float, better: str) -> tuple[str, bool]:
-    """Colour of a value that is ``share`` of the way from the lowest to the highest, brighter where better; and
-    whether it is light.
+    """The colour of a value that is ``share`` of the way from the lowest to the highest, and whether it is light.
+
+    The colour is brighter where the value is better.
     """
     red, green, blue, _ = colormaps[_COLOURS](1 - share if better == LOWER else share)
     return to_hex((red, green, blue)), 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 > 0.18
 
 
 def heat_maps(table: Mapping[str, Any]) -> Iterator[Chart]:
-    """One heat map a metric, and for every combination of the remaining factors: means over seeds, the compared factor
-    (usually the loss) over the columns, the init or what varies most of the others down the rows.
+    """One heat map for each metric and combination of the remaining factors, of means over seeds.
+
+    The compared factor (usually the loss) is over the columns, the init or what varies most of the others down the
+    rows.
     """
     axes_of_map = sides(table)
     if axes_of_map is None:
@@ -144,8 +149,9 @@ def cells(
 
 
 def standing(table: Mapping[str, Any]) -> Iterator[Chart]:
-    """Every finished run: bits per byte against the KL to the teacher, and against tokens saved; a colour a value of
-    the compared factor.
+    """Every finished run: bits per byte against the KL to the teacher, and against tokens saved.
+
+    Each value of the compared factor has its colour.
     """
     rows = [row for row in table["runs"] if row["figures"]]
     for name, x_name, x_label, factor, reading in (
@@ -217,9 +223,9 @@ def learning(table: Mapping[str, Any], runs: Mapping[str, Run]) -> Iterator[Char
 
 
 def inside(table: Mapping[str, Any], runs: Mapping[str, Run]) -> Iterator[Chart]:
-    """The interpretations of the runs side by side, of every cell its first seed that has one; nothing where fewer than
-    two cells have one.
+    """The interpretations of the runs side by side: of every cell, the first seed that has one.
 
+    Nothing where fewer than two cells have one.
     Args:
         runs: by their names in ``table["runs"]``.
     """

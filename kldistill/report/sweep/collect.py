@@ -20,14 +20,13 @@ BEST = "eval/domain/bits_per_byte"
 
 
 def collect(folder: Path, *, factor: str = "loss", baseline: str = "ce") -> dict[str, Any]:
-    """Gather every run below ``folder`` into ``results.csv``, ``.md`` and ``.json``, ``report.html``
-    and, where two things vary, ``heat_map.png`` there.
+    """Gather every run below ``folder`` into ``results.csv``, ``.md`` and ``.json`` and ``report.html`` there.
 
-    Can be called at any time: runs that are still going, have failed, or are missing from the grid are shown as such,
-    and the same runs always give the same files.
+    Where two things vary, ``heat_map.png`` is written too. It can be called at any time: runs that are still going,
+    have failed, or are missing from the grid are shown as such, and the same runs always give the same files.
 
     Args:
-        folder: of the sweep, such as ``outputs/runs/kl_vs_ce``.
+        folder: the sweep's folder, such as ``outputs/runs/kl_vs_ce``.
         factor: what is compared within the same values of all the others.
         baseline: the value of ``factor`` that the others are compared with.
 
@@ -58,19 +57,19 @@ def gather(runs: Sequence[Run], folder: Path, factor: str, baseline: str) -> dic
     """
     values, labels = factors(runs, factor)
     aside = twins(runs, labels)
-    counted = [at for at in range(len(runs)) if at not in aside and is_cell(labels[at], values)]
-    kept = [runs[at] for at in counted]
-    values, own = told_apart(kept, values, [labels[at] for at in counted], folder)
+    counted = [index for index in range(len(runs)) if index not in aside and is_cell(labels[index], values)]
+    kept = [runs[index] for index in counted]
+    values, own = told_apart(kept, values, [labels[index] for index in counted], folder)
     metrics = present([run.final() for run in kept if run.status == FINISHED])
     # Runs of several experiments were never asked to fill each other's cells.
     one_sweep = len({run.folder.parent for run in kept}) <= 1
     grid = expected(values, len(kept)) if one_sweep else []
-    rows = [_row(run, found, folder, metrics) for run, found in zip(kept, own, strict=True)]
+    rows = [_row(run, cell, folder, metrics) for run, cell in zip(kept, own, strict=True)]
     rows += [_absent(cell) for cell in grid if cell not in own]
-    for at in sorted(set(range(len(runs))).difference(counted)):
-        found = {name: labels[at].get(name, "") for name in values}  # it is of no folder's cell
-        rows.append(_set_aside(_row(runs[at], found, folder, metrics), runs, aside.get(at), folder))
-    order = {name: {value: at for at, value in enumerate(found)} for name, found in values.items()}
+    for index in sorted(set(range(len(runs))).difference(counted)):
+        cell = {name: labels[index].get(name, "") for name in values}  # it is of no folder's cell
+        rows.append(_set_aside(_row(runs[index], cell, folder, metrics), runs, aside.get(index), folder))
+    order = {name: {value: place for place, value in enumerate(listed)} for name, listed in values.items()}
     rows.sort(key=lambda row: ([order[name].get(row["factors"][name], len(runs)) for name in values], row["run"] or ""))
     comparable = baseline in values.get(factor, [])
     return redact(
@@ -89,8 +88,9 @@ def gather(runs: Sequence[Run], folder: Path, factor: str, baseline: str) -> dic
 
 
 def best(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The finished run with the fewest bits per byte on domain text: its ``run``, ``factors`` and ``value``, and out of
-    how many (``of``); None where none has the metric.
+    """The finished run with the fewest bits per byte on domain text; None where no run has that metric.
+
+    Its ``run``, ``factors`` and ``value``, and out of how many runs (``of``).
     """
     scored = [row for row in rows if row["status"] == FINISHED and BEST in row["figures"]]
     if not scored:

@@ -21,8 +21,10 @@ ALL = "all"
 
 
 def means(runs: Sequence[Run], labels: Sequence[Labels], metrics: Sequence[Metric]) -> list[dict[str, Any]]:
-    """One entry a cell (everything but the seed) and metric: ``cell``, ``metric``, ``n``, ``mean`` and the 95 %
-    interval over seeds (``low``, ``high``; None with one seed, whose interval over documents is in the run's row).
+    """One entry for each cell (everything but the seed) and metric.
+
+    It has ``cell``, ``metric``, ``n``, ``mean`` and the 95 % interval over seeds (``low``, ``high``; None with one
+    seed, whose interval over documents is in the run's row).
     """
     entries = []
     for cell, members in _grouped(runs, labels, (SEED,)).items():

@@ -23,7 +23,7 @@ def factors(runs: Sequence[Run], compared: str = "loss") -> tuple[dict[str, list
     """What varies among the runs.
 
     A factor is a key that some command line gave and that has several values, such as ``loss`` or ``tokens.n_new``;
-    a run that did not give it has its configuration's value. What only runs gave that came to nothing is no factor: one
+    a run that did not give it has its configuration's value. A key that only failed runs gave is no factor: one
     mistaken key would part a whole sweep. Keys of the compared group that do not belong to all its values (such as the
     weight of a term that others have not) are part of the value: ``kl_ce, terms.ce.weight=0.3``.
 
@@ -55,17 +55,17 @@ def factors(runs: Sequence[Run], compared: str = "loss") -> tuple[dict[str, list
 
 def _keys(runs: Sequence[Run], given: Sequence[Mapping[str, str]], compared: str) -> tuple[list[str], list[str]]:
     """The keys that may be factors, and those that belong to the values of the compared one."""
-    telling = [at for at, run in enumerate(runs) if run.status in (FINISHED, RUNNING)] or range(len(runs))
-    keys = [key for at in telling for key in given[at]]
+    telling = [index for index, run in enumerate(runs) if run.status in (FINISHED, RUNNING)] or range(len(runs))
+    keys = [key for index in telling for key in given[index]]
     if any(run.overrides is None and run.config for run in runs):
         keys += _USUAL
-    kinds = [(label(runs[at], compared, given[at]), given[at]) for at in telling]
+    kinds = [(label(runs[index], compared, given[index]), given[index]) for index in telling]
     own = [key for key in dict.fromkeys(keys) if key.startswith(f"{compared}.") and not _of_all_kinds(key, kinds)]
     return list(dict.fromkeys(key for key in [*keys, *([compared] if own else [])] if key not in own)), own
 
 
 def _of_all_kinds(key: str, given: Sequence[tuple[str, Mapping[str, str]]]) -> bool:
-    """Whether of every value of the compared factor most runs gave ``key``: then it is a factor of its own."""
+    """Whether most runs of every value of the compared factor gave ``key``, which then is a factor of its own."""
     by_kind: dict[str, list[bool]] = {}
     for kind, keys in given:
         by_kind.setdefault(kind, []).append(key in keys)
@@ -73,22 +73,22 @@ def _of_all_kinds(key: str, given: Sequence[tuple[str, Mapping[str, str]]]) -> b
 
 
 def twins(runs: Sequence[Run], labels: Sequence[Mapping[str, str]]) -> dict[int, int]:
-    """Runs that say nothing of their own beside another run with the same labels: those that are not finished where
-    that one is, and those with the same configuration.
+    """Runs that say nothing of their own beside another run with the same labels.
 
+    These are runs that are not finished where that one is, and runs with the same configuration.
     Returns:
         Their positions, each with that of the run that stands for it: a finished one if there is, and the latest.
     """
     alike: dict[tuple[str, ...], list[int]] = {}
-    for at, label in enumerate(labels):
-        alike.setdefault(tuple(label.values()), []).append(at)
+    for index, label in enumerate(labels):
+        alike.setdefault(tuple(label.values()), []).append(index)
     aside = {}
     for group in alike.values():
-        best = max(group, key=lambda at: (runs[at].status == FINISHED, runs[at].time, str(runs[at].folder)))
-        for at in group:
-            beaten = runs[best].status == FINISHED != runs[at].status
-            if at != best and (beaten or _substance(runs[at]) == _substance(runs[best])):
-                aside[at] = best
+        best = max(group, key=lambda index: (runs[index].status == FINISHED, runs[index].time, str(runs[index].folder)))
+        for index in group:
+            beaten = runs[best].status == FINISHED != runs[index].status
+            if index != best and (beaten or _substance(runs[index]) == _substance(runs[best])):
+                aside[index] = best
     return aside
 
 
@@ -100,9 +100,7 @@ def is_cell(labels: Mapping[str, str], values: Mapping[str, Sequence[str]]) -> b
 def told_apart(
     runs: Sequence[Run], values: Mapping[str, list[str]], labels: Sequence[Mapping[str, str]], below: Path
 ) -> tuple[dict[str, list[str]], list[dict[str, str]]]:
-    """Values and labels with the folder (from ``below`` on) as one more factor, where runs would have the same labels
-    without it.
-    """
+    """Values and labels, with the folder (from ``below`` on) as one more factor where labels do not tell runs apart."""
     if len({tuple(label.values()) for label in labels}) == len(runs):
         return dict(values), [dict(label) for label in labels]
     folders = [run.below(below) for run in runs]
@@ -161,7 +159,7 @@ def _plain(value: str) -> str:
 
 
 def natural(value: str) -> tuple[int, float, str]:
-    """Sorts numbers by size, before words."""
+    """A sort key by which numbers come by size, before words."""
     try:
         number = float(value)
     except ValueError:

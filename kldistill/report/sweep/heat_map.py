@@ -27,7 +27,7 @@ SHOWN = (
 
 
 def heat_map(table: Mapping[str, Any], folder: Path) -> Path | None:
-    """Write one panel a figure: means over seeds, what is compared over the columns, all else down the rows.
+    """Write one panel for each metric: means over seeds, what is compared over the columns, all else down the rows.
 
     Args:
         table: as ``sweep.gather`` makes it.

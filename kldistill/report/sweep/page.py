@@ -40,7 +40,7 @@ def html(folder: Path, table: Mapping[str, Any], runs: Sequence[Run]) -> str:
     """The page as text.
 
     Args:
-        folder: of the sweep.
+        folder: the sweep's folder.
         table: content of ``results.json``.
         runs: the sweep's runs, for what they were asked in common.
     """
@@ -97,8 +97,9 @@ def command(table: Mapping[str, Any], runs: Sequence[Run]) -> list[str]:
 
 
 def summary(table: Mapping[str, Any], metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
-    """For every value that is compared with the baseline, and every metric: how many cells got which verdict, and the
-    difference over all cells.
+    """For every value that is compared with the baseline, and every metric, the verdicts and the difference.
+
+    ``counts`` is how many cells got which verdict; the difference is over all cells.
     """
     entries: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for entry in telling(table):
@@ -123,7 +124,7 @@ def answers(table: Mapping[str, Any], metrics: Mapping[str, Metric]) -> list[dic
         if row["whole"]["cell"] is None and (cells := together(row["whole"])) != ALL:
             note += f", {cells}"
         if verdict not in (BETTER, WORSE) and counts.total() > 1:  # what the single cells say all the same
-            note += "; cells: " + ", ".join(f"{n} {of}" for of, n in counts.items())
+            note += "; cells: " + ", ".join(f"{n} {kind}" for kind, n in counts.items())
         by_verdict[verdict].append(f"{row['metric'].label} ({note})")
     return [
         {"value": value, "said": {verdict: names for verdict, names in by_verdict.items() if names}}

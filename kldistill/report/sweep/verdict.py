@@ -61,7 +61,7 @@ def judge(entries: Sequence[dict[str, Any]], metrics: Mapping[str, Metric]) -> N
     Args:
         entries: with ``metric``, ``difference``, ``p`` and ``verdict``; those whose verdict is ``OPEN`` are judged,
             and counted as asked, where their metric is evidence.
-        metrics: by name.
+        metrics: the metrics by name.
     """
     asked = [
         entry
