@@ -111,9 +111,7 @@ def digest(contents: Iterable[tuple[str, Callable[[], bytes]]]) -> str:
 
 
 def read_documents(folder: Path, split: str) -> list[Document]:
-    """The documents of one split: ``train``, ``validation``, ``test``, ``general``, ``general_code``, or one of the
-    latter two with ``_train`` or ``_validation`` behind it.
-    """
+    """The documents of one split, which is one of ``SPLITS``."""
     assert split in SPLITS, f"no split {split!r}"
     with (folder / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as file:
         return [Document(**json.loads(line)) for line in file]

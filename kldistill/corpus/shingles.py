@@ -42,11 +42,10 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _hashes(data: NDArray[np.uint8], marks: bool) -> NDArray[np.uint64]:
-    """One 64-bit hash for each word of a document's N bytes (with ``marks``, for each punctuation mark too), in order:
-    shape (M,).
+    """One 64-bit hash for each word of a document's N bytes, in order, of shape (M,).
 
-    A word's hash is its polynomial in ``_BASE`` modulo 2^64, read off running sums and shifted back to exponent zero
-    (the base is odd, so it has an inverse).
+    With ``marks``, each punctuation mark has a hash too. A word's hash is its polynomial in ``_BASE`` modulo 2^64, read
+    off running sums and shifted back to exponent zero (the base is odd, so it has an inverse).
     """
     inside = np.zeros(len(data) + 2, dtype=np.int8)
     inside[1:-1] = _WORD_BYTES[data]

@@ -32,8 +32,9 @@ class Snippet(NamedTuple):
 
 
 def cut(documents: Iterable[Text], size: int) -> list[Snippet]:
-    """Cut every document, at ends of lines, into snippets of at least ``size`` bytes and less than twice that; a rest
-    below half the size joins the last one (then it is less than two and a half times).
+    """Cut every document, at ends of lines, into snippets of at least ``size`` bytes and less than twice that.
+
+    A rest below half the size joins the last snippet, which is then less than two and a half times the size.
 
     Lines longer than ``size`` (prose with a paragraph a line, transcripts) are cut too: before white space, or, in
     text without it, between characters.

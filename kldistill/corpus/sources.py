@@ -106,8 +106,10 @@ def _version(package: str) -> str:
 
 @component("source")
 def local_files(path: str, glob: str) -> Source:
-    """Text files below a folder. Hidden files and folders (``.git``, ``.venv``) are left alone; kldistill's outputs,
-    virtual environments, ``node_modules``, ``build``, ``dist`` and what git ignores are left out and counted.
+    """Text files below a folder.
+
+    Hidden files and folders (``.git``, ``.venv``) are passed over; kldistill's outputs, virtual environments,
+    ``node_modules``, ``build``, ``dist`` and what git ignores are left out and counted.
 
     Args:
         path: the folder.

@@ -151,8 +151,10 @@ def _usable(
 
 
 def _largest(documents: list[Document], cfg: CorpusConfig) -> int:
-    """How many bytes of the domain's text a document may hold: at most half of what the smaller held-out split is to
-    hold, or the splits would have nothing to choose from (but 4 KB in any case), and at most ``max_document_bytes``.
+    """How many bytes of the domain's text a document may hold.
+
+    That is half of what the smaller held-out split is to hold, or the splits would have nothing to choose from; but at
+    least 4,096 bytes, and never more than ``max_document_bytes``.
     """
     total = sum(map(_bytes, documents))
     return min(cfg.max_document_bytes, max(4_096, int(min(cfg.validation, cfg.test) * total / 2)))
@@ -205,8 +207,10 @@ def _choose(
 
 
 def _share_out(name: str, documents: list[Document], share: float) -> dict[str, list[Document]]:
-    """General documents, in seeded order, for the evaluation (the first in any case), for training and for validation
-    during it: a ``share`` of them for the latter two, of which every fourth for validation. Empty parts are left out.
+    """Share general documents, in seeded order, out to the evaluation, to training, and to validation during training.
+
+    A ``share`` of them goes to the latter two, every fourth of these to validation; the others, and the first in any
+    case, go to the evaluation. Empty parts are left out.
     """
     parts: dict[str, list[Document]] = {name: []}
     taken = 0

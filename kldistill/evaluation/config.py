@@ -33,6 +33,7 @@ class EvalConfig(ScoringConfig):
     """The group ``eval``: scoring of held-out text, and the suites of tasks.
 
     Each file of conf/eval/suite adds a key of its own name, the suite.
+
     Attributes:
         suites: names of the suites to run; empty for none.
         limit: tasks of each suite at most, the first ones; null for all.

@@ -30,7 +30,7 @@ def program_of(task: Task, completion: str, ended: str = "stop") -> str:
     """The program that passes if, and only if, the completion solves the task.
 
     Args:
-        task: of kind ``program``.
+        task: a task of kind ``program``.
         completion: what the model wrote.
         ended: why it ended there; with ``budget`` it broke off anywhere, and goes back to its last whole statement.
     """

@@ -51,6 +51,7 @@ def parse(key: str) -> Name | None:
 
 class Metric(NamedTuple):
     """What tables, charts and comparisons need to know of a metric.
+
     Attributes:
         name: as in ``eval/MODEL/SUBJECT/NAME``; in ``present`` the whole name of a run's last model.
         label: for tables and charts.

@@ -74,6 +74,7 @@ class Estimate(NamedTuple):
 @dataclass(frozen=True)
 class Sums:
     """A metric as the records keep it: the ratio of two sums, with a summand of each for every text (or task).
+
     Attributes:
         keys: what each text is, so that two runs are compared on the same ones only.
         groups: the document that each text belongs to.

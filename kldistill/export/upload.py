@@ -40,7 +40,7 @@ def push(folder: Path, repo: str, private: bool, say: Callable[[str], None]) -> 
     """Create the repository if need be and upload the folder's files to it. Checks first, as ``check`` does.
 
     Raises:
-        ConfigError: as ``check``.
+        ConfigError: the upload cannot succeed, as ``check`` says.
         ModelError: the upload fails half-way.
     """
     check(repo, private)

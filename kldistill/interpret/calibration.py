@@ -35,6 +35,7 @@ class Positions:
     """Contexts, one per entry; those of several texts can be joined.
 
     All but the KL terms are probabilities from 0 to 1; the KL terms are in nats.
+
     Attributes:
         token: the next student token t.
         after_new: whether the last token read is a new one.

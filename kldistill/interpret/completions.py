@@ -36,7 +36,7 @@ def draw(
 
     Args:
         tokenizer: the extended one.
-        old_size: V; ids from here on are new.
+        old_size: V, the number of old ids; ids from here on are new.
         n: lines at most.
     """
     rng = random.Random(seed)
@@ -75,7 +75,7 @@ def write(
         path: gets ``document``, ``prompt`` (its last lines), ``reference``, and ``answers``: for every model its name,
             the ``tokens`` that it wrote (text, and whether it is new), and whether that is ``exact``ly the rest.
         inputs: ``model`` and ``rows``.
-        tokenizers: of the models ``original`` and ``extended``.
+        tokenizers: the tokenizers of the models ``original`` and ``extended``.
     """
     answers: list[list[dict[str, Any]]] = [[] for _ in lines]
     requests = [Request(line.prompt, BUDGET, ("\n",)) for line in lines]

@@ -23,7 +23,7 @@ def measure(
 
     Args:
         rows: the new rows by name, ``init`` and ``trained``.
-        pieces: of each new token; none may be empty.
+        pieces: the old ids that each new token is made of; none may be empty.
     """
     old = old.float()
     sample_SD = old[_sample(len(old), seed)]

@@ -17,8 +17,9 @@ from kldistill.runtime.errors import ModelError
 
 
 class Layers:
-    """A student's (or, with old ids, its teacher's) residual stream: state 0 is the embedding, state k what layer k
-    hands on, the last one *before* the final norm.
+    """A student's residual stream or, with old ids, its teacher's.
+
+    State 0 is the embedding, state k what layer k hands on, and the last one is taken *before* the final norm.
 
     transformers gives the last state after the final norm in most families and before it in others. So the last one is
     taken at the norm itself, which is found by what it does, not by its name.

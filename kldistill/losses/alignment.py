@@ -26,6 +26,7 @@ from kldistill.tokens.pieces import Node, PieceTable
 
 def _index(*, beside: str | None = None, into: str | None = None) -> dict[str, Any]:
     """The metadata of a field of ``Alignment`` that is one of its flat lists.
+
     Args:
         beside: the list beside which this one stands, entry by entry; None where it leads such a group itself.
         into: what its entries point into: ``student`` or ``teacher`` for rows, or the name of another list. None where
@@ -39,7 +40,7 @@ class Alignment:
     """What the losses use of two token sequences. ``align`` makes it; all tensors are int64 on one device.
 
     Attributes:
-        old_size, new_size: V and W.
+        old_size, new_size: V and W, the sizes of the two vocabularies in tokens.
         mass_owner, mass_member: subtree membership of the piece table, shared by all alignments.
         next_row, next_token: student row and the student token that follows it, for every position with a next
             token.

@@ -15,7 +15,7 @@ def ce(student_logits: Float[Tensor, "A W"], alignment: Alignment) -> Float[Tens
 
     Args:
         student_logits: logits over the new vocabulary, a row per student token.
-        alignment: of the same rows.
+        alignment: the alignment of the same rows.
     """
     logits_MW = at_least_float32(student_logits[alignment.next_row])
     picked_M = logits_MW.gather(1, alignment.next_token[:, None])[:, 0]

@@ -43,9 +43,9 @@ def kl(
     token, and a lower bound elsewhere. Zero at q = q*.
 
     Args:
-        student_logits: over the new vocabulary, a row per student token.
-        teacher_logits: over the old vocabulary, a row per teacher token.
-        alignment: of the same rows.
+        student_logits: logits over the new vocabulary, a row per student token.
+        teacher_logits: logits over the old vocabulary, a row per teacher token.
+        alignment: the alignment of the same rows.
     """
     terms = kl_terms(student_logits, teacher_logits, alignment)
     return (terms.first_P.sum() + terms.split_P.sum()) / max(alignment.n_common, 1)
@@ -166,8 +166,10 @@ def open_cell(
 
 
 def split_targets(log_p: Pick, alignment: Alignment) -> tuple[Float[Tensor, " C"], Float[Tensor, " S"]]:
-    """What the teacher asks for at every split, given its token: log-probability of each resolved child, and what is
-    left for stopping there, in [0, 1]. ``log_p`` picks the teacher's log-probabilities by row and piece.
+    """What the teacher asks for at every split, given its token.
+
+    That is the log-probability of each resolved child, and the probability that is left for stopping there, in [0, 1].
+    ``log_p`` picks the teacher's log-probabilities by row and piece.
     """
     a = alignment
     log_p_F = log_p(a.factor_row, a.factor_piece)

@@ -144,7 +144,7 @@ def chunked(
     Args:
         parameters: trainable tensors inside ``heads`` (the new output rows).
         student_hidden_TD, teacher_hidden_UD: last hidden states of the batch, padded and flattened.
-        chunks: of the batch's alignment.
+        chunks: the chunks of the batch's alignment.
     """
 
     def loss_of(chunk: Chunk, hidden_AD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

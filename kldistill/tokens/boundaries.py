@@ -106,8 +106,9 @@ def let_through(spec: dict[str, Any], terms: Iterable[str]) -> dict[str, Any]:
 
 
 def keeps_matches(step: dict[str, Any]) -> bool:
-    """Whether a step is a Split whose pieces are the matches of a regex: an isolating one, or one that removes what
-    lies between them (cl100k as tiktoken's converter writes it).
+    """Whether a step is a Split whose pieces are the matches of a regex.
+
+    It isolates them, or it removes what lies between them (cl100k as tiktoken's converter writes it).
     """
     if step["type"] != "Split" or "Regex" not in step["pattern"]:
         return False

@@ -52,7 +52,7 @@ class Definition(NamedTuple):
 
     Attributes:
         spec: its ``tokenizer.json``, as ``definition`` gives it.
-        size: V, ids of the old tokenizer.
+        size: V, the number of ids of the old tokenizer.
         boundary: one of ``boundaries.BOUNDARIES``.
     """
 

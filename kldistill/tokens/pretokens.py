@@ -88,8 +88,9 @@ def _bytes(group: list[str]) -> int:
 def _by_processes(
     rule: Rule, groups: Iterator[list[str]], workers: int, advance: Callable[[int], None]
 ) -> Counter[str]:
-    """Let processes count the groups, and add up what they have counted. Few groups are on their way at once, so the
-    texts need not fit into memory twice.
+    """Let processes count the groups, and add up what they have counted.
+
+    Few groups are on their way at once, so the texts need not fit into memory twice.
     """
     total: Counter[str] = Counter()
     ask = Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch="2 * n_jobs")

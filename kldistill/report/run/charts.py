@@ -205,6 +205,7 @@ def calibration(tokens: Sequence[Mapping[str, Any]]) -> Chart | None:
     """The mean probability that the student gives each new token where it stands, against its target.
 
     The target is what the teacher's probabilities make of the token (the push-forward).
+
     Args:
         tokens: what the interpret stage found of each: ``n`` uses, and the mean of both probabilities over those whose
             target is known, ``token_student`` and ``token_target``.

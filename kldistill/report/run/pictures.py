@@ -35,6 +35,7 @@ def standing(metrics: Mapping[str, float], folder: Path) -> Path | None:
     """``standing.png``: bits per byte on domain text against the KL to the teacher, with 95 % intervals.
 
     Lower left is best.
+
     Returns:
         The file, or None where no extended model was evaluated.
     """

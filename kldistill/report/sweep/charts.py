@@ -130,7 +130,7 @@ def cells(
     """Draw a heat map: a coloured cell a value with the value in it, a dash where it is nan.
 
     Args:
-        size: of the letters, in points.
+        size: the size of the letters, in points.
     """
     low, high = np.nanmin(values), np.nanmax(values)
     for (row, column), value in np.ndenumerate(values):
@@ -194,7 +194,7 @@ def learning(table: Mapping[str, Any], runs: Mapping[str, Run]) -> Iterator[Char
     """Validation of every finished run while it trained, a line a run, a colour a value of the compared factor.
 
     Args:
-        runs: by their names in ``table["runs"]``.
+        runs: the runs by their names in ``table["runs"]``.
     """
     for name in ("bits_per_byte", "kl_to_teacher"):
         metric = TEXT_METRICS[name]
@@ -226,8 +226,9 @@ def inside(table: Mapping[str, Any], runs: Mapping[str, Run]) -> Iterator[Chart]
     """The interpretations of the runs side by side: of every cell, the first seed that has one.
 
     Nothing where fewer than two cells have one.
+
     Args:
-        runs: by their names in ``table["runs"]``.
+        runs: the runs by their names in ``table["runs"]``.
     """
     folders: dict[str, Path] = {}
     for row in table["runs"]:

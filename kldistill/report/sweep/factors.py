@@ -76,6 +76,7 @@ def twins(runs: Sequence[Run], labels: Sequence[Mapping[str, str]]) -> dict[int,
     """Runs that say nothing of their own beside another run with the same labels.
 
     These are runs that are not finished where that one is, and runs with the same configuration.
+
     Returns:
         Their positions, each with that of the run that stands for it: a finished one if there is, and the latest.
     """
