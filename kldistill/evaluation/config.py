@@ -14,7 +14,7 @@ class ScoringConfig:
 
     Attributes:
         domain_bytes: bytes of the test split that are scored, about.
-        general_bytes: bytes of general text that are scored, about.
+        general_bytes: bytes that are scored, about, of each general text that the corpus has.
         window_bytes: documents are cut at lines into windows of about this many bytes, scored on their own.
     """
 

@@ -30,7 +30,8 @@ from kldistill.training.load import load_student
 from kldistill.training.scoring import score_original, score_student
 from kldistill.training.sums import SUMS, Score, summarise
 
-TEXTS = {"domain": "test", "general": "general"}  # split of the corpus that each kind of text comes from
+# The split of the corpus that each kind of text comes from. There may be no general code.
+TEXTS = {"domain": "test", "general": "general", "general_code": "general_code"}
 
 
 def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
@@ -38,13 +39,15 @@ def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path
 
     Args:
         inputs: ``model`` and ``corpus``.
-        out: gets ``NAME.jsonl`` and ``NAME.npy`` for both kinds of text, ``records.jsonl`` and ``summary.json``.
+        out: gets ``NAME.jsonl`` and ``NAME.npy`` for every kind of text, ``records.jsonl`` and ``summary.json``.
     """
     device = device_of(job.runtime)
     tokenizer = load_original_tokenizer(inputs["model"])
     model = bare(inputs["model"], device)
     scores: dict[str, list[Score]] = {}
     for name, split in TEXTS.items():
+        if not (inputs["corpus"] / f"{split}.jsonl").is_file():
+            continue
         size = cfg.eval.domain_bytes if name == "domain" else cfg.eval.general_bytes
         windows = draw(cut(read_documents(inputs["corpus"], split), cfg.eval.window_bytes), n_bytes=size)
         windows = within_context(windows, tokenizer, load_original_config(inputs["model"]))
@@ -72,6 +75,8 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
     student = load_student(inputs["model"], inputs["rows"], device)
     scores: dict[str, list[Score]] = {}
     for name in TEXTS:
+        if not states.exists(inputs["evaluate_original"], name):
+            continue
         scores[name] = score_student(
             student,
             TwoCuts.read(inputs["evaluate_original"], name, tokenizer, pieces),

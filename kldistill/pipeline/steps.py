@@ -120,7 +120,7 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool) -> dict[str, Ste
         _evaluate("original"),
         _same("model", "corpus"),
         group="evaluate",
-        version=3,
+        version=4,
     )
     found |= _generation("original", suites, _same("model"))
     found |= _evaluation("init", "init", [])
@@ -257,7 +257,7 @@ def _evaluation(of: str, rows: str, suites: Sequence[str], tokens: str = "tokens
     """The steps that measure the extended model with the rows of one stage."""
     inputs = {"model": "model", "tokens": tokens, "rows": rows}
     sources = {**inputs, **_same("evaluate_original")}
-    score = Step(_later("evaluation.score.evaluate_student"), _evaluate(of), sources, group="evaluate", version=2)
+    score = Step(_later("evaluation.score.evaluate_student"), _evaluate(of), sources, group="evaluate", version=3)
     return {f"evaluate_{of}": score, **_generation(of, suites, inputs)}
 
 
