@@ -153,7 +153,7 @@ def rate_here(cfg: Config) -> float:
     """FLOP a second of this machine's device in a product of two large matrices of float32."""
     device = device_of(cfg.runtime)
     left, right = (torch.randn(1024, 1024, device=device) for _ in range(2))
-    left @ right  # the first one may compile or warm up
+    (left @ right).sum().item()  # the first one may compile or warm up
     started, done = time.perf_counter(), 0
     while time.perf_counter() - started < 0.5:
         (left @ right).sum().item()

@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import regex
 from joblib import Parallel, delayed
@@ -94,7 +94,8 @@ def _by_processes(
     """
     total: Counter[str] = Counter()
     ask = Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch="2 * n_jobs")
-    for counted, done in ask(delayed(_count_group)(rule, group) for group in groups):
+    counts = cast(Iterator[tuple[Counter[str], int]], ask(delayed(_count_group)(rule, group) for group in groups))
+    for counted, done in counts:
         total.update(counted)
         advance(done)
     return total

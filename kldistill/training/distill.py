@@ -73,8 +73,8 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         solved = json.loads(told.read_text())
     elif cfg.solve.iterations:
         held_out = TwoCuts.read(inputs["teacher"], "validation", tokenizer, pieces)
-        readouts = [Readout(student, texts, job.runtime.chunk) for texts in (cuts, held_out)]
-        output_ND, solved = solve(*readouts, rows.head.detach(), objective.terms, cfg.solve, job.say)
+        train_on, judge = (Readout(student, texts, job.runtime.chunk) for texts in (cuts, held_out))
+        output_ND, solved = solve(train_on, judge, rows.head.detach(), objective.terms, cfg.solve, job.say)
         rows.head.data.copy_(output_ND if rows.output is not None else tied_rows(student, pieces, output_ND))
         write_text(told, json.dumps(solved, indent=2) + "\n")
     if cfg.solve.iterations:
