@@ -34,19 +34,20 @@ def final_rows(metrics: Mapping[str, float]) -> list[list[str]]:
         if density is None or base is None:
             continue
         original = key == "original"
-        size = metrics.get("tokens/old_size" if original else "tokens/new_size")
+        own_cut = key in ("original", "control")  # no new token
+        size = metrics.get("tokens/old_size" if own_cut else "tokens/new_size")
         rows.append(
             [
                 name,
                 "" if size is None else f"{int(size):,}",
                 f"{density:.1f}",
-                "–" if original else f"{1 - density / base:.1%}",
+                "–" if own_cut else f"{1 - density / base:.1%}",
                 with_interval(metrics, f"eval/{key}/domain/bits_per_byte"),
                 with_interval(metrics, f"eval/{key}/general/bits_per_byte"),
                 "–" if original else with_interval(metrics, f"eval/{key}/domain/kl_to_teacher"),
                 "–" if original else with_interval(metrics, f"eval/{key}/general/kl_to_teacher"),
                 "–" if original else with_interval(metrics, f"eval/{key}/domain/kl_per_byte"),
-                "–" if original else f"{metrics.get(f'eval/{key}/domain/new_token_share', 0.0):.1%}",
+                "–" if own_cut else f"{metrics.get(f'eval/{key}/domain/new_token_share', 0.0):.1%}",
                 " / ".join(_number(metrics, f"eval/{key}/{text}/documents", ",.0f") for text in (DOMAIN, GENERAL)),
             ]
         )
