@@ -115,17 +115,20 @@ class SolveConfig:
         tie: a tied model keeps one row a token, seven tenths of it the solved row and three tenths the row of its last
             piece. False: solved output rows stand beside the input rows of ``init``, at the cost of one more
             matrix at export.
+        snippets: of the training text, at most. A snippet of 700 bytes is held in about a megabyte.
         ridges: strengths of the pull towards the start, tried from the strongest on while the validation loss falls. 1
             weighs a move of all rows by the old rows' median length like half a nat a position.
     """
 
     iterations: int = 0
     tie: bool = True
+    snippets: int = 400
     ridges: list[float] = field(default_factory=lambda: [0.01, 1e-4])
 
     def check(self, group: str) -> None:
         """The ranges. Raises ``ConfigError`` naming the key below ``group``."""
         require(self.iterations >= 0, f"{group}.iterations", self.iterations, "must be 0 (nothing is solved) or more")
+        require(self.snippets >= 1, f"{group}.snippets", self.snippets, "must be at least 1")
         require(
             len(self.ridges) > 0 and all(0 <= ridge < float("inf") for ridge in self.ridges),
             f"{group}.ridges",

@@ -73,7 +73,9 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         solved = json.loads(told.read_text())
     elif cfg.solve.iterations:
         held_out = TwoCuts.read(inputs["teacher"], "validation", tokenizer, pieces)
-        train_on, judge = (Readout(student, texts, job.runtime.chunk) for texts in (cuts, held_out))
+        chunk = job.runtime.chunk
+        train_on = Readout(student, cuts, chunk, cfg.solve.snippets)
+        judge = Readout(student, held_out, chunk)
         output_ND, solved = solve(train_on, judge, rows.head.detach(), objective.terms, cfg.solve, job.say)
         rows.head.data.copy_(output_ND if rows.output is not None else tied_rows(student, pieces, output_ND))
         write_text(told, json.dumps(solved, indent=2) + "\n")

@@ -55,16 +55,17 @@ class Readout:
         student: for its heads; its body is not run.
         cuts: the texts in both cuts, with the teacher's states.
         chunk: student positions of one chunk.
+        most: texts that are used, at most: the first ones, which cover the new tokens best.
     """
 
-    def __init__(self, student: Student, cuts: TwoCuts, chunk: int) -> None:
+    def __init__(self, student: Student, cuts: TwoCuts, chunk: int, most: int | None = None) -> None:
         self.student, pieces = student, cuts.pieces
         used = sorted({piece for row in pieces.pieces for piece in row})
         self.columns_S = torch.tensor(used)
         self.number_W = torch.full((pieces.new_size,), len(used))  # of every id in the reduced vocabulary
         self.number_W[self.columns_S] = torch.arange(len(used))
         self.number_W[pieces.old_size :] = len(used) + 1 + torch.arange(len(pieces.pieces))
-        aligned = [cuts.alignment(index) for index in range(len(cuts))]
+        aligned = [cuts.alignment(index) for index in range(min(len(cuts), most or len(cuts)))]
         n = sum(alignment.n_common for alignment in aligned)
         self.parts = [
             part

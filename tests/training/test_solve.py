@@ -12,6 +12,7 @@ from kldistill.losses.alignment import align
 from kldistill.losses.weighted import Term
 from kldistill.runtime.errors import ConfigError
 from kldistill.training.config import DistillConfig, SolveConfig
+from kldistill.training.cuts import TwoCuts
 from kldistill.training.solve import Readout, solve, teacher_rows
 from tests.helpers.artifacts import MakeModel, MakeTokens
 from tests.helpers.setting import Setting, make_setting
@@ -82,6 +83,15 @@ def test_a_weighted_sum_takes_any_loss(setting: Setting) -> None:
     own = loss(exact_pieces=True)(halved)
     both = readout.loss(rows_ND, {"own": Term(own, 1.0), "kl": Term(kl, 0.5)})
     assert both == pytest.approx(readout.loss(rows_ND, {"kl": Term(kl, 1.0)}), rel=1e-5)
+
+
+def test_the_first_texts_alone_are_used_where_there_are_many(setting: Setting) -> None:
+    few = Readout(setting.student, setting.cuts, chunk=64, most=2)
+    first = TwoCuts(setting.states, setting.new_ids[:2], setting.pieces)
+    rows_ND, terms = setting.student.rows.head.detach(), {"kl": Term(kl, 1.0)}
+    assert few.loss(rows_ND, terms) == Readout(setting.student, first, chunk=64).loss(rows_ND, terms)
+    every = Readout(setting.student, setting.cuts, chunk=64, most=1000)
+    assert len(every.parts) == len(Readout(setting.student, setting.cuts, chunk=64).parts) > len(few.parts)
 
 
 def test_a_term_of_hidden_states_has_nothing_to_say_of_output_rows(setting: Setting) -> None:
