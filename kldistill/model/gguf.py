@@ -40,11 +40,11 @@ READ = {"default", "gpt-2", "llama-bpe", "qwen2"}
 def identity(*, path: str, **others: object) -> dict[str, object]:
     """The file's digest, and the files of a tokenizer's folder by theirs. Raises ``ModelError``."""
     folder = others.get("tokenizer")
-    found: dict[str, object] = {"sha256": sha256(existing(path, "model.path"))}
+    facts: dict[str, object] = {"sha256": sha256(existing(path, "model.path"))}
     if folder is not None:
         files = sorted(Path(str(folder)).expanduser().glob("*.json"))
-        found["tokenizer"] = {file.name: sha256(file) for file in files}
-    return found
+        facts["tokenizer"] = {file.name: sha256(file) for file in files}
+    return facts
 
 
 @component("model", identity)

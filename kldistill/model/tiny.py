@@ -197,9 +197,9 @@ def sentencepiece_style(kind: str, vocab_size: int) -> PreTrainedTokenizerFast:
 
 def check_size(tokenizer: Tokenizer, wanted: int) -> None:
     """Refuse a ``vocab_size`` that the alphabet alone exceeds or that the training text cannot fill."""
-    found = tokenizer.get_vocab_size()
-    if found != wanted:
+    size = tokenizer.get_vocab_size()
+    if size != wanted:
         raise ModelError(
-            f"model.vocab_size: training gave {found} tokens where {wanted} were asked for; take a value "
-            f"{'above' if found > wanted else 'below'} it by {abs(found - wanted)} or more."
+            f"model.vocab_size: training gave {size} tokens where {wanted} were asked for; take a value "
+            f"{'above' if size > wanted else 'below'} it by {abs(size - wanted)} or more."
         )

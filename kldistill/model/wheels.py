@@ -60,10 +60,10 @@ def checked(file: Path, digest: str, source: str) -> Path:
     """``file`` itself, once its SHA-256 is the pinned one; ``source`` says who has the right one. Raises
     ``ModelError``.
     """
-    found = sha256(file)
-    if found != digest:
+    actual = sha256(file)
+    if actual != digest:
         raise ModelError(
-            f"{file}: SHA-256 is {found}, not {digest}: a damaged file or another model. Remove it (or give the right "
+            f"{file}: SHA-256 is {actual}, not {digest}: a damaged file or another model. Remove it (or give the right "
             f"one with model.file=...); {source} has the right one."
         )
     return file

@@ -45,7 +45,7 @@ def about(cfg: Config) -> dict[str, Any]:
         "model": str(getattr(cfg.model, "name", None) or getattr(cfg.model, "path", "")),
         "seed": cfg.seed,
         "kldistill": program(),
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "python": platform.python_version(),
         "device": _device(cfg),
         "threads": torch.get_num_threads(),
@@ -62,20 +62,20 @@ def about(cfg: Config) -> dict[str, Any]:
 
 def of_artifacts(artifacts: Mapping[str, Path]) -> dict[str, Any]:
     """What the artifacts tell of the ``model`` and of the ``tokenizer``; empty as long as they are not there."""
-    found: dict[str, Any] = {}
+    facts_told: dict[str, Any] = {}
     if "model" in artifacts and (path := artifacts["model"] / "model.json").is_file():
         facts = json.loads(path.read_text(encoding="utf-8"))
         if facts.get("name"):
-            found["model"] = facts["name"]
+            facts_told["model"] = facts["name"]
     if "tokens" in artifacts:
         sizes = read_summary(artifacts["tokens"])
         if {"tokens/old_size", "tokens/new_size"} <= set(sizes):
-            found["tokenizer"] = {
+            facts_told["tokenizer"] = {
                 "old_size": int(sizes["tokens/old_size"]),
                 "new_size": int(sizes["tokens/new_size"]),
                 "artifact": artifacts["tokens"].name,
             }
-    return found
+    return facts_told
 
 
 def _device(cfg: Config) -> dict[str, str]:

@@ -111,7 +111,7 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
     unique, batch = (n * d.snippet_bytes / BYTES_PER_TOKEN for n in (snippets, d.batch_size))
     adapter = 14 * d.lora.r * shape.width * shape.layers  # two thin matrices for each of seven linear layers
     weights = shape.parameters * shape.weight_bytes
-    found = [
+    plan = [
         Need("memory: frozen weights", weights, "B", "b P"),
         Need("memory: new rows with AdamW", 16 * matrices * n_new * shape.width, "B", "16 N D, twice if two rows"),
         Need("memory: logits of a chunk", 4 * LOGITS * height * cfg.runtime.chunk, "B", "16 W runtime.chunk"),
@@ -123,30 +123,30 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
         ),
     ]
     if d.lora.r:
-        found.append(Need("memory: adapter with AdamW", 16 * adapter, "B", "16 a parameter"))
-    found.append(Need("memory: distillation in all", sum(need.amount for need in found), "B", "the sum"))
+        plan.append(Need("memory: adapter with AdamW", 16 * adapter, "B", "16 a parameter"))
+    plan.append(Need("memory: distillation in all", sum(need.amount for need in plan), "B", "the sum"))
     if tuned.method == "full":
-        amount = 16 * shape.parameters + found[2].amount + found[3].amount
-        found.append(Need("memory: full fine-tuning in all", amount, "B", "16 P, logits and activations"))
+        amount = 16 * shape.parameters + plan[2].amount + plan[3].amount
+        plan.append(Need("memory: full fine-tuning in all", amount, "B", "16 P, logits and activations"))
     if d.teacher == "self":
-        found.append(Need("disk: the teacher's states", 4 * shape.width * unique, "B", "4 D a token of its text"))
+        plan.append(Need("disk: the teacher's states", 4 * shape.width * unique, "B", "4 D a token of its text"))
     export = (shape.parameters + matrices * n_new * shape.width) * shape.weight_bytes
-    found.append(Need("disk: the exported model", export, "B", "b (P + N D)"))
+    plan.append(Need("disk: the exported model", export, "B", "b (P + N D)"))
 
     head = 2 * height * shape.width
     seen = d.steps * batch
     if d.teacher == "self":
-        found.append(Need("work: teacher", 2 * shape.body * unique, "FLOP", "2 B a token"))
+        plan.append(Need("work: teacher", 2 * shape.body * unique, "FLOP", "2 B a token"))
     step = SHORTER * (4 * shape.body + 2 * head) + head + (2 * shape.body if d.teacher == "online" else 0)
-    found.append(Need("work: distillation", seen * step, "FLOP", "forward, back through a frozen body, two heads"))
+    plan.append(Need("work: distillation", seen * step, "FLOP", "forward, back through a frozen body, two heads"))
     if tuned.method != "none":
         passes = {"full": 6, "lora": 4, "rows": 4}[tuned.method] * shape.body + 3 * head
         tokens = tuned.steps * tuned.batch_size * tuned.snippet_bytes / BYTES_PER_TOKEN * SHORTER
-        found.append(Need("work: fine-tuning", tokens * passes, "FLOP", "forward and back"))
+        plan.append(Need("work: fine-tuning", tokens * passes, "FLOP", "forward and back"))
     models = 3 + (tuned.method != "none")
     scored = models * (cfg.eval.domain_bytes + cfg.eval.general_bytes) / BYTES_PER_TOKEN
-    found.append(Need("work: scoring", scored * (2 * shape.body + 2 * head), "FLOP", "every model on held-out text"))
-    return found
+    plan.append(Need("work: scoring", scored * (2 * shape.body + 2 * head), "FLOP", "every model on held-out text"))
+    return plan
 
 
 def rate_here(cfg: Config) -> float:
@@ -168,7 +168,7 @@ def told(cfg: Config, rate: float | None = None) -> str:
         rate: FLOP a second that training reaches; None measures a matrix product here and takes half of its rate.
     """
     shape = shape_of(cfg)
-    found = needs(cfg, shape)
+    plan = needs(cfg, shape)
     said = f"{rate:.3g} FLOP/s, as given" if rate else ""
     if rate is None:
         rate = EFFICIENCY * rate_here(cfg)
@@ -178,11 +178,11 @@ def told(cfg: Config, rate: float | None = None) -> str:
         f"vocabulary {shape.vocabulary:,}, {'tied' if shape.tied else 'untied'}, {shape.weight_bytes} bytes a weight",
         "",
     ]
-    for need in found:
+    for need in plan:
         amount = f"{need.amount / 1e9:,.2f} GB" if need.unit == "B" else f"{need.amount / 1e12:,.1f} TFLOP"
         hours = "" if need.unit == "B" else _time(need.amount / rate)
         lines.append(f"{need.what:<34} {amount:>16} {hours:>10}   {need.how}")
-    total = sum(need.amount for need in found if need.unit == "FLOP")
+    total = sum(need.amount for need in plan if need.unit == "FLOP")
     lines += [
         "",
         f"In all about {_time(total / rate)} at {said}; tasks that are answered (eval.suites) and what is drawn "

@@ -55,15 +55,15 @@ def _unknown(node: Any, key: str) -> list[str]:
         return []
     schema = OmegaConf.get_type(node)
     names = {item.name for item in fields(schema)} if is_dataclass(schema) else None
-    found = []
+    leaves = []
     for name in node:
         inside = f"{key}.{name}" if key else str(name)
         child = node._get_node(name)
         if names is not None and name not in names:
-            found += _leaves(child, inside)
+            leaves += _leaves(child, inside)
         else:
-            found += _unknown(child, inside)
-    return found
+            leaves += _unknown(child, inside)
+    return leaves
 
 
 def _leaves(node: Any, key: str) -> list[str]:

@@ -74,19 +74,19 @@ def entries(group: str) -> list[Entry]:
     """Every key of a group. Raises ``ConfigError`` for a name that is no group."""
     if group not in groups():
         raise ConfigError(f"{group!r}: there is no such group. Groups are {', '.join([*groups(), 'experiment'])}.")
-    found: dict[str, Entry] = {}
+    known: dict[str, Entry] = {}
     for entry in _entries(group):
-        found.setdefault(entry.key, entry)
-    return list(found.values())
+        known.setdefault(entry.key, entry)
+    return list(known.values())
 
 
 def presets(group: str) -> dict[str, str]:
     """The presets of a group, the user's own too, each with the first sentence of the comment above it."""
-    found = {}
+    comments = {}
     for folder in [compose.conf_folder(), *compose.own_folders()]:
         for path in sorted((folder / group).glob("*.yaml")):
-            found[path.stem] = _comment(path)
-    return found
+            comments[path.stem] = _comment(path)
+    return comments
 
 
 def overview() -> str:
@@ -118,9 +118,9 @@ def markdown() -> str:
     parts = []
     for group in [*groups(), "experiment", "hydra/launcher"]:
         parts.append(f"## {group}\n")
-        if found := presets(group):
+        if choices := presets(group):
             parts += ["| preset | |", "|---|---|"]
-            parts += [f"| `{group}={name}` | {_cell(text)} |" for name, text in found.items()]
+            parts += [f"| `{group}={name}` | {_cell(text)} |" for name, text in choices.items()]
             parts.append("")
         if group in groups():
             parts += ["| key | type | default | unit | choices | meaning |", "|---|---|---|---|---|---|"]
@@ -187,15 +187,15 @@ def _preset_of(schema: type) -> str:
 @cache
 def _meanings(schema: type) -> dict[str, str]:
     """What the docstrings of a schema and of its bases say of each key. Fine-tuning shares keys with distillation."""
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     bases = [FinetuneConfig, DistillConfig] if schema is FinetuneConfig else schema.__mro__
     for base in reversed([base for base in bases if is_dataclass(base)]):
         text = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2]
         # An entry begins at the margin of its section; the lines that continue it stand further in.
         section = re.match(r"((?:    .*\n?|\n)*)", text)
         for name, meaning in re.findall(r"^    (\w+): (.*(?:\n {8,}.*)*)", section[1] if section else "", re.MULTILINE):
-            found[name] = " ".join(meaning.split())
-    return found
+            meanings[name] = " ".join(meaning.split())
+    return meanings
 
 
 def _type(hint: Any) -> str:
@@ -229,12 +229,12 @@ def _raw() -> dict[str, Any]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-            found: Any = OmegaConf.to_container(hydra_compose("config", overrides=_searchpath()))
+            container: Any = OmegaConf.to_container(hydra_compose("config", overrides=_searchpath()))
     finally:
         GlobalHydra.instance().clear()
         if running is not None:
             GlobalHydra.instance().initialize(running)
-    return found
+    return container
 
 
 def _searchpath() -> list[str]:

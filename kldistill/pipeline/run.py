@@ -159,12 +159,12 @@ def _stands(
     if any(source not in prints for source in step.inputs.values()):
         return False
     try:
-        _, found = identify(name, step, cfg, prints, known)
+        _, fingerprint_now = identify(name, step, cfg, prints, known)
     except (KldistillError, OSError):  # a source that is gone
         return False
-    if artifact.name != found or not (artifact / MANIFEST).is_file():
+    if artifact.name != fingerprint_now or not (artifact / MANIFEST).is_file():
         return False
-    prints[name] = found
+    prints[name] = fingerprint_now
     return True
 
 

@@ -144,5 +144,5 @@ class RunRecord:
 
 def earlier_artifacts(folder: Path, steps: Steps) -> dict[str, str]:
     """The artifacts that the ``run.json`` of a folder names, by step: paths relative to the folder."""
-    found = run_record(folder).get("artifacts", {})
-    return {name: found[name] for name in steps if name in found}
+    artifacts = run_record(folder).get("artifacts", {})
+    return {name: artifacts[name] for name in steps if name in artifacts}

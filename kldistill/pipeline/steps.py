@@ -75,10 +75,10 @@ def steps_of(cfg: "Config") -> dict[str, Step]:
     """The steps of this configuration, in the order in which they run."""
     covers = cfg.distill.draw == "cover"  # then the text depends on the new tokens
     finetuned = ("with control" if cfg.finetune.control else "yes") if cfg.finetune.method != "none" else ""
-    found = _steps(list(dict.fromkeys(cfg.eval.suites)), finetuned, covers)
+    steps = _steps(list(dict.fromkeys(cfg.eval.suites)), finetuned, covers)
     if cfg.tokens.method == "none":
-        del found["interpret"]  # there is no new row to explain
-    return found
+        del steps["interpret"]  # there is no new row to explain
+    return steps
 
 
 def stages_of(steps: Steps) -> list[str]:
@@ -88,7 +88,7 @@ def stages_of(steps: Steps) -> list[str]:
 
 
 def _steps(suites: Sequence[str], finetuned: str, covers: bool) -> dict[str, Step]:
-    found = {
+    steps = {
         "model": Step(
             _later("model.stage.build"),
             lambda cfg: cfg.model,
@@ -107,7 +107,7 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool) -> dict[str, Ste
         "init": Step(_later("rows.stage.build"), lambda cfg: cfg.init, _same("model", "tokens")),
     }
     for suite in suites:
-        found[f"tasks_{suite}"] = Step(
+        steps[f"tasks_{suite}"] = Step(
             _later("evaluation.suites.stage.build"),
             _tasks(suite),
             _same("corpus", "tokens"),
@@ -115,28 +115,28 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool) -> dict[str, Ste
             identity=_later("evaluation.suites.stage.identity"),
             version=2,
         )
-    found["evaluate_original"] = Step(
+    steps["evaluate_original"] = Step(
         _later("evaluation.score.evaluate_original"),
         _evaluate("original"),
         _same("model", "corpus"),
         group="evaluate",
         version=4,
     )
-    found |= _generation("original", suites, _same("model"))
-    found |= _evaluation("init", "init", [])
-    found["teacher"] = Step(
+    steps |= _generation("original", suites, _same("model"))
+    steps |= _evaluation("init", "init", [])
+    steps["teacher"] = Step(
         _later("training.teacher.build"), _teacher, _same("model", "corpus", *(["tokens"] if covers else [])), version=4
     )
     sources = _same("model", "tokens", "init", "teacher")
-    found["distill"] = Step(
+    steps["distill"] = Step(
         _later("training.distill.build"), lambda cfg: cfg.distill, sources, resumable=True, together=True
     )
-    found |= _evaluation("distilled", "distill", suites)
+    steps |= _evaluation("distilled", "distill", suites)
     last = "distill"
     if finetuned:
         last = "finetune"
         sources = {**_same("model", "tokens", "corpus", "teacher"), "rows": "distill"}
-        found[last] = Step(
+        steps[last] = Step(
             _later("training.finetune.build"),
             lambda cfg: cfg.finetune,
             sources,
@@ -144,16 +144,16 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool) -> dict[str, Ste
             resumable=True,
             together=True,
         )
-        found |= _evaluation("finetuned", last, suites)
+        steps |= _evaluation("finetuned", last, suites)
     if finetuned == "with control":
-        found |= _control(suites)
+        steps |= _control(suites)
     sources = {**_same("model", "tokens", "corpus", "init"), "rows": last}
-    found["interpret"] = Step(_later("interpret.build"), lambda cfg: cfg.interpret, sources, version=3)
-    measured = [name for name, step in found.items() if step.group == "evaluate" and not name.startswith("tasks_")]
+    steps["interpret"] = Step(_later("interpret.build"), lambda cfg: cfg.interpret, sources, version=3)
+    measured = [name for name, step in steps.items() if step.group == "evaluate" and not name.startswith("tasks_")]
     sources = {**_same("model", "tokens"), "rows": last}
     # The model card tells how the rows came about, and what was measured.
     told = [*(name for name in ("init", "distill") if name != last), *measured]
-    found["export"] = Step(
+    steps["export"] = Step(
         _later("export.stage.build"),
         lambda cfg: cfg.export,
         sources,
@@ -162,7 +162,7 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool) -> dict[str, Ste
         early={"model": _later("export.stage.check_model")},
         result="The extended model",
     )
-    return found
+    return steps
 
 
 def plan(steps: Steps, wanted: Sequence[str]) -> list[str]:
@@ -182,14 +182,14 @@ def plan(steps: Steps, wanted: Sequence[str]) -> list[str]:
 
 def rebuilt(steps: Steps, planned: Sequence[str], force: Sequence[str]) -> set[str]:
     """Names of the steps to build anew: those of the forced stages, and what follows from them."""
-    found: set[str] = set()
+    anew: set[str] = set()
     present = dict.fromkeys(planned)
     for name in planned:
         step = steps[name]
-        follows = any(source in found for source in step.sources(present).values())
+        follows = any(source in anew for source in step.sources(present).values())
         if name in force or step.group in force or follows:
-            found.add(name)
-    return found
+            anew.add(name)
+    return anew
 
 
 def identify(
@@ -263,12 +263,12 @@ def _evaluation(of: str, rows: str, suites: Sequence[str], tokens: str = "tokens
 
 def _generation(of: str, suites: Sequence[str], inputs: Mapping[str, str]) -> dict[str, Step]:
     """The steps in which one model answers the tasks of every suite."""
-    found = {}
+    steps = {}
     for suite in suites:
         sources = {**inputs, "tasks": f"tasks_{suite}"}
         if of != "original":
             sources |= {"original": f"generate_original_{suite}", "teacher": "teacher"}
-        found[f"generate_{of}_{suite}"] = Step(
+        steps[f"generate_{of}_{suite}"] = Step(
             _later("evaluation.answer.build"),
             _generate(of, suite),
             sources,
@@ -276,7 +276,7 @@ def _generation(of: str, suites: Sequence[str], inputs: Mapping[str, str]) -> di
             resumable=True,
             version=3,
         )
-    return found
+    return steps
 
 
 def _terms(cfg: TokensConfig) -> dict[str, str]:

@@ -70,15 +70,15 @@ class Sweep(Callback):
         if nothing can be written there.
         """
         _try(Path(str(config.outputs)) / "runs")
-        found = members(config)
-        for folder, n in Counter(member.folder for member in found).items():
+        every_member = members(config)
+        for folder, n in Counter(member.folder for member in every_member).items():
             if n > 1:  # Hydra would go on after any other exception
                 sys.exit(
                     f"{n} runs of this sweep would share the folder {folder}: they differ only in what says how to run "
                     "(stages, force, logger, runtime, outputs, hydra), which is no part of its name. Run them one by "
                     "one, or name a folder for each: hydra.sweep.subdir='${hydra.job.num}'."
                 )
-        _launched[:] = found
+        _launched[:] = every_member
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Called by Hydra before every run: the sweep's own record was written just before the first one."""

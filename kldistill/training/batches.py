@@ -72,10 +72,10 @@ def schedule(lengths: Sequence[int], batch_size: int, steps: int, seed: int | st
     snippet is not seen again before all others were, but for the rest of an epoch that fills no batch: another one,
     drawn by chance, each time.
     """
-    found: list[list[int]] = []
+    planned: list[list[int]] = []
     epoch = 0
     size = min(batch_size, len(lengths))
-    while len(found) < steps:
+    while len(planned) < steps:
         rng = random.Random(f"{seed}/{epoch}")
         order = list(range(len(lengths)))
         rng.shuffle(order)
@@ -85,9 +85,9 @@ def schedule(lengths: Sequence[int], batch_size: int, steps: int, seed: int | st
             bucket = sorted(order[start : start + 16 * size], key=lambda index: lengths[index])
             batches += [bucket[at : at + size] for at in range(0, len(bucket), size)]
         rng.shuffle(batches)
-        found += batches
+        planned += batches
         epoch += 1
-    return found[:steps]
+    return planned[:steps]
 
 
 class Steps(Dataset[Batch]):

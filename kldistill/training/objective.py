@@ -120,7 +120,7 @@ def validation(
     def validate() -> dict[str, float]:
         training = student.training
         student.eval()
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
         for start, cuts in sets.items():
             scores = score_student(
                 student,
@@ -131,8 +131,8 @@ def validation(
                 device=device,
                 description="Validation",
             )
-            found |= {f"{start}_{name}": value for name, value in summarise(scores).items()}
+            figures |= {f"{start}_{name}": value for name, value in summarise(scores).items()}
         student.train(training)
-        return found
+        return figures
 
     return validate

@@ -92,8 +92,8 @@ def _score_batch(
         a = part.alignment
         logits_AW = student.logits(states_TD[part.student_rows])
         teacher_BV = None if teacher_UD is None else student.logits_old(teacher_UD[part.teacher_rows])
-        found = measure(logits_AW, teacher_BV, a)
-        log_q_M = found.log_q_M
+        measured = measure(logits_AW, teacher_BV, a)
+        log_q_M = measured.log_q_M
         rows_M = part.student_rows[a.next_row]
         add(sums, "nats", rows_M, -log_q_M)
         new_M = a.next_token >= a.old_size
@@ -102,9 +102,9 @@ def _score_batch(
         add(counts, "n_new", rows_M, new_M)
         if teacher_UD is not None:
             rows_P = part.student_rows[a.student_row]
-            add(sums, "kl", rows_P, found.first_P + found.split_P)
+            add(sums, "kl", rows_P, measured.first_P + measured.split_P)
             add(counts, "n_common", rows_P, torch.ones_like(rows_P))
-            mass = found.unresolved.item()
+            mass = measured.unresolved.item()
             for score in scores:  # known for the batch as a whole: shared among its texts
                 score.unresolved += mass / len(scores)
     for row, score in enumerate(scores):

@@ -92,12 +92,12 @@ class Readout:
             n_common=n,
             n_next=n,
         )
-        found = []
+        made_parts = []
         for part in chunks(whole, chunk):
             rows_A = teacher_row[part.student_rows].to(device)
             teacher_BR = reduced_UR[part.teacher_rows.to(device)]
-            found.append(Part(hidden_UD[rows_A], reduced_UR[rows_A], teacher_BR, part.alignment.to(device)))
-        return found
+            made_parts.append(Part(hidden_UD[rows_A], reduced_UR[rows_A], teacher_BR, part.alignment.to(device)))
+        return made_parts
 
     def _reduce(self, logits_UV: Float[Tensor, "U V"]) -> Float[Tensor, "U R"]:
         """The logits of the pieces of new tokens, and one that has the mass of all others together."""
@@ -162,10 +162,10 @@ def solve(
             return loss + ridge / 2 * away_ND.square().sum().item() / scale
 
         optimizer.step(closure)  # type: ignore[arg-type]
-        found = held_out.loss(rows_ND.detach(), terms)
-        if not found < best:
+        held_out_loss = held_out.loss(rows_ND.detach(), terms)
+        if not held_out_loss < best:
             break
-        best, best_ND, chosen = found, rows_ND.detach().clone(), ridge
+        best, best_ND, chosen = held_out_loss, rows_ND.detach().clone(), ridge
     figures |= {"solve/train_after": train.loss(best_ND, terms), "solve/validation_after": best, "solve/ridge": chosen}
     say(
         f"Output rows solved at the teacher's states: {before:.3f} to {best:.3f} nats a position on validation text, "

@@ -28,15 +28,15 @@ def general(
         The snippets; none where the corpus has kept no general text for this part.
     """
     kinds = [f"{name}_{part}" for name in GENERAL_SPLITS if (corpus / f"{name}_{part}.jsonl").is_file()]
-    found: list[Snippet] = []
+    drawn: list[Snippet] = []
     for number, kind in enumerate(kinds):
         snippets = cut(read_documents(corpus, kind), size)
         if n is not None:
-            found += draw(snippets, n=(n + number) // len(kinds), seed=seed)
+            drawn += draw(snippets, n=(n + number) // len(kinds), seed=seed)
         else:
             assert n_bytes is not None
-            found += draw(snippets, n_bytes=n_bytes // len(kinds), seed=seed)
-    return found
+            drawn += draw(snippets, n_bytes=n_bytes // len(kinds), seed=seed)
+    return drawn
 
 
 def with_general(snippets: list[Snippet], corpus: Path, share: float, size: int, seed: int, key: str) -> list[Snippet]:
@@ -51,10 +51,10 @@ def with_general(snippets: list[Snippet], corpus: Path, share: float, size: int,
     wanted = n_general(round(len(snippets) / (1 - share)), share)
     if not wanted:
         return snippets
-    found = general(corpus, "train", size, n=wanted, seed=seed)
-    if not found:
+    of_general = general(corpus, "train", size, n=wanted, seed=seed)
+    if not of_general:
         raise ConfigError(
             f"{key}={share}: the corpus has kept no general text for training. Raise corpus.general_train, or give "
             "corpus.general more documents."
         )
-    return [*snippets, *found]
+    return [*snippets, *of_general]

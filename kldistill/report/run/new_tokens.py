@@ -4,6 +4,7 @@ import json
 from typing import Any, NamedTuple
 
 from kldistill.report.data import Run, lines
+from kldistill.tokens.artifact import TOKENS, read_new_tokens
 from kldistill.tokens.definition import token_bytes
 from kldistill.training.load import load_tokenizer
 
@@ -32,22 +33,22 @@ class Row(NamedTuple):
 
 def rows(run: Run) -> list[Row]:
     """All new tokens, most used first; empty where the tokens artifact is gone."""
-    tokens = lines(run.file("tokens", "new_tokens.jsonl"))
-    if not tokens:
+    path = run.file("tokens", TOKENS)
+    if path is None:
         return []
     uses = {token["id"]: token.get("held_out") for token in preflight(run).get("tokens", [])}
     measured = {row["id"]: row for row in interpreted(run)}
     texts = _texts(run)
     table = []
-    for token in tokens:
-        own = measured.get(token["id"], {})
+    for token in read_new_tokens(path.parent):
+        own = measured.get(token.id, {})
         table.append(
             Row(
-                token["id"],
-                token["string"],
-                [texts[piece] if texts else f"#{piece}" for piece in token["pieces"]],
-                token["count"],
-                uses.get(token["id"]),
+                token.id,
+                token.string,
+                [texts[piece] if texts else f"#{piece}" for piece in token.pieces],
+                token.count,
+                uses.get(token.id),
                 *(own.get(key) for key in ("n", "nll", "adoption", "target")),
             )
         )
