@@ -25,7 +25,6 @@ from kldistill.model.config import (
     Gemma3Config,
     GgufConfig,
     HfModelConfig,
-    ModelConfig,
     SmolLM2Config,
     TinyModelConfig,
 )
@@ -82,7 +81,7 @@ class Config:
     force: list[str] = field(default_factory=list)
     objective: Any = None
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    model: ModelConfig = MISSING
+    model: Any = MISSING  # a model of the user's own has keys of its own, and needs no schema
     corpus: CorpusConfig = MISSING
     tokens: TokensConfig = field(default_factory=TokensConfig)
     init: InitConfig = MISSING

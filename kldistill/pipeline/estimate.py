@@ -17,6 +17,7 @@ from kldistill.model.gguf import existing
 from kldistill.model.load import read_config
 from kldistill.pipeline.compose import Config
 from kldistill.runtime.devices import device_of
+from kldistill.runtime.errors import ConfigError
 
 BYTES_PER_TOKEN = 3.3  # of code, in the old tokenizer; prose has more
 SHORTER = 0.83  # tokens of the new cut for one of the old
@@ -58,6 +59,7 @@ def shape_of(cfg: Config) -> Shape:
 
     Raises:
         ModelError: there is no such model, or its config cannot be read.
+        ConfigError: the model is made by a component of the user's own.
     """
     model, weight_bytes = cfg.model, 4
     if isinstance(model, SmolLM2Config):
@@ -69,8 +71,9 @@ def shape_of(cfg: Config) -> Shape:
         config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
     elif isinstance(model, TinyModelConfig):
         config = tiny.model_config(model.family, model.vocab_size, model.hidden_size, model.layers, model.tied)
+    elif not isinstance(model, HfModelConfig):
+        raise ConfigError(f"--plan with model._target_={model['_target_']!r}: only the package's own models are known.")
     else:
-        assert isinstance(model, HfModelConfig)
         facts = {
             "revision": model.revision,
             "trust_remote_code": model.trust_remote_code,

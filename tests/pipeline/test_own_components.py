@@ -1,4 +1,6 @@
-"""A package of the user's own, with a loss, an initialisation, a source and a suite, in a run of the whole pipeline."""
+"""A package of the user's own, with a model, a loss, an initialisation, a source and a suite, in a run of the whole
+pipeline.
+"""
 
 import json
 import os
@@ -24,7 +26,13 @@ from kldistill.corpus.documents import Document, Source
 from kldistill.evaluation.suites.task import Task
 from kldistill.losses import kl
 from kldistill.losses.facts import loss
+from kldistill.model import tiny
 from kldistill.runtime.components import component
+
+
+@component("model", lambda width: {"width": width})
+def small(out, width: int, say=print):
+    return tiny.build(out, hidden_size=width)
 
 
 @loss(exact_pieces=True)
@@ -57,6 +65,11 @@ class Echo:
         return {}
 """
 PRESETS = {
+    "model/mine.yaml": """
+_target_: mypkg.small
+name: mine
+width: 40
+""",
     "loss/half_kl.yaml": """
 name: half_kl
 terms:
@@ -152,14 +165,23 @@ def command_line(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
 def test_components_of_an_installed_package_run_through_the_pipeline(package: Path, tmp_path: Path) -> None:
     install(package)
     write_corpus(tmp_path / "text")
-    own = ["corpus=mine", "loss=half_kl", "init=ones", "eval.suites=[echo]"]
+    own = ["model=mine", "corpus=mine", "loss=half_kl", "init=ones", "eval.suites=[echo]"]
     done = command_line(package, *own, "stages=[evaluate]")
     assert done.returncode == 0, done.stdout + done.stderr
     (record,) = (json.loads(path.read_text()) for path in (tmp_path / "outputs/runs").glob("*/*/run.json"))
     assert record["status"] == "finished"
     assert record["metrics"]["tasks/echo"] == 3
+    assert record["metrics"]["model/hidden_size"] == 40
     assert record["config"]["init"]["input"] == {"_target_": "mypkg.ones"}
     assert any(name.startswith("eval/distilled/") for name in record["metrics"])
+
+
+def test_a_plan_knows_the_packages_own_models_alone(package: Path, tmp_path: Path) -> None:
+    install(package)
+    write_corpus(tmp_path / "text")
+    done = command_line(package, "model=mine", "corpus=mine", "--plan")
+    assert done.returncode == 1
+    assert "--plan with model._target_='mypkg.small': only the package's own models are known." in done.stderr
 
 
 def test_a_package_that_nobody_trusts_is_not_imported(package: Path, tmp_path: Path) -> None:
