@@ -110,6 +110,11 @@ def digest(contents: Iterable[tuple[str, Callable[[], bytes]]]) -> str:
     return total.hexdigest()
 
 
+def has_split(folder: Path, split: str) -> bool:
+    """Whether a ``corpus`` artifact has this split: there may be no general code, and no general text for training."""
+    return (folder / f"{split}.jsonl").is_file()
+
+
 def read_documents(folder: Path, split: str) -> list[Document]:
     """The documents of one split, which is one of ``SPLITS``."""
     assert split in SPLITS, f"no split {split!r}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kldistill.corpus.config import CorpusConfig
-from kldistill.corpus.documents import DOMAIN_SPLITS, GENERAL_PARTS, GENERAL_SPLITS, Document, Skipped, Source
+from kldistill.corpus.documents import DOMAIN_SPLITS, GENERAL_SPLITS, Document, Skipped, Source
 from kldistill.corpus.leakage import Seen, groups_of
 from kldistill.corpus.near_duplicates import NearDuplicates
 from kldistill.corpus.snippets import cut
@@ -218,7 +218,7 @@ def _share_out(name: str, documents: list[Document], share: float) -> dict[str, 
         part = name
         if int((number + 1) * share) > taken:
             taken += 1
-            part = f"{name}_{GENERAL_PARTS[taken % 4 == 0]}"
+            part = f"{name}_validation" if taken % 4 == 0 else f"{name}_train"
         parts.setdefault(part, []).append(document)
     return parts
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from kldistill.corpus.documents import read_documents
+from kldistill.corpus.documents import has_split, read_documents
 from kldistill.corpus.snippets import cut, draw
 from kldistill.evaluation.config import EvaluateConfig
 from kldistill.evaluation.metrics import Name
@@ -46,7 +46,7 @@ def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path
     model = bare(inputs["model"], device)
     scores: dict[str, list[Score]] = {}
     for name, split in TEXTS.items():
-        if not (inputs["corpus"] / f"{split}.jsonl").is_file():
+        if not has_split(inputs["corpus"], split):
             continue
         size = cfg.eval.domain_bytes if name == "domain" else cfg.eval.general_bytes
         windows = draw(cut(read_documents(inputs["corpus"], split), cfg.eval.window_bytes), n_bytes=size)

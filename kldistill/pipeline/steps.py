@@ -7,7 +7,7 @@ functions are imported when they are called.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,7 +146,7 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool) -> dict[str, Ste
         )
         steps |= _evaluation("finetuned", last, suites)
     if finetuned == "with control":
-        steps |= _control(suites)
+        steps |= _control(steps, suites)
     sources = {**_same("model", "tokens", "corpus", "init"), "rows": last}
     steps["interpret"] = Step(_later("interpret.build"), lambda cfg: cfg.interpret, sources, version=3)
     measured = [name for name, step in steps.items() if step.group == "evaluate" and not name.startswith("tasks_")]
@@ -228,27 +228,16 @@ def _same(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
 
-def _control(suites: Sequence[str]) -> dict[str, Step]:
-    """The steps that fine-tune the original model: an extended one without a new token, and all else the same."""
+def _control(steps: Steps, suites: Sequence[str]) -> dict[str, Step]:
+    """The steps that fine-tune the original model: those of the extended one without new tokens, and all else alike."""
     none = TokensConfig(method="none", curve=0)
-    tokens = Step(
-        _later("tokens.stage.build"), lambda cfg: none, _same("model", "corpus"), "finetune", version=2, figures=None
-    )
     rows = {"model": "model", "tokens": "control_tokens"}
     sources = {**rows, **_same("corpus", "teacher"), "rows": "control_init"}
+    group = "finetune"
     return {
-        "control_tokens": tokens,
-        "control_init": Step(_later("rows.stage.build"), lambda cfg: cfg.init, rows, "finetune", figures=None),
-        "control": Step(
-            _later("training.finetune.build"),
-            lambda cfg: cfg.finetune,
-            sources,
-            "finetune",
-            version=2,
-            resumable=True,
-            together=True,
-            figures="control",
-        ),
+        "control_tokens": replace(steps["tokens"], config=lambda cfg: none, identity=None, group=group, figures=None),
+        "control_init": replace(steps["init"], inputs=rows, group=group, figures=None),
+        "control": replace(steps["finetune"], inputs=sources, group=group, figures="control"),
         **_evaluation("control", "control", suites, tokens="control_tokens"),
     }
 

@@ -19,7 +19,7 @@ from kldistill.training.batches import Steps, schedule
 from kldistill.training.config import DistillConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import train
-from kldistill.training.objective import Objective, terms_of, unit_of, validation
+from kldistill.training.objective import Objective, held_out, terms_of, unit_of, validation
 from kldistill.training.solve import Readout, solve, tied_rows
 
 
@@ -46,6 +46,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     student.to(device)
     unit = unit_of(student, cfg.lr_unit)
     cuts = TwoCuts.read(inputs["teacher"], "train", tokenizer, pieces)
+    sets = held_out(inputs["teacher"], tokenizer, pieces)
     order = schedule(cuts.lengths, cfg.batch_size, cfg.steps, cfg.seed)
     batches = Steps(
         cuts,
@@ -58,9 +59,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
 
     validate = validation(
         student,
-        inputs["teacher"],
-        tokenizer,
-        pieces,
+        sets,
         batch_size=2 * cfg.batch_size,
         chunk=job.runtime.chunk,
         device=device,
@@ -72,10 +71,9 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     if cfg.solve.iterations and checkpoint.is_file():  # it has the rows that came of it
         solved = json.loads(told.read_text())
     elif cfg.solve.iterations:
-        held_out = TwoCuts.read(inputs["teacher"], "validation", tokenizer, pieces)
         chunk = job.runtime.chunk
         train_on = Readout(student, cuts, chunk, cfg.solve.snippets)
-        judge = Readout(student, held_out, chunk)
+        judge = Readout(student, sets["validation"], chunk)
         output_ND, solved = solve(train_on, judge, rows.head.detach(), objective.terms, cfg.solve, job.say)
         rows.head.data.copy_(output_ND if rows.output is not None else tied_rows(student, pieces, output_ND))
         write_text(told, json.dumps(solved, indent=2) + "\n")

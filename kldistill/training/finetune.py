@@ -25,7 +25,7 @@ from kldistill.training.batches import Steps, schedule
 from kldistill.training.config import FinetuneConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import train
-from kldistill.training.objective import Objective, terms_of, unit_of, validation
+from kldistill.training.objective import Objective, held_out, terms_of, unit_of, validation
 from kldistill.training.states import States
 
 
@@ -80,9 +80,7 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
         description=f"Fine-tuning ({cfg.method})",
         validate=validation(
             student,
-            inputs["teacher"],
-            tokenizer,
-            pieces,
+            held_out(inputs["teacher"], tokenizer, pieces),
             batch_size=2 * cfg.batch_size,
             chunk=job.runtime.chunk,
             device=device,

@@ -92,11 +92,23 @@ def unit_of(student: Student, unit: str) -> float:
 HELD_OUT = {"validation": "validation", "validation_general": "general"}
 
 
+def held_out(teacher: Path, tokenizer: PreTrainedTokenizerBase, pieces: PieceTable) -> dict[str, TwoCuts]:
+    """The texts that validation scores, by the start of their metrics' names.
+
+    Args:
+        teacher: folder of the ``teacher`` artifact.
+        tokenizer: the extended one.
+    """
+    return {
+        start: TwoCuts.read(teacher, name, tokenizer, pieces)
+        for start, name in HELD_OUT.items()
+        if states.exists(teacher, name)
+    }
+
+
 def validation(
     student: Student,
-    teacher: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    pieces: PieceTable,
+    sets: Mapping[str, TwoCuts],
     *,
     batch_size: int,
     chunk: int,
@@ -108,14 +120,8 @@ def validation(
     ``validation_general_NAME`` for general text, where there is some. Dropout is off meanwhile.
 
     Args:
-        teacher: folder of the ``teacher`` artifact, whose texts are scored; without states there is no KL.
-        tokenizer: the extended one.
+        sets: see ``held_out``; without the teacher's states there is no KL.
     """
-    sets = {
-        start: TwoCuts.read(teacher, name, tokenizer, pieces)
-        for start, name in HELD_OUT.items()
-        if states.exists(teacher, name)
-    }
 
     def validate() -> dict[str, float]:
         training = student.training
@@ -125,7 +131,7 @@ def validation(
             scores = score_student(
                 student,
                 cuts,
-                teacher=cuts.states.values is not None and pieces.exact,
+                teacher=cuts.states.values is not None and cuts.pieces.exact,
                 batch_size=batch_size,
                 chunk=chunk,
                 device=device,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kldistill.corpus.documents import GENERAL_SPLITS, read_documents
+from kldistill.corpus.documents import GENERAL_SPLITS, has_split, read_documents
 from kldistill.corpus.snippets import Snippet, cut, draw
 from kldistill.runtime.errors import ConfigError
 
@@ -27,7 +27,7 @@ def general(
     Returns:
         The snippets; none where the corpus has kept no general text for this part.
     """
-    kinds = [f"{name}_{part}" for name in GENERAL_SPLITS if (corpus / f"{name}_{part}.jsonl").is_file()]
+    kinds = [f"{name}_{part}" for name in GENERAL_SPLITS if has_split(corpus, f"{name}_{part}")]
     drawn: list[Snippet] = []
     for number, kind in enumerate(kinds):
         snippets = cut(read_documents(corpus, kind), size)
