@@ -71,9 +71,8 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     if cfg.solve.iterations and checkpoint.is_file():  # it has the rows that came of it
         solved = json.loads(told.read_text())
     elif cfg.solve.iterations:
-        chunk = job.runtime.chunk
-        train_on = Readout(student, cuts, chunk, cfg.solve.snippets)
-        judge = Readout(student, sets["validation"], chunk)
+        train_on = Readout(student, cuts, most=cfg.solve.snippets)
+        judge = Readout(student, sets["validation"])
         output_ND, solved = solve(train_on, judge, rows.head.detach(), objective.terms, cfg.solve, job.say)
         rows.head.data.copy_(output_ND if rows.output is not None else tied_rows(student, pieces, output_ND))
         write_text(told, json.dumps(solved, indent=2) + "\n")
