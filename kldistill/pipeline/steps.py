@@ -270,7 +270,11 @@ def _generation(of: str, suites: Sequence[str], inputs: Mapping[str, str]) -> di
 
 def _terms(cfg: TokensConfig) -> dict[str, str]:
     """Content of the user's list of terms: the slice only names the file."""
-    return {} if cfg.terms is None else {"terms": hashlib.sha256(Path(cfg.terms).read_bytes()).hexdigest()}
+    if cfg.terms is None:
+        return {}
+    terms = hashlib.sha256(Path(cfg.terms).read_bytes()).hexdigest()
+    # A version of AddedTokens alone: what is made of other lists has not changed.
+    return {"terms": terms, **({"added_tokens": "2"} if cfg.as_added_tokens else {})}
 
 
 def _teacher(cfg: "Config") -> TeacherConfig:

@@ -49,7 +49,8 @@ def extend(
     model["vocab"] = model["vocab"] | kept | new
     model["merges"] = [*model["merges"], *merges]
     flags = {"lstrip": False, "rstrip": False, "normalized": False, "special": False}
-    # After a space "single word" would ask that no word stands before the space, so it only fits terms without one.
+    # After a space "single word" would ask that no word stands before the space, so it only fits terms without one
+    # (``terms.added_tokens`` leaves out those with a space that would cut longer words).
     extra = [
         {"id": index, "content": token, "single_word": not token.startswith(" "), **flags}
         for token, index in new.items()

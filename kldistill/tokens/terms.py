@@ -4,16 +4,20 @@ They become merge chains (the default), which are built from left to right over 
 prefix of a term is a token too, or AddedTokens, which are found in the text before anything is cut.
 """
 
+from bisect import bisect_right
 from collections import ChainMap
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Iterable, Mapping
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import regex
+
 from kldistill.runtime.errors import ConfigError, TokenizerError
 from kldistill.tokens.boundaries import let_through
-from kldistill.tokens.definition import BYTE_LEVEL, SPACE, Definition, kind, parts
+from kldistill.tokens.definition import BYTE_LEVEL, SPACE, Definition, kind, parts, text_bytes
 from kldistill.tokens.encoding import reader
+from kldistill.tokens.joints import any_of
 from kldistill.tokens.merges import Entry, Rules, combine
 from kldistill.tokens.words import encoder
 
@@ -228,26 +232,66 @@ def listed(items: list[str], between: str = ", ", limit: int = 20) -> str:
     return between.join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
 
 
-def added_tokens(spec: dict[str, Any], terms: list[Term], leading_space: str) -> tuple[list[str], list[str]]:
+def added_tokens(
+    spec: dict[str, Any], terms: list[Term], leading_space: str, texts: Iterable[str]
+) -> tuple[list[str], list[str]]:
     """The contents of AddedTokens for the terms, and remarks on what was left out.
 
-    A content with a space before it is also found where a longer word begins with the term: ``single_word``, which
-    keeps the others out of longer words, would ask that no word stands before the space.
+    AddedTokens are found before anything is cut. ``single_word`` keeps those without a space out of longer words; with
+    a space before them it would ask that no word stands before the space, as it hardly ever is. So a term gets no token
+    with a space where that would cut a longer word that the old tokenizer keeps together: ``interna`` gets none beside
+    `` internal``, and is found after a space by the token without one.
+
+    Args:
+        spec: definition of the old tokenizer.
+        terms: the terms.
+        leading_space: ``both``, ``with`` or ``without``.
+        texts: where longer words are looked for, beside the old vocabulary.
 
     Raises:
-        TokenizerError: the old tokenizer has every term as one token already.
+        TokenizerError: the old tokenizer has every term as one token already, or terms that were asked for with a space
+            alone would cut longer words.
     """
     tokenizer = reader(spec)
     vocab = spec["model"]["vocab"].keys() | {token["content"] for token in spec["added_tokens"]}
-    contents, known = list[str](), list[str]()
+    contents, known = dict[str, Term](), list[str]()
     for term in terms:
         for text in variants(term, leading_space):
             # A second, untrained row must not stand over one that the model has learnt.
             if text in vocab or len(tokenizer.encode(text, add_special_tokens=False).ids) == 1:
                 known.append(f"{text!r} (line {term.line})")
             else:
-                contents.append(text)
-    if not contents:
-        raise TokenizerError(f"tokens.terms: every term is one token of the old tokenizer already: {listed(known)}.")
+                contents[text] = term
     remarks = [f"{len(known)} terms are one token already and are left out: {listed(known)}."] if known else []
-    return contents, remarks
+    if cuts := _longer_words(spec, [text for text in contents if text.startswith(" ")], texts):
+        faults = [f"{text!r} (line {contents[text].line}) would cut {word!r}" for text, word in cuts.items()]
+        told = listed(faults, "; ")
+        if leading_space == "with":
+            raise TokenizerError(
+                f"tokens.terms: {len(cuts)} terms would cut longer words as AddedTokens with a space: {told}. Use "
+                "tokens.leading_space=both, or merges, which know where words end (tokens.as_added_tokens=false)."
+            )
+        remarks.append(f"{len(cuts)} terms get no token with a space before, as it would cut longer words: {told}.")
+    if not (made := [text for text in contents if text not in cuts]):
+        raise TokenizerError(f"tokens.terms: every term is one token of the old tokenizer already: {listed(known)}.")
+    return made, remarks
+
+
+def _longer_words(spec: dict[str, Any], contents: list[str], texts: Iterable[str]) -> dict[str, str]:
+    """For each content, a word that it begins and that the old tokenizer does not cut there, where there is one."""
+    if not contents:
+        return {}
+    word = regex.compile(rf"{any_of(contents)}\w*")
+    old = (text_bytes(token, kind(spec)).decode(errors="ignore") for token in spec["model"]["vocab"])
+    words = sorted({match[0] for text in chain(old, texts) for match in word.finditer(text)})
+    encodings = reader(spec).encode_batch(words, add_special_tokens=False)
+    ends = [{end for _, end in encoding.offsets} for encoding in encodings]
+    found = {}
+    for content in contents:
+        for i in range(bisect_right(words, content), len(words)):
+            if not words[i].startswith(content):
+                break
+            if regex.match(r"\w", words[i], pos=len(content)) and len(content) not in ends[i]:
+                found[content] = words[i]
+                break
+    return found

@@ -170,6 +170,40 @@ def test_added_tokens_never_stand_over_a_trained_row(tmp_path: Path) -> None:
     assert "2 terms are one token" in said[0]
 
 
+def test_added_tokens_with_a_space_do_not_cut_longer_words(tmp_path: Path) -> None:
+    """A word of the train text (`` a|t|te|n|tion_mask``), and one of the old vocabulary; joints of the old cut may be
+    cut (`` rot|ar|y|_embedding``).
+    """
+    said: list[str] = []
+    path = write(tmp_path, "attent\nrotary\nretur\n")
+    new, extension = extend("gpt2", path, Job(say=said.append), as_added_tokens=True)
+    assert [token.string for token in extension.tokens] == ["attent", "rotary", " rotary", "retur"]
+    assert said == [
+        "2 terms get no token with a space before, as it would cut longer words: "
+        "' attent' (line 1) would cut ' attention_mask'; ' retur' (line 3) would cut ' return'."
+    ]
+    ids = {token.string: token.id for token in extension.tokens}
+    assert ids["attent"] in new.encode("x attent y", add_special_tokens=False).ids
+    for text in [*TRAIN, "x return y"]:
+        encoding = new.encode(text, add_special_tokens=False)
+        assert not {ids["attent"], ids["retur"]} & set(encoding.ids) and new.decode(encoding.ids) == text
+    with pytest.raises(TokenizerError, match=r"2 terms would cut.*' attent' \(line 1\).*leading_space=both"):
+        extend("gpt2", path, as_added_tokens=True, leading_space="with")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama2", "gemma"])
+def test_added_tokens_cut_no_word_of_the_old_vocabulary(name: str, tmp_path: Path) -> None:
+    """Whatever prefix of an old word becomes a term."""
+    old = tiny.sentencepiece_style(name, 520) if name in tiny.SENTENCEPIECE else tiny.byte_level(name, 420)
+    words = sorted({old.decode([index]) for token, index in old.get_vocab().items() if token[0] in "\u2581Ġ"})
+    words = [f" {word.strip()}" for word in words if len(word) > 4 and word.strip().isalpha()]
+    assert len(words) >= 3
+    new, _ = extend(name, write(tmp_path, "\n".join({word[1:-1] for word in words})), as_added_tokens=True)
+    for word in words:
+        before = old.backend_tokenizer.encode(f"x{word}", add_special_tokens=False).ids
+        assert new.encode(f"x{word}", add_special_tokens=False).ids == before, word
+
+
 def test_added_tokens_without_a_space_do_not_cut_longer_words(tmp_path: Path) -> None:
     new, extension = extend("gpt2", write(tmp_path, "interna\n"), as_added_tokens=True, leading_space="without")
     (token,) = extension.tokens
