@@ -30,7 +30,12 @@ class Line(NamedTuple):
 
 
 def draw(
-    documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast, old_size: int, n: int, seed: int
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerFast,
+    old_size: int,
+    n: int,
+    seed: int,
+    size: int = PROMPT_BYTES,
 ) -> list[Line]:
     """Lines of different documents, each with a new token that begins in its second half.
 
@@ -38,6 +43,7 @@ def draw(
         tokenizer: the extended one.
         old_size: V, the number of old ids; ids from here on are new.
         n: lines at most.
+        size: bytes of the lines before that are shown to the model, at most.
     """
     rng = random.Random(seed)
     drawn: list[Line] = []
@@ -55,7 +61,7 @@ def draw(
                 index >= old_size and start >= middle
                 for index, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
             ):
-                before = "\n".join(lines[:number]).encode()[-PROMPT_BYTES:].decode(errors="ignore")
+                before = "\n".join(lines[:number]).encode()[-size:].decode(errors="ignore")
                 drawn.append(Line(document.id, f"{before.partition(chr(10))[2]}\n{line[:middle]}", line[middle:]))
                 break
     return drawn

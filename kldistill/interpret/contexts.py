@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kldistill.corpus.snippets import Text, cut
 from kldistill.losses.alignment import Alignment, align
 from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
+from kldistill.tokens.windows import within_context
 
 
 class Place(NamedTuple):
@@ -99,14 +100,21 @@ def read(
     n: int,
     size: int,
     seed: int,
+    config: PretrainedConfig,
 ) -> list[Context]:
-    """The first ``n`` snippets of about ``size`` bytes, in an order by seeded hash, that hold a use of a new token."""
+    """The first ``n`` snippets of about ``size`` bytes, in an order by seeded hash, that hold a use of a new token.
+
+    None has more tokens than the model of this ``config`` takes.
+    """
 
     def rank(item: tuple[str, str]) -> bytes:
         return hashlib.blake2b(f"{seed}\0{item[0]}\0{item[1]}".encode(), digest_size=16).digest()
 
     contexts: list[Context] = []
-    for document, text in sorted(cut(documents, size), key=rank):
+    ranked = sorted(cut(documents, size), key=rank)
+    # One after the other: most are not looked at.
+    fitting = (part for snippet in ranked for part in within_context([snippet], old_tokenizer, config))
+    for document, text in fitting:
         if len(contexts) == n:
             break
         old_ids, new_ids = encode(old_tokenizer, [text])[0], encode(new_tokenizer, [text])[0]

@@ -15,6 +15,7 @@ from kldistill.interpret.config import InterpretConfig
 from kldistill.interpret.contexts import Context, Rival, Use, draw_rivals, draw_uses, read
 from kldistill.interpret.headline import Headline, headline
 from kldistill.interpret.models import STUDENTS, Models, Pass
+from kldistill.model.load import load_original_config
 from kldistill.rows.rows import Rows
 from kldistill.rows.student import embedding_of, head_of
 from kldistill.runtime.devices import device_of
@@ -23,6 +24,7 @@ from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.runtime.progress import Bar
 from kldistill.tokens.artifact import NewToken, read_new_tokens
+from kldistill.tokens.windows import context_length
 from kldistill.training.load import load_tokenizer
 
 RIVALS = 8  # of each use at most
@@ -38,10 +40,11 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
     made = Models.load(inputs, device_of(job.runtime))
     old_tokenizer = load_tokenizer(inputs["model"], None)
     new_tokenizer = load_tokenizer(inputs["model"], inputs["tokens"])
+    config = load_original_config(inputs["model"])
     documents = read_documents(inputs["corpus"], "test")
     contexts = read(
         documents, old_tokenizer, new_tokenizer, made.pieces,
-        n=cfg.n_contexts, size=cfg.context_bytes, seed=cfg.seed,
+        n=cfg.n_contexts, size=cfg.context_bytes, seed=cfg.seed, config=config,
     )  # fmt: skip
     uses = draw_uses(contexts, cfg.n_uses, cfg.seed)
     if len(uses) < 2:
@@ -81,7 +84,9 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
     attempt("attention", None if whole else none, lambda: _attention(made, whole))
     points: dict[str, Any] = {}
     attempt("geometry", inexact, lambda: _geometry(cfg, made, records, name, points))
-    lines = completions.draw(documents, new_tokenizer, made.pieces.old_size, cfg.completions, cfg.seed)
+    # A token has a byte or more: half of what the model takes is left for the line.
+    before = int(min(completions.PROMPT_BYTES, context_length(config) // 2))
+    lines = completions.draw(documents, new_tokenizer, made.pieces.old_size, cfg.completions, cfg.seed, before)
     if lines:
         tokenizers = {"original": old_tokenizer, "extended": new_tokenizer}
         completions.write(out / "completions.jsonl", lines, inputs, tokenizers, made.pieces.old_size, job)

@@ -100,7 +100,8 @@ def extend_by(cfg: TokensConfig, tokenizer: PreTrainedTokenizerFast, train: list
     if kind(spec) == SENTENCEPIECE:
         check_pretokenizer(spec)
     if cfg.method == "list" and cfg.as_added_tokens:
-        contents, remarks = added_tokens(spec, read_terms(Path(cfg.terms or "")), cfg.leading_space, train)
+        old = Definition(spec, size, "word")
+        contents, remarks = added_tokens(old, read_terms(Path(cfg.terms or "")), cfg.leading_space, train)
         for remark in remarks:
             job.say(remark)
         extended = extend(wide.spec, size, contents, [], added=True)

@@ -233,17 +233,19 @@ def listed(items: list[str], between: str = ", ", limit: int = 20) -> str:
 
 
 def added_tokens(
-    spec: dict[str, Any], terms: list[Term], leading_space: str, texts: Iterable[str]
+    old: Definition, terms: list[Term], leading_space: str, texts: Iterable[str]
 ) -> tuple[list[str], list[str]]:
     """The contents of AddedTokens for the terms, and remarks on what was left out.
 
-    AddedTokens are found before anything is cut. ``single_word`` keeps those without a space out of longer words; with
+    No untrained row may stand over one that the model has learnt, so a term that is one old token is left out, also
+    without a space where it is one with a space: AddedTokens are found before anything is cut, after a space too.
+    ``single_word`` keeps those without a space out of longer words; with
     a space before them it would ask that no word stands before the space, as it hardly ever is. So a term gets no token
     with a space where that would cut a longer word that the old tokenizer keeps together: ``interna`` gets none beside
     `` internal``, and is found after a space by the token without one.
 
     Args:
-        spec: definition of the old tokenizer.
+        old: the old tokenizer.
         terms: the terms.
         leading_space: ``both``, ``with`` or ``without``.
         texts: where longer words are looked for, beside the old vocabulary.
@@ -252,18 +254,17 @@ def added_tokens(
         TokenizerError: the old tokenizer has every term as one token already, or terms that were asked for with a space
             alone would cut longer words.
     """
-    tokenizer = reader(spec)
-    vocab = spec["model"]["vocab"].keys() | {token["content"] for token in spec["added_tokens"]}
+    cutter = Cutter(old)
+    added = {token["content"] for token in old.spec["added_tokens"]}
     contents, known = dict[str, Term](), list[str]()
     for term in terms:
         for text in variants(term, leading_space):
-            # A second, untrained row must not stand over one that the model has learnt.
-            if text in vocab or len(tokenizer.encode(text, add_special_tokens=False).ids) == 1:
+            if any(form in added or len(cutter(form)[0]) == 1 for form in {text, f" {term.text}"}):
                 known.append(f"{text!r} (line {term.line})")
             else:
                 contents[text] = term
     remarks = [f"{len(known)} terms are one token already and are left out: {listed(known)}."] if known else []
-    if cuts := _longer_words(spec, [text for text in contents if text.startswith(" ")], texts):
+    if cuts := _longer_words(old.spec, [text for text in contents if text.startswith(" ")], texts):
         faults = [f"{text!r} (line {contents[text].line}) would cut {word!r}" for text, word in cuts.items()]
         told = listed(faults, "; ")
         if leading_space == "with":

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,7 +19,7 @@ from kldistill.corpus.snippets import Snippet
 from kldistill.interpret import geometry
 from kldistill.interpret.config import InterpretConfig
 from kldistill.interpret.contexts import Context, draw_rivals, draw_uses, read
-from kldistill.model.load import load_original, load_original_tokenizer
+from kldistill.model.load import load_original, load_original_config, load_original_tokenizer
 from kldistill.runtime.errors import ArtifactError, ConfigError, CorpusError
 from kldistill.runtime.job import Job
 from kldistill.tokens.definition import token_bytes
@@ -56,7 +57,8 @@ def built(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 def contexts_of(inputs: dict[str, Path], seed: int = 0) -> list[Context]:
     tokenizers = load_original_tokenizer(inputs["model"]), AutoTokenizer.from_pretrained(inputs["tokens"] / "tokenizer")
     documents = read_documents(inputs["corpus"], "test")
-    return read(documents, *tokenizers, PieceTable.load(inputs["tokens"]), n=4, size=200, seed=seed)
+    table, config = PieceTable.load(inputs["tokens"]), load_original_config(inputs["model"])
+    return read(documents, *tokenizers, table, n=4, size=200, seed=seed, config=config)
 
 
 def test_uses_are_the_new_tokens_with_their_pieces(inputs: dict[str, Path]) -> None:
@@ -78,6 +80,33 @@ def test_uses_are_the_new_tokens_with_their_pieces(inputs: dict[str, Path]) -> N
     every, some = draw_uses(contexts, 10_000, 0), draw_uses(contexts, 5, 0)
     assert len(some) == 5 and [use for use in every if use in some] == some
     assert draw_uses(contexts, 5, 1) != some
+
+
+def test_no_model_is_fed_more_than_its_context(
+    tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the settings: the contexts, and the lines to complete with what they may grow to."""
+    window = 160
+    model = shutil.copytree(tiny_model(family="gpt2"), tmp_path / "model")
+    short = load_original(model)
+    short.transformer.wpe.weight.data = short.transformer.wpe.weight.data[:window].clone()
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**settings, "n_positions": window}))
+    save_model(short, model / "model.safetensors", metadata={"format": "pt"})
+    inputs = inputs_of(model, fake_tokens(model), tmp_path)
+    fed: list[int] = []
+    forward = torch.nn.Embedding.forward
+
+    def watched(self: torch.nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+        if self.num_embeddings == window:
+            fed.append(int(ids.max()) + 1)
+        return forward(self, ids)
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", watched)
+    out = tmp_path / "out"
+    report = run(inputs, out, context_bytes=2_000, n_contexts=6, attention_contexts=6, completions=3)
+    assert report["left_out"] == {} and (out / "completions.jsonl").read_text()
+    assert 100 < max(fed) <= window
 
 
 def test_rivals_share_the_last_piece_but_not_the_token(inputs: dict[str, Path]) -> None:

@@ -160,14 +160,22 @@ def test_added_tokens(name: str, tmp_path: Path) -> None:
     assert new.decode(encoded) == "x(conv2d, two words) conv2dx"
 
 
-def test_added_tokens_never_stand_over_a_trained_row(tmp_path: Path) -> None:
-    """A byte-level vocabulary spells `` self`` with another character for the space."""
-    with pytest.raises(TokenizerError, match="one token of the old tokenizer already: 'self'"):
-        extend("gpt2", write(tmp_path, "self\n"), as_added_tokens=True)
-    said: list[str] = []
-    _, extension = extend("gpt2", write(tmp_path, "self\ninterna\n"), Job(say=said.append), as_added_tokens=True)
-    assert [token.string for token in extension.tokens] == ["interna", " interna"]
-    assert "2 terms are one token" in said[0]
+@pytest.mark.parametrize("name", ["gpt2", "llama2", "gemma"])
+def test_added_tokens_never_stand_over_a_trained_row(name: str, tmp_path: Path) -> None:
+    """Vocabularies spell `` return`` with another character for the space, and have no ``return`` without one."""
+    old = tiny.sentencepiece_style(name, 520) if name in tiny.SENTENCEPIECE else tiny.byte_level(name, 420)
+    assert "return" not in old.get_vocab() and {"\u2581return", "\u0120return"} & set(old.get_vocab())
+    for space in ("both", "with", "without"):
+        said: list[str] = []
+        path, job = write(tmp_path, "return\ninterna\n"), Job(say=said.append)
+        new, extension = extend(name, path, job, as_added_tokens=True, leading_space=space)
+        assert {token.string.strip() for token in extension.tokens} == {"interna"}
+        assert f"{1 + (space == 'both')} terms are one token already and are left out: " in said[0]
+        text = "x return return\n    return"
+        before = old.backend_tokenizer.encode(text, add_special_tokens=False).ids
+        assert new.encode(text, add_special_tokens=False).ids == before
+        with pytest.raises(TokenizerError, match=r"one token of the old tokenizer already: ' ?return' \(line 1\)"):
+            extend(name, write(tmp_path, "return\n"), as_added_tokens=True, leading_space=space)
 
 
 def test_added_tokens_with_a_space_do_not_cut_longer_words(tmp_path: Path) -> None:
