@@ -10,9 +10,9 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from kldistill.export import card, gguf_file, older_names, padding, upload
+from kldistill.export import card, gguf_file, older_names, padding, processors, upload
 from kldistill.export.config import ExportConfig
-from kldistill.model.load import read_facts
+from kldistill.model.load import load_original_config, read_facts
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.files import read_summary
 from kldistill.runtime.job import Job
@@ -29,7 +29,7 @@ def build(cfg: ExportConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
         inputs: ``model``, ``tokens`` and ``rows`` (else ``finetune``, ``distill`` or ``init``, whichever comes first);
             the figures of all other folders go into the model card too.
         out: gets ``config.json``, ``generation_config.json``, ``model*.safetensors``, the tokenizer, ``README.md``,
-            ``figures.json`` and, with ``cfg.gguf``, ``model.gguf``.
+            ``figures.json``, a multimodal model's processor files and, with ``cfg.gguf``, ``model.gguf``.
 
     Raises:
         ConfigError: the upload cannot succeed (see ``upload.check``).
@@ -49,6 +49,7 @@ def build(cfg: ExportConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
         gguf=cfg.gguf,
         pad_to_multiple_of=cfg.pad_to_multiple_of,
     )
+    processors.keep(read_facts(inputs["model"]), load_original_config(inputs["model"]), out, job.say)
     job.say("The extended model is a plain Hugging Face folder: AutoModelForCausalLM.from_pretrained reads it")
     if cfg.push_to_hub is not None:
         upload.push(out, cfg.push_to_hub, cfg.private, job.say)

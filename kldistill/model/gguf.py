@@ -7,7 +7,6 @@ where the rule is not known, the user is told.
 """
 
 import gc
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from kldistill.runtime import digests
 from kldistill.runtime.components import component
+from kldistill.runtime.digests import remembered_sha256
 from kldistill.runtime.errors import ModelError
 
 # Splitting rules that transformers reads as another one, by their names in GGUF files (llama.cpp, src/llama-vocab.cpp).
@@ -35,15 +36,17 @@ RULES: dict[str, Callable[[], Any]] = {
 }
 # Rules that it reads as they are: GPT-2's, Llama 3's, Qwen 2's, and SentencePiece-style vocabularies, which have none.
 READ = {"default", "gpt-2", "llama-bpe", "qwen2"}
+TOKENIZER_FILES = {".json", ".jinja", ".model", ".txt"}  # what a tokenizer is read from, chat templates included
 
 
 def identity(*, path: str, **others: object) -> dict[str, object]:
     """The file's digest, and the files of a tokenizer's folder by theirs. Raises ``ModelError``."""
-    folder = others.get("tokenizer")
-    facts: dict[str, object] = {"sha256": sha256(existing(path, "model.path"))}
-    if folder is not None:
-        files = sorted(Path(str(folder)).expanduser().glob("*.json"))
-        facts["tokenizer"] = {file.name: sha256(file) for file in files}
+    named = others.get("tokenizer")
+    facts: dict[str, object] = {"sha256": sha256(existing(path, "model.path"), remembered_sha256)}
+    if named is not None:
+        folder = Path(str(named)).expanduser()
+        files = sorted(file for file in folder.rglob("*") if file.suffix in TOKENIZER_FILES and file.is_file())
+        facts["tokenizer"] = {str(file.relative_to(folder)): sha256(file, remembered_sha256) for file in files}
     return facts
 
 
@@ -150,10 +153,9 @@ def existing(path: str, key: str) -> Path:
     return file
 
 
-def sha256(file: Path) -> str:
-    """The file's digest. Raises ``ModelError`` if it cannot be read."""
+def sha256(file: Path, read: Callable[[Path], str] = digests.sha256) -> str:
+    """The file's digest, by ``read``. Raises ``ModelError`` if it cannot be read."""
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return read(file)
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error.strerror}.") from error

@@ -1,5 +1,6 @@
 """A model in a GGUF file: the same ids and logits as the folder that the file was made of, or a message."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from kldistill.model import gguf, tiny
 from kldistill.model import stage as model_stage
 from kldistill.model.config import GgufConfig, HfModelConfig
 from kldistill.model.load import load_original, load_original_tokenizer, read_facts
+from kldistill.runtime import digests
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.job import Job
 from kldistill.tokens.encoding import encode, text_ids
@@ -61,9 +63,35 @@ def test_the_identity_is_the_content(tiny_model: MakeModel, tmp_path: Path) -> N
     cfg = GgufConfig(path=str(file))
     first = model_stage.identity(cfg)
     assert first == model_stage.identity(cfg)
-    assert model_stage.identity(GgufConfig(path=str(file), tokenizer=str(folder))) != first
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    with_own = model_stage.identity(GgufConfig(path=str(file), tokenizer=str(own)))
+    assert with_own != first
+    (own / "additional_chat_templates").mkdir()
+    for template in ("chat_template.jinja", "additional_chat_templates/tools.jinja"):
+        before = model_stage.identity(GgufConfig(path=str(file), tokenizer=str(own)))
+        (own / template).write_text("another template")
+        assert model_stage.identity(GgufConfig(path=str(file), tokenizer=str(own))) != before
     file.write_bytes(file.read_bytes() + b"\0")
     assert model_stage.identity(cfg) != first
+
+
+def test_the_identity_of_a_large_file_is_remembered(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: MakeModel, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(digests, "LEAST", 1)
+    monkeypatch.setattr(digests, "SETTLED", -1.0)
+    file = write(tiny_model("llama", tokenizer="gpt2", pad_to=1), tmp_path / "model.gguf")
+    cfg = GgufConfig(path=str(file))
+    first = model_stage.identity(cfg)
+    assert first == {"sha256": digests.sha256(file)}
+
+    def unread(_file: Path) -> str:
+        raise AssertionError("an unchanged file is not read again")
+
+    monkeypatch.setattr(digests, "sha256", unread)
+    assert model_stage.identity(cfg) == first
 
 
 def test_what_cannot_be_read_is_one_message(tmp_path: Path) -> None:
