@@ -190,7 +190,7 @@ def train(args: argparse.Namespace) -> None:
     spent, floor, rates = 0.0, 0.0, list[float]()
     new = old = 0
     for number in range(args.steps + 1):
-        batch = batches[number]
+        (batch,) = batches[number]
 
         def step(batch: Batch = batch) -> None:
             objective(batch)[0].backward()

@@ -55,6 +55,9 @@ class RuntimeConfig:
         score_batch: windows of held-out text in one forward pass.
         chunk: positions whose vocabulary-sized logits exist at a time, in training and in evaluation: memory is about
             chunk times vocabulary times 4 bytes, a few times over.
+        pass_tokens: tokens that one pass of training holds at a time, padding included, at most: a step whose snippets
+            have more runs in several passes, whose gradients add up. Null: one pass a step. A snippet that is longer
+            runs alone. Lets a large ``batch_size`` into little memory (elsewhere: gradient accumulation).
         trust: other packages whose losses, inits, sources and suites may be named by ``_target_``. Only on the command
             line, as their code then runs: a file or a preset cannot say it.
     """
@@ -66,6 +69,7 @@ class RuntimeConfig:
     generation_batch: int = 64
     score_batch: int = 4
     chunk: int = 128
+    pass_tokens: int | None = None
     trust: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -73,6 +77,12 @@ class RuntimeConfig:
         require(self.threads >= 0, "runtime.threads", self.threads, "must be 0 (torch's choice) or more")
         for key in ("checkpoint_every", "generation_batch", "score_batch", "chunk"):
             require(getattr(self, key) >= 1, f"runtime.{key}", getattr(self, key), "must be at least 1")
+        require(
+            self.pass_tokens is None or self.pass_tokens >= 1,
+            "runtime.pass_tokens",
+            self.pass_tokens,
+            "must be at least 1, or null (one pass a step)",
+        )
         for name in self.trust:
             require(name.isidentifier(), "runtime.trust", name, "name packages as they are imported, such as [mypkg]")
 

@@ -1,7 +1,10 @@
-"""Batches for training: which snippets a step sees, and all that the losses need of their tokens, ready-made."""
+"""Batches for training: which snippets a step sees, and all that the losses need of their tokens, ready-made.
+
+A step's snippets run together, or, where memory asks for it, in several passes whose gradients add up.
+"""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +21,7 @@ from kldistill.training.padding import pad
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's snippets (of one process), padded on the right.
+    """Snippets of one pass (of one process), padded on the right.
 
     ``old_hidden`` are the teacher's last hidden states as they were stored, or ``old_ids`` what the teacher is to run
     over in the same step; both are None where the run has no teacher.
@@ -90,13 +93,35 @@ def schedule(lengths: Sequence[int], batch_size: int, steps: int, seed: int | st
     return planned[:steps]
 
 
-class Steps(Dataset[Batch]):
-    """The batch of every step, as a dataset: item ``step`` is what step ``step`` trains on.
+def passes(lengths: Mapping[int, int], budget: int | None) -> list[list[int]]:
+    """A step's snippets in groups that run one after the other, each of no more than ``budget`` padded tokens.
+
+    Args:
+        lengths: tokens of each snippet, by its index.
+        budget: None puts all into one group. A snippet that is longer than the budget runs alone.
+    """
+    if budget is None:
+        return [list(lengths)]
+    groups: list[list[int]] = []
+    for index in sorted(lengths, key=lambda index: (lengths[index], index)):
+        # Sorted, so the newest is the longest and says how wide the group is.
+        if groups and (len(groups[-1]) + 1) * lengths[index] <= budget:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+class Steps(Dataset[list[Batch]]):
+    """The batches of every step, as a dataset: item ``step`` is what step ``step`` trains on, one batch a pass.
+
+    The losses of a step's passes add up to that of all its snippets in one.
 
     Args:
         cuts: the training snippets in both cuts.
         order: from ``schedule``.
         online: the teacher runs in the same step, over ids that the batch brings, and no states are stored.
+        budget: tokens of one pass, padding included, at most (``runtime.pass_tokens``).
         rank, world: which share of each batch this process takes.
         stage: whose ``batch_size`` an error names.
 
@@ -111,6 +136,7 @@ class Steps(Dataset[Batch]):
         *,
         chunk: int,
         online: bool = False,
+        budget: int | None = None,
         rank: int = 0,
         world: int = 1,
         stage: str = "distill",
@@ -122,18 +148,23 @@ class Steps(Dataset[Batch]):
                 "least one to each (a larger batch_size, or more text)."
             )
         self.cuts, self.order = cuts, order
-        self.chunk, self.online, self.rank, self.world = chunk, online, rank, world
+        self.chunk, self.online, self.budget, self.rank, self.world = chunk, online, budget, rank, world
 
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> list[Batch]:
         indices = self.order[step]
-        states = self.cuts.states
         aligned = {index: self.cuts.alignment(index) for index in indices}
-        mine = indices[self.rank :: self.world]
         # Gradients are averaged over processes, so each divides by the whole batch's positions per process.
         totals = {name: sum(getattr(a, name) for a in aligned.values()) / self.world for name in ("n_next", "n_common")}
+        old = self.cuts.states.ids
+        lengths = {index: max(len(old[index]), self.cuts.lengths[index]) for index in indices[self.rank :: self.world]}
+        return [self._batch(group, aligned, totals) for group in passes(lengths, self.budget)]
+
+    def _batch(self, mine: list[int], aligned: Mapping[int, Alignment], totals: Mapping[str, float]) -> Batch:
+        """These snippets of a step, whose losses are divided by the step's ``totals``."""
+        states = self.cuts.states
         share = [replace(aligned[index], n_next=0, n_common=0) for index in mine]
         share[0] = replace(share[0], n_next=totals["n_next"], n_common=totals["n_common"])
         hidden = None if states.values is None else [states.hidden(index) for index in mine]

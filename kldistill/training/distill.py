@@ -52,6 +52,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         cuts,
         order,
         chunk=job.runtime.chunk,
+        budget=job.runtime.pass_tokens,
         online=cfg.teacher == "online",
         rank=accelerate.process_index,
         world=accelerate.num_processes,

@@ -64,6 +64,7 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
         cuts,
         order,
         chunk=job.runtime.chunk,
+        budget=job.runtime.pass_tokens,
         rank=accelerate.process_index,
         world=accelerate.num_processes,
         stage="finetune",

@@ -6,8 +6,8 @@ It knows nothing of losses or vocabularies: a step is a module that turns a batc
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,7 +50,7 @@ class Sized(Protocol):
 
 def train(
     step_of: nn.Module,
-    batches: Dataset[Any],
+    batches: Dataset[Sequence[Any]],
     settings: Settings,
     checkpoint: Path,
     job: Job,
@@ -63,8 +63,10 @@ def train(
     """Train the parameters of ``step_of`` that ask for a gradient, and leave them as they were at the best validation.
 
     Args:
-        step_of: maps a batch to (loss, figures); the loss in whatever unit, figures as scalar tensors.
-        batches: item ``step`` is the batch of that step (of this process).
+        step_of: maps a batch to (loss, figures); the loss in whatever unit, figures as scalar tensors. Both add up over
+            the batches of a step.
+        batches: item ``step`` holds the batches of that step (of this process), which run one after the other; their
+            gradients add up.
         checkpoint: a file; where it exists, training goes on from it. It is replaced at every checkpoint.
         validate: figures of the current parameters; called before the first step, every ``validate_every``, and at
             the end.
@@ -117,40 +119,49 @@ def train(
     started = time.perf_counter() - state["seconds"]
     with Bar(description, total=settings.steps, unit="steps") as bar:
         bar.advance(int(state["step"]))
-        for step, batch in enumerate(loader, start=int(state["step"]) + 1):
+        for step, passes in enumerate(loader, start=int(state["step"]) + 1):
             begun = time.perf_counter()
             lr = settings.lr * factor_of(step)
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["factor"]
             # What a step draws (dropout) depends on nothing but its number, so a resumed run draws the same.
             torch.manual_seed(settings.seed + 1_000_003 * step + accelerate.process_index)
-            loss, figures = module(batch.to(accelerate.device))
-            accelerate.backward(loss)
+            sums = dict[str, Tensor]()
+            for batch in passes:
+                # Processes wait for each other once a step, in its last pass.
+                with accelerate.no_sync(module) if batch is not passes[-1] else nullcontext():
+                    loss, figures = module(batch.to(accelerate.device))
+                    accelerate.backward(loss)
+                for name, value in {"loss": loss.detach(), **figures}.items():
+                    sums[name] = sums[name] + value if name in sums else value
             norm = accelerate.clip_grad_norm_(list(trainable.values()), settings.clip)
             assert norm is not None
             # Before the step: what is not finite must reach neither the parameters nor a checkpoint. (With fp16 the
             # gradient may overflow now and then; accelerate's scaler then skips the step by itself.)
-            shown = accelerate.reduce({"loss": loss.detach(), **figures}, "mean")  # of all processes
+            shown = accelerate.reduce(sums, "mean")  # of all processes
             assert isinstance(shown, dict)
             _check_finite(shown["loss"], "loss", step, settings.lr)
             if settings.precision != "fp16":
                 _check_finite(norm, "gradient's norm", step, settings.lr)
             if seen is not None:
-                for parameter, mask in seen(batch).items():
+                shown_rows = [seen(batch) for batch in passes]
+                for parameter in shown_rows[0]:
+                    mask = torch.stack([rows[parameter] for rows in shown_rows]).any(0)
                     shared = accelerate.reduce(mask.to(accelerate.device, torch.float32), "sum")
                     assert isinstance(shared, Tensor)
                     lazy.seen[parameter] = shared > 0
             optimizer.step()
             optimizer.zero_grad()
             seconds = time.perf_counter() - begun
-            state["step"], state["tokens"] = step, state["tokens"] + batch.n_tokens
+            n_tokens = sum(batch.n_tokens for batch in passes)
+            state["step"], state["tokens"] = step, state["tokens"] + n_tokens
             state["training_seconds"] += seconds
             job.log(
                 {
                     **{name: value.item() for name, value in shown.items()},
                     "lr": lr,
                     "gradient_norm": float(norm),
-                    "tokens_per_second": batch.n_tokens / seconds,
+                    "tokens_per_second": n_tokens / seconds,
                 },
                 step=step,
             )

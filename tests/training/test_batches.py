@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kldistill.losses.alignment import align
 from kldistill.runtime.errors import ConfigError
-from kldistill.training.batches import Steps, collate, schedule
+from kldistill.training.batches import Steps, collate, passes, schedule
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.objective import Objective
 from tests.helpers.artifacts import MakeModel, MakeTokens
@@ -75,12 +77,17 @@ def test_collate_pads_on_the_right(setting: Setting) -> None:
 
 
 def loss_and_gradients(setting: Setting, **share: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Loss and figures, and the gradients of the rows, summed over the passes of one step of five snippets."""
     order = [[0, 3, 1, 5, 2]]
-    batch = Steps(setting.cuts, order, chunk=16, **share)[0]
     step = Objective(setting.student, all_terms())
-    loss, figures = step(batch)
-    values = torch.stack([loss.detach(), *figures.values()])
-    return values, list(torch.autograd.grad(loss, list(setting.student.rows.parameters())))
+    parameters = list(setting.student.rows.parameters())
+    values, gradients = torch.zeros(()), [torch.zeros_like(parameter) for parameter in parameters]
+    for batch in Steps(setting.cuts, order, chunk=16, **share)[0]:
+        loss, figures = step(batch)
+        values = values + torch.stack([loss.detach(), *figures.values()])
+        of_pass = torch.autograd.grad(loss, parameters)
+        gradients = [total + gradient for total, gradient in zip(gradients, of_pass, strict=True)]
+    return values, gradients
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -95,6 +102,26 @@ def test_the_processes_average_is_the_whole_batch(setting: Setting, world: int) 
         torch.testing.assert_close(mean, gradient, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("budget", [1, 60, 100, 10_000])
+def test_passes_add_up_to_the_step(setting: Setting, budget: int) -> None:
+    values, gradients = loss_and_gradients(setting)
+    in_passes, of_passes = loss_and_gradients(setting, budget=budget)
+    torch.testing.assert_close(in_passes, values, rtol=1e-5, atol=1e-6)
+    for mine, whole in zip(of_passes, gradients, strict=True):
+        torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 200))
+def test_no_pass_is_larger_than_its_budget(lengths: list[int], budget: int) -> None:
+    groups = passes(dict(enumerate(lengths)), budget)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    assert all(len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget for group in groups)
+    assert passes(dict(enumerate(lengths)), None) == [list(range(len(lengths)))]
+    if budget >= len(lengths) * max(lengths):
+        assert len(groups) == 1
+
+
 def test_a_process_without_a_snippet_is_refused(setting: Setting) -> None:
     with pytest.raises(ConfigError, match=r"distill.batch_size: a batch of 2 snippets .* 3 processes"):
         Steps(setting.cuts, [[0, 1]], chunk=16, world=3)
@@ -102,4 +129,4 @@ def test_a_process_without_a_snippet_is_refused(setting: Setting) -> None:
 
 def test_without_a_teacher_there_are_no_states(setting: Setting, tmp_path: Path) -> None:
     alone = setting.states._replace(values=None)
-    assert Steps(TwoCuts(alone, setting.new_ids, setting.pieces), [[0, 1]], chunk=16)[0].old_hidden is None
+    assert Steps(TwoCuts(alone, setting.new_ids, setting.pieces), [[0, 1]], chunk=16)[0][0].old_hidden is None

@@ -287,7 +287,7 @@ def test_tied_rows_serve_both_ends(inputs: Inputs) -> None:
 
 def first_batch(inputs: Inputs) -> Batch:
     tokenizer, pieces = load_extended_tokenizer(inputs.folders["tokens"]), PieceTable.load(inputs.folders["tokens"])
-    return Steps(TwoCuts.read(inputs.folders["teacher"], "train", tokenizer, pieces), [[0, 1, 2]], chunk=16)[0]
+    return Steps(TwoCuts.read(inputs.folders["teacher"], "train", tokenizer, pieces), [[0, 1, 2]], chunk=16)[0][0]
 
 
 def test_without_a_teacher(inputs: Inputs) -> None:

@@ -382,7 +382,7 @@ def gradients(folders: dict[str, Path], cfg: FinetuneConfig, seed: int = 0) -> t
     learns = adapters.Training(cfg.method, cfg.lora, cfg.train_rows, cfg.gradient_checkpointing)
     student, _ = adapters.unfreeze(load_original(folders["model"]), Rows.load(folders["init"]), pieces.old_size, learns)
     tokenizer = AutoTokenizer.from_pretrained(folders["tokens"] / "tokenizer")
-    batch = Steps(TwoCuts.read(folders["teacher"], "train", tokenizer, pieces), [[0, 1]], chunk=32)[0]
+    batch = Steps(TwoCuts.read(folders["teacher"], "train", tokenizer, pieces), [[0, 1]], chunk=32)[0][0]
     torch.manual_seed(seed)
     step = Objective(student, terms_of(cfg.loss))
     step(batch)[0].backward()

@@ -29,15 +29,17 @@ class Points:
         return self
 
 
-class Stream(Dataset[Points]):
-    """Another batch every step, the same for the same step. Remembers which were asked for."""
+class Stream(Dataset[list[Points]]):
+    """Other points every step, the same for the same step, in ``passes``. Remembers which steps were asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, passes: int = 1) -> None:
         self.asked: list[int] = []
+        self.passes = passes
 
-    def __getitem__(self, step: int) -> Points:
+    def __getitem__(self, step: int) -> list[Points]:
         self.asked.append(step)
-        return Points(torch.randn(16, 4, generator=torch.Generator().manual_seed(step)))
+        points = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+        return [Points(part, 10 // self.passes) for part in points.chunk(self.passes)]
 
 
 class Problem(nn.Module):
@@ -52,7 +54,7 @@ class Problem(nn.Module):
     def forward(self, batch: Points) -> tuple[Tensor, dict[str, Tensor]]:
         self.calls += 1
         goal = torch.tensor([[1.0, -1.0, 2.0, 0.0], [0.0, 3.0, 0.5, -2.0]])
-        loss = ((batch.x @ (self.rows - goal).T) ** 2).mean() + 0 * self.frozen.sum()
+        loss = ((batch.x @ (self.rows - goal).T) ** 2).sum() / 32 + 0 * self.frozen.sum()
         return self.change(loss, self.calls), {"largest": self.rows.detach().abs().max()}
 
 
@@ -85,10 +87,11 @@ def run(
         "validation_sum": problem.rows.detach().sum().item()
     },
     say: Callable[[str], None] = lambda text: None,
+    passes: int = 1,
     **settings: Any,
 ) -> tuple[Problem, Log, dict[str, float], Stream]:
     folder.mkdir(exist_ok=True)
-    problem, log, stream = problem or Problem(), log or Log(), Stream()
+    problem, log, stream = problem or Problem(), log or Log(), Stream(passes)
     job = Job(RuntimeConfig(device="cpu", checkpoint_every=every), log=log.log, rewind=log.rewind, say=say)
     cfg = DistillConfig(**{"steps": 20, "lr": 0.1, "validate_every": 8, **settings})
     made = train(
@@ -122,6 +125,16 @@ def test_loss_falls_and_every_step_is_logged(tmp_path: Path) -> None:
     assert made["seconds"] > 0
     assert made["peak_memory_bytes"] > 1e7
     assert log.figures("largest")[0] == 0
+
+
+def test_a_step_of_several_passes_is_the_same_step(tmp_path: Path) -> None:
+    """Gradients, losses and tokens add up; the rows move once a step."""
+    whole, log, *_ = run(tmp_path / "whole")
+    parts, in_parts, *_ = run(tmp_path / "parts", passes=2)
+    torch.testing.assert_close(parts.rows, whole.rows)
+    assert in_parts.figures("loss") == pytest.approx(log.figures("loss"), rel=1e-5)
+    assert parts.calls == 2 * whole.calls
+    assert checkpoint(tmp_path / "parts")[1]["tokens"] == checkpoint(tmp_path / "whole")[1]["tokens"] == 200
 
 
 def test_only_what_asks_for_a_gradient_is_trained_and_kept(tmp_path: Path) -> None:
