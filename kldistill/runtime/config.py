@@ -58,6 +58,9 @@ class RuntimeConfig:
         pass_tokens: tokens that one pass of training holds at a time, padding included, at most: a step whose snippets
             have more runs in several passes, whose gradients add up. Null: one pass a step. A snippet that is longer
             runs alone. Lets a large ``batch_size`` into little memory (elsewhere: gradient accumulation).
+        loader_workers: processes that prepare the batches of the next steps (alignment of both cuts, padding) while
+            this one trains. 0 prepares each when it is due: less than a hundredth of a step on a CPU, but an
+            accelerator waits for it.
         trust: other packages whose losses, inits, sources and suites may be named by ``_target_``. Only on the command
             line, as their code then runs: a file or a preset cannot say it.
     """
@@ -70,11 +73,13 @@ class RuntimeConfig:
     score_batch: int = 4
     chunk: int = 128
     pass_tokens: int | None = None
+    loader_workers: int = 0
     trust: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         require(self.workers >= 0, "runtime.workers", self.workers, "must be 0 (all cores) or more")
         require(self.threads >= 0, "runtime.threads", self.threads, "must be 0 (torch's choice) or more")
+        require(0 <= self.loader_workers <= 1024, "runtime.loader_workers", self.loader_workers, "must be 0 to 1024")
         for key in ("checkpoint_every", "generation_batch", "score_batch", "chunk"):
             require(getattr(self, key) >= 1, f"runtime.{key}", getattr(self, key), "must be at least 1")
         require(

@@ -109,7 +109,8 @@ def train(
     best = Best(settings.best_by, trainable)
     state = restore(checkpoint, trainable, optimizer, best, accelerate)
     module, optimizer = accelerate.prepare(step_of, optimizer)
-    loader = DataLoader(batches, batch_size=None, sampler=range(int(state["step"]), settings.steps))
+    todo, workers = range(int(state["step"]), settings.steps), job.runtime.loader_workers
+    loader = DataLoader(batches, batch_size=None, sampler=todo, num_workers=workers)
     job.rewind(int(state["step"]) or -1)
     latest: Mapping[str, float] = {}  # of the last validation, for the user's eyes
     if not state["step"]:
