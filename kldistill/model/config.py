@@ -64,7 +64,8 @@ class GgufConfig(ModelConfig):
         path: the file.
         name: what tables and the model card call it; null takes what the file calls itself.
         tokenizer: a folder with the model's own ``tokenizer.json``; null takes the tokenizer in the file.
-        first_token: the special token that begins every text; null takes the tokenizer's own.
+        first_token: the special token that begins every text; null takes the tokenizer's own (BOS, else EOS). Where
+            its chat template spells that out, as the marker of a turn, the best is taken, measured on general text.
         license: overrides what the file says.
     """
 
@@ -87,8 +88,8 @@ class HfModelConfig(ModelConfig):
         trust_remote_code: run the Python code that comes with the model. Off, because that code can do anything.
         dtype: in which type the frozen weights are held: ``float32``, ``bfloat16`` or ``float16``.
         local_files_only: never ask the network; take the hub's local cache.
-        first_token: the special token that begins every text; null takes the tokenizer's own (BOS, else EOS). Some
-            chat models have a turn's marker there, and know another token from their pre-training.
+        first_token: the special token that begins every text; null takes the tokenizer's own (BOS, else EOS). Where
+            its chat template spells that out, as the marker of a turn, the best is taken, measured on general text.
         license: overrides what the model's own card says.
     """
 

@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from kldistill.model import beginning
 from kldistill.runtime import digests
 from kldistill.runtime.components import component
 from kldistill.runtime.digests import remembered_sha256
@@ -47,6 +48,8 @@ def identity(*, path: str, **others: object) -> dict[str, object]:
         folder = Path(str(named)).expanduser()
         files = sorted(file for file in folder.rglob("*") if file.suffix in TOKENIZER_FILES and file.is_file())
         facts["tokenizer"] = {str(file.relative_to(folder)): sha256(file, remembered_sha256) for file in files}
+    if others.get("first_token") is None:
+        facts["first_token"] = beginning.VERSION
     return facts
 
 
@@ -63,7 +66,8 @@ def gguf(
 
     Args:
         tokenizer: a folder with the model's own ``tokenizer.json``; None takes the one in the file.
-        first_token: the special token that begins every text; None takes the tokenizer's own.
+        first_token: the special token that begins every text; None takes the tokenizer's own or, where that is
+            in doubt, the best (see ``kldistill.model.beginning``).
 
     Returns:
         What ``model.json`` says of it.
@@ -77,7 +81,7 @@ def gguf(
         "name": facts.get("general.name"),
         "license": facts.get("general.license"),
         "base_model": None,
-        "first_token": first_token,
+        "first_token": beginning.BEST if first_token is None else first_token,
     }
 
 

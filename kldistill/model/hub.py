@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
+from kldistill.model import beginning
 from kldistill.model.load import read_config
 from kldistill.runtime.components import component
 from kldistill.runtime.errors import ModelError
@@ -15,13 +16,19 @@ SMALL_FILE = 2**20  # bytes; smaller files enter an identity by content, larger 
 
 
 def identity(
-    *, path: str, revision: str | None = None, local_files_only: bool = False, **others: object
+    *,
+    path: str,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    first_token: str | None = None,
+    **others: object,
 ) -> dict[str, object]:
     """A local folder: every file's size and time, small files' content. On the hub: the commit, if the network or the
     cache knows it.
     """
     folder = local_folder(path)
-    return {"commit": commit_of(path, revision, local_files_only)} if folder is None else {"files": describe(folder)}
+    facts = {"commit": commit_of(path, revision, local_files_only)} if folder is None else {"files": describe(folder)}
+    return facts | ({"first_token": beginning.VERSION} if first_token is None else {})
 
 
 def local_folder(path: str) -> Path | None:
@@ -66,7 +73,7 @@ def hf(
         "local_files_only": local_files_only,
         "license": license_of(path if folder is None else folder),
         "base_model": path if folder is None else None,
-        "first_token": first_token,
+        "first_token": beginning.BEST if first_token is None else first_token,
     }
     read_config(facts, where)
     return facts

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kldistill.model.load import load_original_config, load_original_tokenizer, old_size
+from kldistill.model import beginning
+from kldistill.model.load import load_original, load_original_config, load_original_tokenizer, old_size
 from kldistill.runtime.components import facts_of, find, plain
+from kldistill.runtime.devices import device_of
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
@@ -34,6 +36,9 @@ def build(cfg: Any, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
     }
     facts["name"] = name or made.get("name") or Path(str(made["path"])).name
     facts["license"] = license_name or made.get("license")
+    measured = facts.get("first_token") == beginning.BEST
+    if measured:
+        facts["first_token"] = None
     write_facts(out, facts)
     tokenizer, config = load_original_tokenizer(out), load_original_config(out)
     facts["vocabulary"] = old_size(tokenizer)
@@ -55,6 +60,11 @@ def build(cfg: Any, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
         facts["rows_added"] = beyond
         job.say(f"{beyond} special tokens have no row in this model's embedding; they get that of padding, unused.")
     write_facts(out, facts)
+    if measured and len(tokens := beginning.candidates(tokenizer)) > 1:
+        chosen, why = beginning.best(load_original(out, device_of(job.runtime)), tokenizer, tokens)
+        facts["first_token"] = None if chosen == tokens[0] else chosen
+        job.say(why)
+        write_facts(out, facts)
     write_summary(out, figures)
 
 

@@ -61,7 +61,9 @@ def about(cfg: Config) -> dict[str, Any]:
 
 
 def of_artifacts(artifacts: Mapping[str, Path]) -> dict[str, Any]:
-    """What the artifacts tell of the ``model`` and of the ``tokenizer``; empty as long as they are not there."""
+    """What the artifacts tell of the ``model``, of the ``tokenizer`` and of the ``first_token`` that begins every text;
+    empty as long as they are not there.
+    """
     facts_told: dict[str, Any] = {}
     if "model" in artifacts and (path := artifacts["model"] / "model.json").is_file():
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -75,6 +77,10 @@ def of_artifacts(artifacts: Mapping[str, Path]) -> dict[str, Any]:
                 "new_size": int(sizes["tokens/new_size"]),
                 "artifact": artifacts["tokens"].name,
             }
+        settings = artifacts["tokens"] / "tokenizer" / "tokenizer_config.json"
+        if settings.is_file():
+            roles = json.loads(settings.read_text(encoding="utf-8"))
+            facts_told["first_token"] = roles.get("bos_token") or roles.get("eos_token")
     return facts_told
 
 

@@ -1,9 +1,9 @@
-"""Exported models in other programs, the programs themselves: llama.cpp, and the evaluation harness lm-eval.
+"""Exported models in other programs, the programs themselves: llama.cpp, vLLM, and the evaluation harness lm-eval.
 
-    pip install --target LLAMA llama-cpp-python           (compiles llama.cpp; see docs/serving.md)
-    KLDISTILL_LLAMA_CPP=LLAMA KLDISTILL_LM_EVAL=HARNESS pytest -m slow tests/export/test_serving.py
+    KLDISTILL_LLAMA_CPP=... KLDISTILL_VLLM=... KLDISTILL_LM_EVAL=... pytest -m slow tests/export/test_serving.py
 
-Each program runs in a process of its own, from its own folder where the environment names one.
+Each program runs in a process of its own, from the folder that its variable names (see docs/serving.md for how such a
+folder is made), else from this environment.
 """
 
 import json
@@ -63,6 +63,24 @@ json.dump(out, open(sys.argv[2], "w"))
 print(llama_cpp.__version__)
 """
 
+VLLM = """
+import json, os, sys
+os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_ENABLE_V1_MULTIPROCESSING="0",
+                  VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
+import vllm
+folder, texts, prompts, new = json.load(open(sys.argv[1]))
+model = vllm.LLM(model=folder, dtype="float32", enforce_eager=True, max_model_len=256, max_num_seqs=4)
+tokenizer = model.get_tokenizer()
+found = model.generate(
+    [{"prompt_token_ids": ids} for ids in prompts], vllm.SamplingParams(temperature=0, max_tokens=new, ignore_eos=True)
+)
+json.dump({
+    "ids": [tokenizer.encode(text, add_special_tokens=False) for text in texts],
+    "generated": [list(one.outputs[0].token_ids) for one in found],
+    "texts": [one.outputs[0].text for one in found],
+}, open(sys.argv[2], "w"))
+"""
+
 HARNESS = """
 import json, sys
 import torch
@@ -107,25 +125,24 @@ def write_corpus(out: Path) -> Path:
     return out
 
 
-def export(model: Path, base: Path, n: int, gguf: bool = True) -> Path:
-    """An exported folder (with ``model.gguf``) of a model with ``n`` more tokens inside words.
+def export(model: Path, base: Path, n: int, gguf: bool = True, boundary: str = "word") -> Path:
+    """An exported folder (with ``model.gguf``) of a model with ``n`` more tokens.
 
-    Tied rows are the means of their pieces' rows, so that new tokens are generated as well.
+    A new row is a little longer than that of its first piece, so that new tokens are generated as well.
     """
     base.mkdir(parents=True, exist_ok=True)
     folders = {"model": model, "corpus": write_corpus(base / "corpus")}
     for name in ("tokens", "rows", "out"):
         folders[name] = base / name
         folders[name].mkdir()
-    settings = TokensConfig(n_new=n, boundary="word", curve=0)
+    settings = TokensConfig(n_new=n, boundary=boundary, curve=0)
     tokens_stage.build(settings, folders, folders["tokens"], Job(say=lambda _line: None))
     original = load_original(model)
     weight = original.get_input_embeddings().weight
     pieces = [token.pieces for token in read_new_tokens(folders["tokens"])]
-    rows = torch.stack([weight[p].mean(0) for p in pieces])
-    tied = bool(original.config.tie_word_embeddings)
-    head = None if tied else torch.stack([original.get_output_embeddings().weight[p].mean(0) for p in pieces])
-    Rows(rows, head).save(folders["rows"])
+    first = [p[0] for p in pieces]
+    head = None if original.config.tie_word_embeddings else 1.05 * original.get_output_embeddings().weight[first]
+    Rows(1.05 * weight[first], head).save(folders["rows"])
     export_stage.export_model(model, folders["tokens"], folders["rows"], folders["out"], gguf=gguf)
     return folders["out"]
 
@@ -186,6 +203,26 @@ def test_llama_cpp_runs_the_extended_embedded_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("family", "tokenizer", "tied"), [("llama", "llama3", True), ("qwen2", "qwen2", False)])
+def test_vllm_gives_the_same_ids_and_the_same_text(
+    family: str, tokenizer: str, tied: bool, tiny_model: MakeModel, tmp_path: Path
+) -> None:
+    model = tiny_model(family, tokenizer=tokenizer, tied=tied, hidden_size=256)  # heads of 64, which its kernels know
+    folder = export(model, tmp_path / "made", 48, gguf=False, boundary="auto")
+    cut = AutoTokenizer.from_pretrained(folder)
+    texts = [*tiny.training_text()[3:4], OTHER]
+    prompts = [cut.encode(text, add_special_tokens=False) for text in PROMPTS]
+    seen = run(VLLM, "vllm", "KLDISTILL_VLLM", [str(folder), texts, prompts, NEW], tmp_path)
+    assert seen["ids"] == [cut.encode(text, add_special_tokens=False) for text in texts]
+    wanted = [ids[len(start) :] for (ids, _), start in zip(generated(folder, prompts), prompts, strict=True)]
+    assert seen["generated"] == wanted
+    # It holds an unfinished character back.
+    texts = [cut.decode(ids, skip_special_tokens=True) for ids in wanted]
+    assert [text.rstrip("\ufffd") for text in seen["texts"]] == [text.rstrip("\ufffd") for text in texts]
+    assert any(index >= len(cut) - 48 for ids in wanted for index in ids)
+
+
+@pytest.mark.slow
 def test_lm_eval_reads_the_folder(tiny_model: MakeModel, tmp_path: Path) -> None:
     """Two tasks from data on disk: bits per byte of texts, and what is written greedily after a prompt."""
     folder = export(tiny_model("llama", tokenizer="llama3"), tmp_path / "made", 48, gguf=False)
@@ -193,9 +230,11 @@ def test_lm_eval_reads_the_folder(tiny_model: MakeModel, tmp_path: Path) -> None
     texts = [text[:600] for text in tiny.training_text()[3:6]]
     prompts = [text[:200] for text in tiny.training_text()[3:6]]
     starts = [tokenizer.encode(text, add_special_tokens=False) for text in prompts]
-    answers = [
-        tokenizer.decode(ids[len(start) :]) for (ids, _), start in zip(generated(folder, starts), starts, strict=True)
-    ]
+    answers = []
+    for (ids, _), start in zip(generated(folder, starts), starts, strict=True):
+        new = ids[len(start) : len(start) + 16]
+        ends = new.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in new else None  # it stops writing there
+        answers.append(tokenizer.decode(new[:ends], skip_special_tokens=True))
     (tmp_path / "tasks").mkdir()
     with (tmp_path / "texts.jsonl").open("w") as file:
         for text, prompt, answer in zip(texts, prompts, answers, strict=True):
@@ -219,7 +258,7 @@ def test_lm_eval_reads_the_folder(tiny_model: MakeModel, tmp_path: Path) -> None
         "output_type": "generate_until",
         "doc_to_text": "{{prompt}}",
         "doc_to_target": "{{answer}}",
-        "generation_kwargs": {"until": ["<no such text>"], "max_gen_toks": NEW, "do_sample": False},
+        "generation_kwargs": {"until": ["<no such text>"], "max_gen_toks": 16, "do_sample": False},
         "metric_list": [{"metric": "exact_match"}],
     }
     for task in (rolling, written):
@@ -234,6 +273,7 @@ def test_lm_eval_reads_the_folder(tiny_model: MakeModel, tmp_path: Path) -> None
             nats += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
     bits = nats / sum(len(text.encode()) for text in texts) / torch.log(torch.tensor(2.0)).item()
     assert seen["results"]["own_text"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-4)
+    assert [sample["resps"][0][0] for sample in seen["samples"]["own_lines"]] == answers
     assert seen["results"]["own_lines"]["exact_match,none"] == 1.0
     size = len(tokenizer) - 48
     assert any(index >= size for text in texts for index in tokenizer.encode(text))

@@ -21,6 +21,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "model", str(about.get("model", ""))
     if sizes := about.get("tokenizer"):
         yield "tokenizer", f"{sizes['old_size']:,} tokens, extended to {sizes['new_size']:,}"
+    yield "every text begins with", str(about.get("first_token") or "")
     yield "seed", str(about.get("seed", ""))
     program = about.get("kldistill", {})
     commit = f", commit {program['commit'][:12]}" if program.get("commit") else ""

@@ -8,6 +8,7 @@ from kldistill.report.run.about import facts
 ABOUT = {
     "model": "Some-Model-1B",
     "tokenizer": {"old_size": 49152, "new_size": 49664, "artifact": "abc"},
+    "first_token": "<|endoftext|>",
     "seed": 3,
     "kldistill": {"version": "0.1.0", "commit": "0123456789abcdef0123456789abcdef01234567-dirty"},
     "packages": {"torch": "2.9.0"},
@@ -27,6 +28,7 @@ def test_every_fact_is_told_and_what_is_not_known_is_left_out() -> None:
     assert told == {
         "model": "Some-Model-1B",
         "tokenizer": "49,152 tokens, extended to 49,664",
+        "every text begins with": "<|endoftext|>",
         "seed": "3",
         "kldistill": "0.1.0, commit 0123456789ab, with changes of its own",
         "packages": "Python 3.12.1, torch 2.9.0",
