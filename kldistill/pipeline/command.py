@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from kldistill.pipeline import compose, keys
-from kldistill.runtime.errors import ConfigError
+from kldistill.runtime.errors import ConfigError, KldistillError
 
 # What Hydra may make of its own part of the configuration: its plugins, our callbacks, Python's handlers of logs.
 _HYDRAS_OWN = (
@@ -57,11 +57,16 @@ def inspect(argv: Sequence[str]) -> None:
     for word in args.overrides:
         if "=" not in word and not word.startswith("~"):
             raise ConfigError(f"{word!r}: is no KEY=VALUE.{_choices_of(word)}")
+    overrides: Sequence[Override] = []
     try:
         overrides = OverridesParser.create().parse_overrides(list(args.overrides))
         cfg = _composed(args, overrides)
     except (HydraException, OmegaConfBaseException):
         return  # Hydra will say it, with all its detail
+    except KldistillError:
+        raise
+    except Exception as error:  # Hydra meets words that it did not expect (model=null, an empty key) with bare errors
+        raise ConfigError(f"{_culprit(args, overrides)}: Hydra cannot read this ({_told(error)}).") from error
     with open_dict(cfg):
         hydra = cfg.pop("hydra")
     _refuse_trust_of_files(cfg, hydra, overrides)
@@ -114,6 +119,22 @@ def _composed(args: Any, overrides: Sequence[Override]) -> DictConfig:
         GlobalHydra.instance().clear()
 
 
+def _culprit(args: Any, overrides: Sequence[Override]) -> str:
+    """The first override that cannot be read by itself; all of them if there is none."""
+    for override in overrides:
+        try:
+            _composed(args, [override])
+        except (HydraException, OmegaConfBaseException, KldistillError):
+            continue
+        except Exception:
+            return repr(override.input_line)
+    return " ".join(args.overrides)
+
+
+def _told(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__} {error}".split())
+
+
 def _explain(base: DictConfig, overrides: Sequence[Override]) -> None:
     """Raise ``ConfigError`` for the first override whose key the configuration does not have."""
     known = keys.known_keys(base)
@@ -147,7 +168,8 @@ def _first(override: Override) -> str | None:
 def _choices_of(word: str) -> str:
     """`` Did you mean experiment=quickstart?`` for the name of a preset."""
     for folder in [compose.conf_folder(), *compose.own_folders()]:
-        for path in sorted(folder.glob(f"*/{word}.yaml"), key=lambda path: path.parent.name != "experiment"):
+        paths = (path for path in folder.glob("*/*.yaml") if path.stem == word)
+        for path in sorted(paths, key=lambda path: path.parent.name != "experiment"):
             return f" Did you mean {path.parent.name}={word}?"
     return " See kldistill --help."
 

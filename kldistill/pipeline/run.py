@@ -63,7 +63,8 @@ def _report_on(
     with Tracker(folder, cfg.logger, resolved=shown, **named) as tracker:
         record = RunRecord(folder, steps, config, defaults(), about(cfg))
         try:
-            folders = _walk(cfg, folder, steps, planned, processes, tracker, record)
+            with naming("the run's folder"):
+                folders = _walk(cfg, folder, steps, planned, processes, tracker, record)
         except BaseException as error:
             try:
                 record.failed(error)

@@ -4,6 +4,7 @@ Hidden states, not logits: at a vocabulary of 49,152 they are 85 times smaller, 
 the logits back. A sweep over losses, initialisations and seeds computes them once.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,21 +53,23 @@ def write(
             file.write(json.dumps({"document": snippet.document, "text": snippet.text, "ids": list(row)}) + "\n")
     if model is None:
         return
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])])
-    values = None
-    with Bar(description, total=int(offsets[-1]), unit="tokens") as bar:
+    offsets = [0, *itertools.accumulate(len(row) for row in ids)]
+    assert offsets[-1], "no snippet to compute states of"
+    # Written piece by piece: on a full disk, writing to a file that is mapped into memory ends the process (SIGBUS).
+    with Bar(description, total=offsets[-1], unit="tokens") as bar, (folder / f"{name}.npy").open("wb") as file:
+        begin = 0
         for batch in by_length(ids, batch_size):
             padded, mask = pad([ids[index] for index in batch], device)
             hidden_BTD = model.hidden(padded, mask).float().cpu().numpy()
-            if values is None:
-                shape = (int(offsets[-1]), hidden_BTD.shape[-1])
-                values = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
+            width = hidden_BTD.shape[-1]
+            if not begin:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (offsets[-1], width)}
+                np.lib.format.write_array_header_1_0(file, header)
+                begin = file.tell()
             for row, index in enumerate(batch):
-                n = len(ids[index])
-                values[offsets[index] : offsets[index] + n] = hidden_BTD[row, :n]
+                file.seek(begin + 4 * width * offsets[index])
+                file.write(hidden_BTD[row, : len(ids[index])].astype("<f4").tobytes())
             bar.advance(sum(len(ids[index]) for index in batch))
-    assert values is not None, "no snippet to compute states of"
-    values.flush()
 
 
 def exists(folder: Path, name: str) -> bool:

@@ -3,8 +3,11 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 import random
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -404,3 +407,47 @@ class TestPresets:
     def test_misspelt_key(self):
         with pytest.raises(Exception, match="pakages"):
             self.compose("python_package", "corpus.pakages=[json]")
+
+
+@pytest.mark.slow
+def test_fifty_thousand_small_files_of_every_encoding(tmp_path: Path) -> None:
+    """Names and contents that nobody would choose; each is a document, or is counted by why it is none."""
+    folder = tmp_path / "many"
+    rng = random.Random(0)
+    kinds: list[tuple[str, Callable[[str], bytes], str | None]] = [
+        ("utf8", lambda text: text.encode(), None),
+        ("bom", lambda text: text.encode("utf-8-sig"), None),
+        ("utf16", lambda text: text.encode("utf-16"), None),
+        ("crlf", lambda text: text.replace("\n", "\r\n").encode(), None),
+        ("latin", lambda text: (text + "# \xe9\n").encode("latin-1"), "not_utf8"),
+        ("shift_jis", lambda text: (text + "# \u6a5f\u68b0\n").encode("shift_jis"), "not_utf8"),
+        ("no_bom", lambda text: text.encode("utf-16-le"), "binary"),
+        ("torn", lambda text: text.encode() + b"\xf0\x9f", "not_utf8"),
+        ("lone", lambda text: text.encode() + b"\xed\xa0\x80", "not_utf8"),
+        ("empty", lambda text: b"", "too_small"),
+    ]
+    odd = ["a b", "a\nb", "'q\"", "\u202edlo", "\U0001f917", "-rf", "%s", "*[x]", "{a,b}", "caf\udce9"]
+    n = 50_000
+    for number in range(n):
+        name, encoded, _ = kinds[number % len(kinds)]
+        place = folder / f"p{number % 97}"
+        place.mkdir(parents=True, exist_ok=True)
+        path = place / f"{odd[number // len(kinds) % len(odd)]}_{name}{number}.py"
+        path.write_bytes(encoded(f"value_{number} = {rng.random()}\n" * 4))
+    (folder / "p0" / "loop").symlink_to(folder)
+    (folder / "p0" / "gone.py").symlink_to(folder / "nowhere.py")
+    os.mkfifo(folder / "p0" / "pipe.py")
+    (folder / "p0" / "folder.py").mkdir()
+    source = {"_target_": "kldistill.corpus.sources.local_files", "path": str(folder), "glob": "**/*.py"}
+    general = {"_target_": "kldistill.corpus.prose.package_docs", "packages": ["rich"], "requirements": False}
+    cfg = CorpusConfig(source=source, general=general, near_duplicate=1.0, max_copied=1.0, min_document_bytes=8)
+    before = identity(cfg)
+    splits = built(cfg, tmp_path / "out")
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    wanted = Counter(reason for _, _, reason in kinds if reason)
+    for reason, number in wanted.items():
+        assert summary[f"corpus/skipped/{reason}"] == number * n // len(kinds), reason
+    found = [name for split in DOMAIN_SPLITS for name in splits[split]]
+    assert len(found) == len(set(found)) == 4 * n // len(kinds)
+    assert any("caf\\xe9" in name for name in found)
+    assert identity(cfg) == before

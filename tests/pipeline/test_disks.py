@@ -13,12 +13,9 @@ from typing import Any
 import pytest
 
 from kldistill.runtime.errors import StorageError
+from tests.helpers.disks import ROOT_ON_LINUX, Disk, small_disk
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import overrides_of, read_run, run, write_corpus
-
-ROOT_ON_LINUX = pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk needs Linux and root"
-)
 
 
 @pytest.fixture(scope="module")
@@ -26,32 +23,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus") / "files")
 
 
-class Disk:
-    """A small disk of its own, which can grow and be made read-only."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.kib = folder, 64
-        folder.mkdir()
-        done = self._mount("-t", "tmpfs", "-o", f"size={self.kib}k", "tmpfs")
-        if done.returncode:
-            pytest.skip(f"no small disk can be mounted here: {done.stderr}")
-
-    def _mount(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["mount", *arguments, str(self.folder)], capture_output=True, text=True)
-
-    def grow(self, kib: int) -> None:
-        self.kib += kib
-        assert self._mount("-o", f"remount,size={self.kib}k").returncode == 0
-
-    def read_only(self, yes: bool) -> None:
-        assert self._mount("-o", "remount,ro" if yes else "remount,rw").returncode == 0
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    made = Disk(tmp_path / "disk")
-    yield made
-    subprocess.run(["umount", str(made.folder)], check=True)
+    with small_disk(tmp_path / "disk") as made:
+        yield made
 
 
 @ROOT_ON_LINUX

@@ -20,6 +20,7 @@ from kldistill.pipeline import compose
 from kldistill.pipeline import run as pipeline
 from kldistill.pipeline.checks import check
 from kldistill.pipeline.run import is_finished
+from kldistill.pipeline.run_record import RunRecord
 from kldistill.pipeline.steps import Step, steps_of
 from kldistill.pipeline.sweeps import mark_failed
 from kldistill.runtime.config import resolved
@@ -27,6 +28,8 @@ from kldistill.runtime.errors import ArtifactError, ConfigError, FolderInUseErro
 from kldistill.runtime.faults import held
 from kldistill.runtime.files import write_summary, write_text
 from kldistill.runtime.job import Job
+from tests.helpers.disks import ROOT_ON_LINUX, small_disk
+from tests.helpers.paths import ROOT
 from tests.helpers.runs import SMALL, config, overrides_of, read_run
 
 
@@ -357,21 +360,26 @@ with held(folder):
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk needs Linux and root")
+@ROOT_ON_LINUX
 def test_run_json_says_failed_on_a_disk_that_is_really_full(tmp_path: Path) -> None:
-    from tests.helpers.paths import ROOT
-
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr}")
-    try:
+    with small_disk(tmp_path / "disk", kib=512) as disk:
         program = FULL.format(root=str(ROOT))
-        done = subprocess.run(
-            [sys.executable, "-c", program, disk / "run"], capture_output=True, text=True, timeout=300
-        )
+        command = [sys.executable, "-c", program, disk.folder / "run"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        assert json.loads((disk / "run/run.json").read_text())["error"].startswith("OSError: [Errno 28]")
-    finally:
-        subprocess.run(["umount", disk], check=True)
+        assert json.loads((disk.folder / "run/run.json").read_text())["error"].startswith("OSError: [Errno 28]")
+
+
+def test_a_fault_in_the_runs_own_folder_is_told_there_as_it_is_to_the_user(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of a stage: ``run.json`` itself cannot be written once, when the model is done."""
+
+    def full(self: RunRecord, name: str, artifact: Path, seconds: float | None = None) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RunRecord, "done", full)
+    with pytest.raises(StorageError, match="the run's folder: no space is left there"):
+        run(corpus, tmp_path, "stages=[model]")
+    found = read_run(tmp_path / "runs/run")
+    assert found["error"].startswith("StorageError: the run's folder: no space is left there")

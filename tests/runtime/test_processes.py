@@ -6,9 +6,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from kldistill.runtime.config import RuntimeConfig
@@ -95,6 +97,13 @@ def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch
 # ---- training
 
 
+def launched_command(overrides: list[str]) -> list[str]:
+    """The command with two processes of ``accelerate launch``."""
+    launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", str(free_port())]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", "kldistill", *overrides]
+
+
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
     """Same global batch, halves of different numbers of positions: the same losses, but for the order of additions."""
     corpus = write_corpus(tmp_path / "corpus")
@@ -105,15 +114,8 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
             source = (tmp_path / "one/runs/run" / path).resolve()
             shutil.copytree(source, tmp_path / "two/artifacts" / name / source.name)
     overrides = [*overrides_of(corpus, tmp_path / "two", *more), f"hydra.run.dir={tmp_path / 'two/runs/run'}"]
-    launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", str(free_port())]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", "kldistill", *overrides],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
+        launched_command(overrides), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stderr
     two = read_run(tmp_path / "two/runs/run")
@@ -127,6 +129,35 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     assert keys
     for key in keys:
         assert two["metrics"][key] == pytest.approx(one["metrics"][key], **CLOSE), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_killed_process_ends_all_and_the_same_command_goes_on(rank: str, tmp_path: Path) -> None:
+    """SIGKILL in the middle of training, for the main process and for the other one."""
+    corpus = write_corpus(tmp_path / "corpus")
+    folder = tmp_path / "outputs/runs/run"
+    more = ["stages=[distill]", "distill.batch_size=2", "distill.steps=30", "runtime.checkpoint_every=1"]
+    command = launched_command([*overrides_of(corpus, tmp_path / "outputs", *more), f"hydra.run.dir={folder}"])
+    running = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    log, end = folder / "metrics.jsonl", time.monotonic() + 1200
+    while not (log.is_file() and log.read_text().count('"distill/loss"') > 3):
+        assert running.poll() is None and time.monotonic() < end, running.communicate()[0]
+        time.sleep(0.05)
+    family = psutil.Process(running.pid).children(recursive=True)
+    (victim,) = (process for process in family if process.environ().get("RANK") == rank)
+    victim.kill()
+    said, _ = running.communicate(timeout=600)
+    assert running.returncode != 0, said
+    assert not psutil.wait_procs(family, timeout=60)[1], "nobody is left waiting"
+    assert read_run(folder)["status"] == ("failed" if rank == "1" else "running"), "the dead cannot tell"
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    assert read_run(folder)["status"] == "finished"
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines() if '"distill/loss"' in line]
+    assert steps == list(range(1, 31)), "every step once"
 
 
 def losses(folder: Path) -> list[dict[str, float]]:

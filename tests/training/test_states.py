@@ -1,5 +1,6 @@
 """The teacher's states on disk."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from kldistill.rows.student import Student
 from kldistill.training import states
 from kldistill.training.padding import by_length, pad
 from tests.helpers.artifacts import MakeModel, MakeTokens
+from tests.helpers.disks import ROOT_ON_LINUX, small_disk
 from tests.helpers.setting import CPU, Setting, make_setting
 
 
@@ -29,6 +31,18 @@ def test_states_are_those_of_each_text_alone(setting: Setting) -> None:
         assert stored.shape == (len(ids), 16)
         assert stored.dtype == torch.float32
         torch.testing.assert_close(stored, alone, rtol=1e-4, atol=1e-5)
+
+
+@ROOT_ON_LINUX
+def test_a_full_disk_is_an_error_and_does_not_end_the_process(setting: Setting, tmp_path: Path) -> None:
+    """Writing to a file that is mapped into memory would: its pages have no room, which is a bus error."""
+    found = setting.states
+    with small_disk(tmp_path / "disk", kib=found.offsets[-1] * 16 * 4 // 1024 // 2) as disk:
+        with pytest.raises(OSError) as caught:
+            states.write(
+                disk.folder, "x", setting.teacher, found.snippets, found.ids, batch_size=2, device=CPU, description=""
+            )
+        assert caught.value.errno == errno.ENOSPC
 
 
 def test_stored_states_may_be_changed_without_harm(setting: Setting) -> None:
