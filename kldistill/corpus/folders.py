@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 OF_PROGRAMS = {"outputs": "outputs", "node_modules": "dependencies", "build": "build", "dist": "build"}
 # Folders by a file in them.
 MARKS = {"pyvenv.cfg": "virtual_environment", "artifact.json": "outputs"}
+_UNFINISHED = ".partial"  # an artifact that is being built, or whose build was killed
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
@@ -72,7 +73,7 @@ def files_below(root: Path, glob: str) -> Iterator[tuple[str, Path, str]]:
         for folder in folders:
             if folder not in marked:
                 there = (MARKS[name] for name in MARKS if (root / folder / name).is_file())
-                marked[folder] = next(there, "")
+                marked[folder] = next(there, "outputs" if folder.suffix == _UNFINISHED else "")
             reason = reason or marked[folder]
         if not reason and any(path in ignored for path in (relative, *folders)):
             reason = "git_ignored"

@@ -13,6 +13,7 @@ from kldistill.evaluation.generation.batching import Completion, Request, genera
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.runtime.devices import device_of
 from kldistill.runtime.job import Job
+from kldistill.tokens.encoding import reader
 from kldistill.training.load import load_model
 
 PROMPT_BYTES = 400  # lines before the one that is completed, about
@@ -45,7 +46,7 @@ def draw(
         n: lines at most.
         size: bytes of the lines before that are shown to the model, at most.
     """
-    rng = random.Random(seed)
+    rng, text_reader = random.Random(seed), reader(tokenizer.backend_tokenizer.to_str())
     drawn: list[Line] = []
     for document in rng.sample(list(documents), len(documents)):
         if len(drawn) == n:
@@ -56,7 +57,7 @@ def draw(
             line = lines[number]
             indent = len(line) - len(line.lstrip())
             middle = indent + (len(line) - indent) // 2
-            encoding = tokenizer.backend_tokenizer.encode(line, add_special_tokens=False)
+            encoding = text_reader.encode(line, add_special_tokens=False)
             if any(
                 index >= old_size and start >= middle
                 for index, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)

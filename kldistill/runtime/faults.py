@@ -42,12 +42,13 @@ _FAULTS = {
 def storage_fault(error: BaseException | None) -> str | None:
     """What is wrong with a disk or a folder, and what to do; None where ``error`` comes from anything else.
 
-    Libraries written in Rust (safetensors, tokenizers) wrap what the system said in errors of their own, and numpy
-    tells only that fewer bytes were written than it wanted; these count too.
+    Libraries written in Rust (safetensors, tokenizers) wrap what the system said in errors of their own, so does
+    ``shutil`` where it copies a folder, and numpy tells only that fewer bytes were written than it wanted; these count
+    too.
     """
     while error is not None:
         number = error.errno if isinstance(error, OSError) else None
-        if number is None and (match := re.search(r"\(os error (\d+)\)", str(error))):
+        if number is None and (match := re.search(r"(?:\(os error |\[Errno )(\d+)[)\]]", str(error))):
             number = int(match[1])
         if number is None and re.search(r"\d+ requested and \d+ written", str(error)):
             number = errno.ENOSPC

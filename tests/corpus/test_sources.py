@@ -115,6 +115,7 @@ class TestLocalFiles:
         written = {
             "outputs/artifacts/export/1/tokenization.py": "outputs",
             "results/artifacts/corpus/2/a.py": "outputs",
+            "results/artifacts/export/3.partial/a.py": "outputs",
             "web/node_modules/x/index.py": "dependencies",
             "build/lib/mine.py": "build",
             "sub/dist/mine.py": "build",

@@ -42,4 +42,5 @@ def small_disk(folder: Path, kib: int = 64) -> Iterator[Disk]:
     try:
         yield made
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        # Lazily: a file of a run that has failed may still be mapped into memory.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

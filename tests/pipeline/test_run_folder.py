@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -304,8 +305,9 @@ def test_a_fault_of_the_disk_names_stage_file_and_way_out(number: int, corpus: P
     [
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),  # safetensors
         OSError("125000 requested and 4096 written"),  # numpy
+        shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")]),  # of copying a folder
     ],
-    ids=["Rust", "numpy"],
+    ids=["Rust", "numpy", "shutil"],
 )
 def test_a_full_disk_is_known_by_what_libraries_say_too(error: Exception, corpus: Path, tmp_path: Path) -> None:
     broken["model"] = error
