@@ -4,7 +4,7 @@ Boundaries are places between bytes of normalised text. *Student* is the extende
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -147,17 +147,6 @@ def produces(tokenizer: Tokenizer, string: str, index: int) -> bool:
     """
     texts = [f"{before}{string}" for before in ("", " ", "(", "\n")]
     return any(index in encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False))
-
-
-def miscounted(tokens: list[NewToken], uses: Sequence[int], texts: Sequence[str]) -> list[NewToken]:
-    """New tokens whose string stands in the train text less often than their count says.
-
-    Args:
-        uses: how often the extended tokenizer uses each of them there. Only where that is less than the count is the
-            text searched: words that are looked up whole may be cut otherwise than merges in their order do.
-    """
-    suspects = [token for token, used in zip(tokens, uses, strict=True) if used < token.count]
-    return [token for token in suspects if sum(text.count(token.string) for text in texts) < token.count]
 
 
 def changed_words(old: Tokenizer, new: Tokenizer, tokens: list[NewToken], words: Iterable[str]) -> list[str]:

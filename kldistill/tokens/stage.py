@@ -25,6 +25,7 @@ from kldistill.tokens.definition import SENTENCEPIECE, Definition, definition, k
 from kldistill.tokens.encoding import count_special, reader
 from kldistill.tokens.folder import extend, extensions_of, save
 from kldistill.tokens.merges import Entry, Rules, choose
+from kldistill.tokens.occurrences import miscounted
 from kldistill.tokens.terms import added_tokens, merge_chains, read_terms
 from kldistill.tokens.words import chunks, count_words
 
@@ -70,7 +71,7 @@ def build(cfg: TokensConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
         examiner.read(split, documents[split])
     train = list(up_to(documents["train"], cfg.max_bytes))
     used = uses(extension.spec, examiner.size, len(extension.tokens), train)
-    examiner.findings.miscounted = len(preflight.miscounted(extension.tokens, used, train))
+    examiner.findings.miscounted = len(miscounted(extension.tokens, used, train))
     if extension.spec["pre_tokenizer"] != definition(tokenizer)["pre_tokenizer"]:
         words = old_words(tokenizer)
         changed = preflight.changed_words(examiner.old, examiner.new, extension.tokens, words)

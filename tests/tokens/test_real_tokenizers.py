@@ -31,6 +31,7 @@ from kldistill.tokens.config import TokensConfig
 from kldistill.tokens.definition import CHAR_OF_BYTE, definition, token_bytes
 from kldistill.tokens.encoding import reader, special_ids
 from kldistill.tokens.folder import save
+from kldistill.tokens.occurrences import miscounted
 
 
 class Package(NamedTuple):
@@ -194,7 +195,7 @@ def test_a_real_tokenizer_is_extended(name: str, tmp_path: Path) -> None:
         new_used += sum(index >= size for index in now)
     assert new_used > 50
     used = tokens_stage.uses(extension.spec, size, 256, train)
-    assert preflight.miscounted(extension.tokens, used, train) == []
+    assert miscounted(extension.tokens, used, train) == []
     examiner = preflight.Examiner(before, after, extension.tokens, size, token_bytes(old))
     words = tokens_stage.old_words(old)[::7]
     assert preflight.changed_words(examiner.old, examiner.new, extension.tokens, words) == []
