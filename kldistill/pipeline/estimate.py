@@ -132,7 +132,8 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
         amount = 16 * shape.parameters + plan[2].amount + plan[3].amount
         plan.append(Need("memory: full fine-tuning in all", amount, "B", "16 P, logits and activations"))
     if d.teacher == "self":
-        plan.append(Need("disk: the teacher's states", 4 * shape.width * unique, "B", "4 D a token of its text"))
+        stored = shape.weight_bytes * shape.width * unique
+        plan.append(Need("disk: the teacher's states", stored, "B", "b D a token of its text"))
     export = (shape.parameters + matrices * n_new * shape.width) * shape.weight_bytes
     plan.append(Need("disk: the exported model", export, "B", "b (P + N D)"))
 

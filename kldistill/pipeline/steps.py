@@ -125,7 +125,7 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool) -> dict[str, Ste
     steps |= _generation("original", suites, _same("model"))
     steps |= _evaluation("init", "init", [])
     steps["teacher"] = Step(
-        _later("training.teacher.build"), _teacher, _same("model", "corpus", *(["tokens"] if covers else [])), version=4
+        _later("training.teacher.build"), _teacher, _same("model", "corpus", *(["tokens"] if covers else [])), version=5
     )
     sources = _same("model", "tokens", "init", "teacher")
     steps["distill"] = Step(

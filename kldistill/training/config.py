@@ -151,7 +151,7 @@ class DistillConfig:
             then has output rows of its own.
         output_lr: learning rate of separate output rows, in ``lr_unit``. Null: ``lr``.
         teacher: ``self``: the original model runs over the text once, before the training, and its states are stored
-            (4 bytes times the model's width a token of the text; a sweep shares them). ``online``: it runs in every
+            (the model's width a token of the text, in its own type; a sweep shares them). ``online``: it runs in every
             step, which costs half as much again in time and no disk, for long training on much text. ``none``: losses
             that need no teacher; validation then shows no KL.
         steps: of the optimiser.
@@ -215,7 +215,7 @@ class DistillConfig:
         self.solve.check("distill.solve")
         if self.solve.iterations:
             require(
-                self.teacher == "self", "distill.teacher", self.teacher, "has no states for distill.solve to fit to"
+                self.teacher != "none", "distill.teacher", self.teacher, "has no states for distill.solve to fit to"
             )
         require(
             self.output_lr is None or self.output_lr > 0,

@@ -3,9 +3,12 @@
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from kldistill.model.load import load_original
 from kldistill.rows.rows import Rows
@@ -72,7 +75,8 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     if cfg.solve.iterations and checkpoint.is_file():  # it has the rows that came of it
         solved = json.loads(told.read_text())
     elif cfg.solve.iterations:
-        train_on = Readout(student, cuts, most=cfg.solve.snippets)
+        online = partial(online_states, objective, cuts, device) if cfg.teacher == "online" else None
+        train_on = Readout(student, cuts, online, most=cfg.solve.snippets)
         judge = Readout(student, sets["validation"])
         output_ND, solved = solve(train_on, judge, rows.head.detach(), objective.terms, cfg.solve, job.say)
         rows.head.data.copy_(output_ND if rows.output is not None else tied_rows(student, pieces, output_ND))
@@ -99,6 +103,11 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         adapters.save(student, adapter, learns, out, model.dtype)
     write_summary(out, {f"distill/{name}": value for name, value in {**solved, **figures}.items()})
     checkpoint.unlink(missing_ok=True)
+
+
+def online_states(objective: Objective, cuts: TwoCuts, device: torch.device, index: int) -> Float[Tensor, "U D"]:
+    """The teacher's states of one training text, where none are stored."""
+    return objective.teacher(torch.tensor([cuts.states.ids[index]], device=device))[0]
 
 
 def _rate(name: str, cfg: DistillConfig, unit: float) -> float:

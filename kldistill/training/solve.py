@@ -58,12 +58,21 @@ class Readout:
     Args:
         student: for its heads; its body is not run.
         cuts: the texts in both cuts, with the teacher's states.
+        hidden: the teacher's states of a text by its index; None takes those that were stored.
         chunk: student positions of one chunk.
         most: texts that are used, at most: the first ones, which cover the new tokens best.
     """
 
-    def __init__(self, student: Student, cuts: TwoCuts, chunk: int = CHUNK, most: int | None = None) -> None:
+    def __init__(
+        self,
+        student: Student,
+        cuts: TwoCuts,
+        hidden: Callable[[int], Float[Tensor, "U D"]] | None = None,
+        chunk: int = CHUNK,
+        most: int | None = None,
+    ) -> None:
         self.student, pieces = student, cuts.pieces
+        hidden = hidden or cuts.states.hidden
         used = sorted({piece for row in pieces.pieces for piece in row})
         self.columns_S = torch.tensor(used)
         self.number_W = torch.full((pieces.new_size,), len(used))  # of every id in the reduced vocabulary
@@ -74,7 +83,7 @@ class Readout:
         self.parts = [
             part
             for index, alignment in enumerate(aligned)
-            for part in self._parts(cuts.states.hidden(index), cuts.lengths[index], alignment, n, chunk)
+            for part in self._parts(hidden(index), cuts.lengths[index], alignment, n, chunk)
         ]
 
     @torch.no_grad()

@@ -20,9 +20,13 @@ from kldistill.rows.student import Student
 from kldistill.runtime.progress import Bar
 from kldistill.training.padding import by_length, pad
 
+# What numpy calls the numbers of a file, by the type of the model: its own, so nothing is lost and nothing is wasted.
+# numpy has no bfloat16; those are stored as their 16 bits.
+_STORED = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "<i2"}
+
 
 class States(NamedTuple):
-    """Snippets with the teacher's ids and, unless there is no teacher, its last hidden states (float32)."""
+    """Snippets with the teacher's ids and, unless there is no teacher, its last hidden states."""
 
     snippets: list[Snippet]
     ids: list[list[int]]
@@ -30,9 +34,10 @@ class States(NamedTuple):
     values: Any  # np.memmap of shape (tokens of all snippets, D), or None
 
     def hidden(self, index: int) -> Float[Tensor, "T D"]:
-        """The states of one snippet, one per token."""
+        """The states of one snippet, one per token, in float32 whatever the model's type."""
         start = self.offsets[index]
-        return torch.from_numpy(np.array(self.values[start : start + len(self.ids[index])]))
+        stored = torch.from_numpy(np.array(self.values[start : start + len(self.ids[index])]))
+        return (stored.view(torch.bfloat16) if stored.dtype == torch.int16 else stored).float()
 
 
 @torch.no_grad()
@@ -60,15 +65,17 @@ def write(
         begin = 0
         for batch in by_length(ids, batch_size):
             padded, mask = pad([ids[index] for index in batch], device)
-            hidden_BTD = model.hidden(padded, mask).float().cpu().numpy()
-            width = hidden_BTD.shape[-1]
+            hidden_BTD = model.hidden(padded, mask).cpu()
+            kind, width = _STORED[hidden_BTD.dtype], hidden_BTD.shape[-1]
+            if hidden_BTD.dtype == torch.bfloat16:
+                hidden_BTD = hidden_BTD.view(torch.int16)
             if not begin:
-                header = {"descr": "<f4", "fortran_order": False, "shape": (offsets[-1], width)}
+                header = {"descr": kind, "fortran_order": False, "shape": (offsets[-1], width)}
                 np.lib.format.write_array_header_1_0(file, header)
                 begin = file.tell()
             for row, index in enumerate(batch):
-                file.seek(begin + 4 * width * offsets[index])
-                file.write(hidden_BTD[row, : len(ids[index])].astype("<f4").tobytes())
+                file.seek(begin + hidden_BTD.element_size() * width * offsets[index])
+                file.write(hidden_BTD[row, : len(ids[index])].numpy().astype(kind).tobytes())
             bar.advance(sum(len(ids[index]) for index in batch))
 
 

@@ -324,7 +324,9 @@ def test_without_a_teacher(inputs: Inputs) -> None:
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_teacher_that_runs_in_the_same_step_gives_the_same_losses(inputs: Inputs, tmp_path: Path, rank: int) -> None:
-    """With the adapter too, which the teacher does not have, and with its dropout, which the teacher does not do."""
+    """With the adapter too, which the teacher does not have, and with its dropout, which the teacher does not do; from
+    rows that were solved at its states.
+    """
     found: dict[str, list[float]] = {}
     for kind in ("self", "online"):
         folders = {**inputs.folders, "teacher": tmp_path / kind}
@@ -340,6 +342,7 @@ def test_a_teacher_that_runs_in_the_same_step_gives_the_same_losses(inputs: Inpu
             teacher=kind,
             lora=LoraConfig(r=rank, alpha=8.0, dropout=0.2 if rank else 0.0),
             lora_lr=0.003,
+            solve=SolveConfig(3, ridges=[0.01]),
         )
         found[kind] = [line[name] for line in log for name in ("loss", "kl", "hidden", KL) if name in line]
     assert len(found["self"]) > 20

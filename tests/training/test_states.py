@@ -3,6 +3,7 @@
 import errno
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,16 +61,20 @@ def test_without_a_model_there_are_texts_and_ids_only(setting: Setting, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
 
-def test_a_model_in_bfloat16_gives_float32_states_that_its_head_takes(
-    setting: Setting, tmp_path: Path, tiny_model: MakeModel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_states_are_stored_in_the_models_own_type_and_lose_nothing(
+    setting: Setting, tmp_path: Path, tiny_model: MakeModel, dtype: torch.dtype
 ) -> None:
-    model = load_original(tiny_model(hidden_size=16, layers=1)).bfloat16()
-    low = Student(model, Rows(torch.zeros(0, 16)), setting.pieces.old_size)
+    model = load_original(tiny_model(hidden_size=16, layers=1)).to(dtype)  # type: ignore[arg-type]
+    own = Student(model, Rows(torch.zeros(0, 16)), setting.pieces.old_size)
     snippets, ids = setting.states.snippets[:2], setting.states.ids[:2]
-    states.write(tmp_path, "x", low, snippets, ids, batch_size=2, device=CPU, description="")
-    stored = states.read(tmp_path, "x").hidden(1)
-    assert stored.dtype == torch.float32
-    assert torch.equal(low.logits_old(stored), low.logits(stored.bfloat16()))
+    states.write(tmp_path, "x", own, snippets, ids, batch_size=1, device=CPU, description="")
+    assert np.load(tmp_path / "x.npy").nbytes == sum(map(len, ids)) * 16 * torch.empty(0, dtype=dtype).element_size()
+    for index, row in enumerate(ids):
+        stored = states.read(tmp_path, "x").hidden(index)
+        assert stored.dtype == torch.float32
+        assert torch.equal(stored, own.hidden(torch.tensor([row]))[0].float())
+        assert torch.equal(own.logits_old(stored), own.logits(stored.to(dtype)))
 
 
 def test_pad_and_by_length() -> None:
