@@ -17,9 +17,10 @@ from kldistill.evaluation.metrics import Name
 from kldistill.evaluation.statistics import ratio_interval, with_ends
 from kldistill.model.load import load_original_config, load_original_tokenizer
 from kldistill.rows.student import bare
-from kldistill.runtime.devices import device_of
+from kldistill.runtime.devices import accelerator
 from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
+from kldistill.runtime.shares import Share
 from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
@@ -41,7 +42,8 @@ def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path
         inputs: ``model`` and ``corpus``.
         out: gets ``NAME.jsonl`` and ``NAME.npy`` for every kind of text, ``records.jsonl`` and ``summary.json``.
     """
-    device = device_of(job.runtime)
+    accelerate = accelerator(job.runtime, "no")
+    device, share = accelerate.device, Share(accelerate)
     tokenizer = load_original_tokenizer(inputs["model"])
     model = bare(inputs["model"], device)
     scores: dict[str, list[Score]] = {}
@@ -53,13 +55,15 @@ def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path
         windows = within_context(windows, tokenizer, load_original_config(inputs["model"]))
         ids = encode(tokenizer, [window.text for window in windows])
         description = f"Original model on {name} text"
+        batch_size, chunk = job.runtime.score_batch, job.runtime.chunk
         states.write(
-            out, name, model, windows, ids, batch_size=job.runtime.score_batch, device=device, description=description
+            out, name, model, windows, ids, batch_size=batch_size, device=device, description=description, share=share
         )
         scores[name] = score_original(
-            model, states.read(out, name), chunk=job.runtime.chunk, device=device, description=description
+            model, states.read(out, name), chunk=chunk, device=device, description=description, share=share
         )
-    report(cfg, scores, ("bits_per_byte", "tokens_per_1000_bytes"), out, job)
+    if share.main:
+        report(cfg, scores, ("bits_per_byte", "tokens_per_1000_bytes"), out, job)
 
 
 def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
@@ -69,7 +73,8 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
         inputs: ``model``, ``tokens``, ``rows`` and ``evaluate_original``.
         out: gets ``records.jsonl`` and ``summary.json``.
     """
-    device = device_of(job.runtime)
+    accelerate = accelerator(job.runtime, "no")
+    device, share = accelerate.device, Share(accelerate)
     pieces = PieceTable.load(inputs["tokens"])
     tokenizer = load_extended_tokenizer(inputs["tokens"])
     student = load_student(inputs["model"], inputs["rows"], device)
@@ -85,12 +90,14 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
             chunk=job.runtime.chunk,
             device=device,
             description=f"{cfg.model.capitalize()} model on {name} text",
+            share=share,
         )
     # Text without a single new token: both models see the same contexts, so any distance is mass that new tokens took.
     plain = [score for of_text in scores.values() for score in of_text if not score.n_new]
     if plain:
         scores["plain"] = plain
-    report(cfg, scores, tuple(SUMS), out, job)
+    if share.main:
+        report(cfg, scores, tuple(SUMS), out, job)
 
 
 def report(

@@ -121,11 +121,16 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool) -> dict[str, Ste
         _same("model", "corpus"),
         group="evaluate",
         version=4,
+        together=True,
     )
     steps |= _generation("original", suites, _same("model"))
     steps |= _evaluation("init", "init", [])
     steps["teacher"] = Step(
-        _later("training.teacher.build"), _teacher, _same("model", "corpus", *(["tokens"] if covers else [])), version=5
+        _later("training.teacher.build"),
+        _teacher,
+        _same("model", "corpus", *(["tokens"] if covers else [])),
+        version=5,
+        together=True,
     )
     sources = _same("model", "tokens", "init", "teacher")
     steps["distill"] = Step(
@@ -246,7 +251,9 @@ def _evaluation(of: str, rows: str, suites: Sequence[str], tokens: str = "tokens
     """The steps that measure the extended model with the rows of one stage."""
     inputs = {"model": "model", "tokens": tokens, "rows": rows}
     sources = {**inputs, **_same("evaluate_original")}
-    score = Step(_later("evaluation.score.evaluate_student"), _evaluate(of), sources, group="evaluate", version=3)
+    score = Step(
+        _later("evaluation.score.evaluate_student"), _evaluate(of), sources, group="evaluate", version=3, together=True
+    )
     return {f"evaluate_{of}": score, **_generation(of, suites, inputs)}
 
 

@@ -15,6 +15,7 @@ from kldistill.rows.rows import Rows
 from kldistill.runtime.devices import accelerator
 from kldistill.runtime.files import write_summary, write_text
 from kldistill.runtime.job import Job
+from kldistill.runtime.shares import Share
 from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import adapters
@@ -67,6 +68,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         batch_size=2 * cfg.batch_size,
         chunk=job.runtime.chunk,
         device=device,
+        share=Share(accelerate),
     )
     checkpoint = out / "checkpoint.safetensors"
     objective = Objective(student, terms_of(cfg.loss), nullcontext if adapter is None else adapter.disable_adapter)

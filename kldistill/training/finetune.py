@@ -16,6 +16,7 @@ from kldistill.runtime.devices import accelerator
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
+from kldistill.runtime.shares import Share
 from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
@@ -85,6 +86,7 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
             batch_size=2 * cfg.batch_size,
             chunk=job.runtime.chunk,
             device=device,
+            share=Share(accelerate),
         ),
         factor=lambda name: rows_lr / cfg.lr if ".rows." in name else 1.0,
         seen=objective.seen if cfg.lazy_rows else None,

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from kldistill.losses.weighted import Term, chunked
 from kldistill.rows.student import Student
 from kldistill.runtime.components import find
+from kldistill.runtime.shares import ALONE, Share
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import states
 from kldistill.training.batches import Batch
@@ -113,6 +114,7 @@ def validation(
     batch_size: int,
     chunk: int,
     device: torch.device,
+    share: Share = ALONE,
 ) -> Callable[[], dict[str, float]]:
     """A function that scores held-out text with the student as it is when it is called, for ``training.train``.
 
@@ -121,6 +123,7 @@ def validation(
 
     Args:
         sets: see ``held_out``; without the teacher's states there is no KL.
+        share: the processes that score the texts together; each gets the figures of all.
     """
 
     def validate() -> dict[str, float]:
@@ -136,6 +139,7 @@ def validation(
                 chunk=chunk,
                 device=device,
                 description="Validation",
+                share=share,
             )
             figures |= {f"{start}_{name}": value for name, value in summarise(scores).items()}
         student.train(training)

@@ -5,6 +5,7 @@ W new vocabulary.
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -13,30 +14,39 @@ from torch.nn import functional as F
 from kldistill.losses.fused import measure
 from kldistill.rows.student import Student
 from kldistill.runtime.progress import Bar
+from kldistill.runtime.shares import ALONE, Share
 from kldistill.training.batches import collate
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.padding import by_length
 from kldistill.training.states import States
 from kldistill.training.sums import Score
 
+# What scoring adds up of a text; the rest of a ``Score`` says which text it is.
+SUMMED = [field.name for field in fields(Score) if field.name not in ("document", "n_bytes", "n_tokens")]
+
 
 @torch.no_grad()
 def score_original(
-    model: Student, states: States, *, chunk: int, device: torch.device, description: str
+    model: Student, states: States, *, chunk: int, device: torch.device, description: str, share: Share = ALONE
 ) -> list[Score]:
-    """Scores of the original model on texts whose hidden states are at hand."""
-    scores: list[Score] = []
-    with Bar(description, total=states.offsets[-1], unit="tokens") as bar:
-        for index, (snippet, ids) in enumerate(zip(states.snippets, states.ids, strict=True)):
+    """Scores of the original model on texts whose hidden states are at hand; all of them, whoever computed them."""
+    scores = [
+        Score(snippet.document, snippet.n_bytes, len(ids) - 1)
+        for snippet, ids in zip(states.snippets, states.ids, strict=True)
+    ]
+    mine = share.mine(range(len(scores)))
+    with Bar(description, total=sum(len(states.ids[index]) for index in mine), unit="tokens") as bar:
+        for index in mine:
+            ids = states.ids[index]
             hidden_TD = states.hidden(index).to(device)[:-1]
             targets_T = torch.tensor(ids[1:], device=device)
             nats = 0.0
             for start in range(0, len(targets_T), chunk):
                 logits = model.logits_old(hidden_TD[start : start + chunk]).float()
                 nats += F.cross_entropy(logits, targets_T[start : start + chunk], reduction="sum").item()
-            scores.append(Score(snippet.document, snippet.n_bytes, len(ids) - 1, nats=nats))
+            scores[index].nats = nats
             bar.advance(len(ids))
-    return scores
+    return summed(scores, share)
 
 
 @torch.no_grad()
@@ -49,18 +59,29 @@ def score_student(
     chunk: int,
     device: torch.device,
     description: str,
+    share: Share = ALONE,
 ) -> list[Score]:
     """Scores of the extended model, one per text; with ``teacher`` also its KL to the original one (exact pieces
-    needed).
+    needed). All processes of ``share`` call this with the same texts, and all get all scores.
     """
     scores = [
         Score(snippet.document, snippet.n_bytes, len(ids) - 1)
         for snippet, ids in zip(cuts.states.snippets, cuts.new_ids, strict=True)
     ]
-    with Bar(description, total=sum(cuts.lengths), unit="tokens") as bar:
-        for batch in by_length(cuts.new_ids, batch_size):
+    batches = share.mine(by_length(cuts.new_ids, batch_size))
+    with Bar(description, total=sum(cuts.lengths[index] for batch in batches for index in batch), unit="tokens") as bar:
+        for batch in batches:
             _score_batch([scores[index] for index in batch], student, cuts, batch, teacher, chunk, device)
             bar.advance(sum(len(cuts.new_ids[index]) for index in batch))
+    return summed(scores, share)
+
+
+def summed(scores: list[Score], share: Share) -> list[Score]:
+    """The scores of all texts, each of which one process of ``share`` has filled in."""
+    table = torch.tensor([[getattr(score, name) for name in SUMMED] for score in scores], dtype=torch.float64)
+    for score, row in zip(scores, share.total(table).tolist(), strict=True):
+        for name, value in zip(SUMMED, row, strict=True):
+            setattr(score, name, type(getattr(score, name))(value))
     return scores
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from kldistill.corpus.snippets import Snippet
 from kldistill.rows.student import Student
 from kldistill.runtime.progress import Bar
+from kldistill.runtime.shares import ALONE, Share
 from kldistill.training.padding import by_length, pad
 
 # What numpy calls the numbers of a file, by the type of the model: its own, so nothing is lost and nothing is wasted.
@@ -51,32 +52,49 @@ def write(
     batch_size: int,
     device: torch.device | str,
     description: str,
+    share: Share = ALONE,
 ) -> None:
-    """Store ``snippets`` with their ids as ``NAME.jsonl`` and, if there is a model, its states as ``NAME.npy``."""
-    with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-        for snippet, row in zip(snippets, ids, strict=True):
-            file.write(json.dumps({"document": snippet.document, "text": snippet.text, "ids": list(row)}) + "\n")
+    """Store ``snippets`` with their ids as ``NAME.jsonl`` and, if there is a model, its states as ``NAME.npy``.
+
+    All processes of ``share`` call this with the same texts, and each writes the states of its own into the one file.
+    """
+    if share.main:
+        _write_ids(folder / f"{name}.jsonl", snippets, ids)
     if model is None:
         return
     offsets = [0, *itertools.accumulate(len(row) for row in ids)]
     assert offsets[-1], "no snippet to compute states of"
+    batches, file_of_all = share.mine(by_length(ids, batch_size)), folder / f"{name}.npy"
+    kind, width = _STORED[model.embedding.weight.dtype], model.embedding.embedding_dim
+    header = {"descr": kind, "fortran_order": False, "shape": (offsets[-1], width)}
+    if share.main:
+        with file_of_all.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+    share.meet()
     # Written piece by piece: on a full disk, writing to a file that is mapped into memory ends the process (SIGBUS).
-    with Bar(description, total=offsets[-1], unit="tokens") as bar, (folder / f"{name}.npy").open("wb") as file:
-        begin = 0
-        for batch in by_length(ids, batch_size):
+    with (
+        Bar(description, total=sum(len(ids[index]) for batch in batches for index in batch), unit="tokens") as bar,
+        file_of_all.open("r+b") as file,
+    ):
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        begin = file.tell()
+        for batch in batches:
             padded, mask = pad([ids[index] for index in batch], device)
             hidden_BTD = model.hidden(padded, mask).cpu()
-            kind, width = _STORED[hidden_BTD.dtype], hidden_BTD.shape[-1]
             if hidden_BTD.dtype == torch.bfloat16:
                 hidden_BTD = hidden_BTD.view(torch.int16)
-            if not begin:
-                header = {"descr": kind, "fortran_order": False, "shape": (offsets[-1], width)}
-                np.lib.format.write_array_header_1_0(file, header)
-                begin = file.tell()
             for row, index in enumerate(batch):
                 file.seek(begin + hidden_BTD.element_size() * width * offsets[index])
                 file.write(hidden_BTD[row, : len(ids[index])].numpy().astype(kind).tobytes())
             bar.advance(sum(len(ids[index]) for index in batch))
+    share.meet()
+
+
+def _write_ids(file: Path, snippets: Sequence[Snippet], ids: Sequence[Sequence[int]]) -> None:
+    with file.open("w", encoding="utf-8") as out:
+        for snippet, row in zip(snippets, ids, strict=True):
+            out.write(json.dumps({"document": snippet.document, "text": snippet.text, "ids": list(row)}) + "\n")
 
 
 def exists(folder: Path, name: str) -> bool:

@@ -9,9 +9,10 @@ from kldistill.corpus.documents import read_documents
 from kldistill.corpus.snippets import Snippet, cover, cut, draw
 from kldistill.model.load import load_original_config, load_original_tokenizer
 from kldistill.rows.student import bare
-from kldistill.runtime.devices import device_of
+from kldistill.runtime.devices import accelerator
 from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
+from kldistill.runtime.shares import Share
 from kldistill.tokens.artifact import load_extended_tokenizer, read_new_tokens
 from kldistill.tokens.encoding import encode
 from kldistill.tokens.windows import within_context
@@ -35,7 +36,8 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         ConfigError: general text is to be trained on, and the corpus has kept none for it.
     """
     tokenizer = load_original_tokenizer(inputs["model"])
-    device = device_of(job.runtime)
+    accelerate = accelerator(job.runtime, "no")
+    device, share = accelerate.device, Share(accelerate)
     figures: dict[str, float] = {}
     train = cut(read_documents(inputs["corpus"], "train"), cfg.snippet_bytes)
     validation = cut(read_documents(inputs["corpus"], "validation"), cfg.snippet_bytes)
@@ -70,13 +72,22 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         ids = encode(tokenizer, [snippet.text for snippet in snippets])
         stored = None if name == "train" and cfg.states == "held_out" else model
         states.write(
-            out, name, stored, snippets, ids, batch_size=8, device=device, description=f"Teacher on {name} text"
+            out,
+            name,
+            stored,
+            snippets,
+            ids,
+            batch_size=8,
+            device=device,
+            description=f"Teacher on {name} text",
+            share=share,
         )
         figures[f"teacher/{name}/snippets"] = len(snippets)
         figures[f"teacher/{name}/tokens"] = sum(len(row) for row in ids)
         figures[f"teacher/{name}/bytes"] = sum(snippet.n_bytes for snippet in snippets)
-    write_summary(out, figures)
-    job.log(figures)
+    if share.main:
+        write_summary(out, figures)
+        job.log(figures)
 
 
 def covering(candidates: Sequence[Snippet], tokens: Path, n: int) -> tuple[list[Snippet], dict[str, float]]:

@@ -1,15 +1,18 @@
 """Scores of texts against the same figures computed one text, one position at a time."""
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 
 from kldistill.losses import kl
 from kldistill.losses.alignment import align
+from kldistill.runtime.shares import ALONE, Share
 from kldistill.tokens.pieces import PieceTable
-from kldistill.training.scoring import score_original, score_student
+from kldistill.training.scoring import SUMMED, score_original, score_student
 from kldistill.training.sums import SUMS, Score, summarise
 from tests.helpers.artifacts import MakeModel, MakeTokens
 from tests.helpers.setting import CPU, Setting, make_setting
@@ -21,11 +24,38 @@ def setting(tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path_factory: py
     return make_setting(folder, fake_tokens(folder), tmp_path_factory.mktemp("states"))
 
 
-def scores_of(setting: Setting, teacher: bool = True, batch_size: int = 3, chunk: int = 10) -> list[Score]:
+def scores_of(
+    setting: Setting, teacher: bool = True, batch_size: int = 3, chunk: int = 10, share: Share = ALONE
+) -> list[Score]:
     return score_student(
         setting.student, setting.cuts,
-        teacher=teacher, batch_size=batch_size, chunk=chunk, device=CPU, description="",
+        teacher=teacher, batch_size=batch_size, chunk=chunk, device=CPU, description="", share=share,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OneOfTwo(Share):
+    """The share of one of two processes that never hear of each other."""
+
+    rank: int = 0
+
+    def mine(self, items: Sequence[Any]) -> Sequence[Any]:
+        return items[self.rank :: 2]
+
+
+def test_what_processes_share_adds_up_to_the_whole(setting: Setting) -> None:
+    """Each text is scored by one of them, in the batches that one process would have made."""
+    whole, parts = scores_of(setting), [scores_of(setting, share=OneOfTwo(rank=rank)) for rank in range(2)]
+    originals = [
+        score_original(setting.teacher, setting.states, chunk=7, device=CPU, description="", share=share)
+        for share in (ALONE, OneOfTwo(rank=0), OneOfTwo(rank=1))
+    ]
+    for all_of_them, some in ((whole, parts), (originals[0], originals[1:])):
+        for score, mine, theirs in zip(all_of_them, *some, strict=True):
+            assert (mine.nats == 0) != (theirs.nats == 0)
+            assert (score.document, score.n_bytes, score.n_tokens) == (mine.document, mine.n_bytes, mine.n_tokens)
+            for name in SUMMED:
+                assert getattr(mine, name) + getattr(theirs, name) == getattr(score, name), name
 
 
 def test_the_original_by_hand(setting: Setting) -> None:
