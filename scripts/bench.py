@@ -3,6 +3,7 @@
 python scripts/bench.py tokens --tokenizer FOLDER [--megabytes 5] [--merges 512] [--plain]
 python scripts/bench.py generation --model FOLDER [--tasks 32] [--batch 32]
 python scripts/bench.py train --run FOLDER [--loss kl,ce] [--lora 16] [--steps 8] [--batch 2]
+python scripts/bench.py processes --run FOLDER [--loss kl,ce] [--lora 16] [--steps 8] [--batch 4]
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import os
 import resource
 import sys
+import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -20,6 +22,8 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import distributed, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kldistill import losses
@@ -172,18 +176,10 @@ def train(args: argparse.Namespace) -> None:
     goes in), 2 a weight of the head three times, at the rate that a product of the layers' own shapes reaches here,
     which is measured between the steps. So other work on the machine slows both down alike.
     """
-    record = json.loads((Path(args.folder) / "run.json").read_text())
-    folders = {name: Path(args.folder) / where for name, where in record["artifacts"].items()}
-    pieces, tokenizer = PieceTable.load(folders["tokens"]), load_extended_tokenizer(folders["tokens"])
-    model = load_original(folders["model"])
-    learns = adapters.Training("lora" if args.lora else "rows", LoraConfig(r=args.lora))
-    student, _ = adapters.unfreeze(model, Rows.load(folders["init"]), pieces.old_size, learns)
-    terms = {name: Term(getattr(losses, name), 1.0) for name in args.loss.split(",")}
-    cuts = TwoCuts.read(folders["teacher"], "train", tokenizer, pieces)
+    objective, cuts = of_run(args)
+    student, model = objective.student, objective.student.model
     batches = Steps(cuts, schedule(cuts.lengths, args.batch, args.steps + 1, 0), chunk=args.chunk)
-    objective = Objective(student, terms)
-    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-6)
+    optimizer = torch.optim.AdamW([parameter for parameter in student.parameters() if parameter.requires_grad], lr=1e-6)
     head = student.lm_head.weight.numel()
     body = sum(parameter.numel() for parameter in student.body.parameters()) - student.embedding.weight.numel()
     config = model.config.get_text_config()
@@ -218,6 +214,53 @@ def train(args: argparse.Namespace) -> None:
     )
 
 
+def of_run(args: argparse.Namespace) -> tuple[Objective, TwoCuts]:
+    """What the run in ``args.folder`` trained: the student as it began, with the losses asked for, and its text."""
+    record = json.loads((Path(args.folder) / "run.json").read_text())
+    folders = {name: Path(args.folder) / where for name, where in record["artifacts"].items()}
+    pieces, tokenizer = PieceTable.load(folders["tokens"]), load_extended_tokenizer(folders["tokens"])
+    learns = adapters.Training("lora" if args.lora else "rows", LoraConfig(r=args.lora))
+    rows = Rows.load(folders["init"])
+    student, _ = adapters.unfreeze(load_original(folders["model"]), rows, pieces.old_size, learns)
+    terms = {name: Term(getattr(losses, name), 1.0) for name in args.loss.split(",")}
+    return Objective(student, terms), TwoCuts.read(folders["teacher"], "train", tokenizer, pieces)
+
+
+def processes(args: argparse.Namespace) -> None:
+    """Training steps in one process of one thread, and the same steps shared by two such processes (gloo)."""
+    seconds = {}
+    for world in (1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            multiprocessing.spawn(_one_of, (world, args, folder), nprocs=world)
+            seconds[world] = float((Path(folder) / "seconds").read_text())
+        print(f"{args.steps} steps of {args.batch} snippets, {world} of one thread: {seconds[world]:.1f} s", flush=True)
+    print(f"two are {seconds[1] / seconds[2]:.2f} times as fast as one")
+
+
+def _one_of(rank: int, world: int, args: argparse.Namespace, folder: str) -> None:
+    """One process's part of ``processes``; the first writes the seconds into ``folder``."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    objective, cuts = of_run(args)
+    order = schedule(cuts.lengths, args.batch, args.steps + 1, 0)
+    batches = Steps(cuts, order, chunk=args.chunk, rank=rank, world=world)
+    module = DistributedDataParallel(objective) if world > 1 else objective
+    optimizer = torch.optim.AdamW([each for each in objective.parameters() if each.requires_grad], lr=1e-6)
+    begun = 0.0
+    for number in range(args.steps + 1):
+        (batch,) = batches[number]
+        module(batch)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if number == 0:  # which warms up
+            distributed.barrier()
+            begun = time.perf_counter()
+    distributed.barrier()
+    if rank == 0:
+        (Path(folder) / "seconds").write_text(str(time.perf_counter() - begun))
+    distributed.destroy_process_group()
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -234,14 +277,15 @@ def main(argv: list[str]) -> None:
     command.add_argument("--model", required=True, help="folder or hub id of a model with its tokenizer")
     command.add_argument("--tasks", type=int, default=32)
     command.add_argument("--batch", type=int, default=32)
-    command = commands.add_parser("train", help=(train.__doc__ or "").split("\n", maxsplit=1)[0])
-    command.set_defaults(run=train)
-    command.add_argument("--run", dest="folder", required=True, help="folder of a run that has trained")
-    command.add_argument("--loss", default="kl,ce", help="losses of kldistill.losses, each with weight 1")
-    command.add_argument("--lora", type=int, default=0, help="rank of an adapter of the body; 0 for none")
-    command.add_argument("--steps", type=int, default=8)
-    command.add_argument("--batch", type=int, default=2)
-    command.add_argument("--chunk", type=int, default=128)
+    for run, batch in ((train, 2), (processes, 4)):
+        command = commands.add_parser(run.__name__, help=(run.__doc__ or "").split("\n", maxsplit=1)[0])
+        command.set_defaults(run=run)
+        command.add_argument("--run", dest="folder", required=True, help="folder of a run that has trained")
+        command.add_argument("--loss", default="kl,ce", help="losses of kldistill.losses, each with weight 1")
+        command.add_argument("--lora", type=int, default=0, help="rank of an adapter of the body; 0 for none")
+        command.add_argument("--steps", type=int, default=8)
+        command.add_argument("--batch", type=int, default=batch)
+        command.add_argument("--chunk", type=int, default=128)
     args = parser.parse_args(argv)
     args.run(args)
 
