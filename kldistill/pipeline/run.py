@@ -65,21 +65,21 @@ def _report_on(
         try:
             with naming("the run's folder"):
                 folders = _walk(cfg, folder, steps, planned, processes, tracker, record)
+                metrics = record.metrics
+                _show(metrics, folder, tracker)
+                for name in planned:
+                    if steps[name].result:
+                        tracker.say(f"{steps[name].result}: {folders[name]}")
+                        tracker.model(folders[name])
+                tracker.say(f"All figures of this run: {folder / RUN}")
+                tracker.summary(metrics)
+                record.write("finished")
         except BaseException as error:
             try:
                 record.failed(error)
             except OSError as fault:
                 tracker.say(f"run.json cannot say that this run has failed: {storage_fault(fault) or fault}")
             raise
-        metrics = record.metrics
-        _show(metrics, folder, tracker)
-        for name in planned:
-            if steps[name].result:
-                tracker.say(f"{steps[name].result}: {folders[name]}")
-                tracker.model(folders[name])
-        tracker.say(f"All figures of this run: {folder / RUN}")
-        tracker.summary(metrics)
-        record.write("finished")
         # Last, as the page is of what stands in the folder; where it fails, the run is whole all the same. A page that
         # is there already would tell of another day.
         if REPORT in cfg.stages or (folder / PAGE).is_file():

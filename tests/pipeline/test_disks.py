@@ -44,7 +44,10 @@ def test_a_disk_that_is_full_again_and_again_ends_in_the_same_figures(corpus: Pa
             path = outputs / "runs/run/run.json"
             if path.is_file():
                 record = json.loads(path.read_text())
-                assert record["status"] == "failed" and "no space is left" in record["error"], record.get("error")
+                if record["status"] == "finished":  # then the page alone is missing
+                    assert "export" in record["artifacts"] and not (path.parent / "report.html").is_file()
+                else:
+                    assert record["status"] == "failed" and "no space is left" in record["error"], record.get("error")
         assert len(failed) < 400
         disk.grow(48)
     print(f"full {len(failed)} times, in {dict.fromkeys(failed)}")

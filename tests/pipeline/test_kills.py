@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -104,17 +105,23 @@ def test_commands_at_once_share_their_work_and_one_of_them_may_die(tmp_path: Pat
             text=True,
         )
 
+    def wait_for(pattern: str) -> None:
+        end = time.monotonic() + 1800
+        while not list(outputs.glob(pattern)):
+            assert time.monotonic() < end, pattern
+            time.sleep(0.02)
+
     running = {name: start(name) for name in "abcd"}
-    artifacts, end = outputs / "artifacts", time.monotonic() + 1800
-    while not list(artifacts.glob("teacher/*")):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_for("runs/a/.holder.json")
+    running["a"].send_signal(signal.SIGSTOP)  # it stands still while the fifth starts, maybe in the others' way
     again = start("a")
+    told, _ = again.communicate(timeout=1800)
+    assert again.returncode == 1 and "is in use by process" in told, told
+    running["a"].send_signal(signal.SIGCONT)
+    wait_for("artifacts/init/*")
     running.pop("b").kill()
     said = {name: process.communicate(timeout=1800)[0] for name, process in running.items()}
-    told, _ = again.communicate(timeout=1800)
     assert [process.returncode for process in running.values()] == [0, 0, 0], said
-    assert again.returncode == 1 and "is in use by process" in told, told
     records = [read_run(outputs / "runs" / name) for name in "acd"]
     assert all(record["artifacts"] == records[0]["artifacts"] for record in records)
     assert all(record["metrics"] == records[0]["metrics"] for record in records)

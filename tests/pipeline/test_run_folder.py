@@ -372,16 +372,21 @@ def test_run_json_says_failed_on_a_disk_that_is_really_full(tmp_path: Path) -> N
         assert json.loads((disk.folder / "run/run.json").read_text())["error"].startswith("OSError: [Errno 28]")
 
 
+@pytest.mark.parametrize("where", ["run.json", "the pictures of its end"])
 def test_a_fault_in_the_runs_own_folder_is_told_there_as_it_is_to_the_user(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not of a stage: ``run.json`` itself cannot be written once, when the model is done."""
+    """A fault that is of no stage: after the first one, and after the last."""
 
-    def full(self: RunRecord, name: str, artifact: Path, seconds: float | None = None) -> None:
+    def full(*_arguments: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(RunRecord, "done", full)
+    if where == "run.json":
+        monkeypatch.setattr(RunRecord, "done", full)
+    else:
+        monkeypatch.setattr(pipeline, "_show", full)
     with pytest.raises(StorageError, match="the run's folder: no space is left there"):
         run(corpus, tmp_path, "stages=[model]")
     found = read_run(tmp_path / "runs/run")
+    assert found["status"] == "failed"
     assert found["error"].startswith("StorageError: the run's folder: no space is left there")
