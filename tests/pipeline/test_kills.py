@@ -103,6 +103,7 @@ def test_commands_at_once_share_their_work_and_one_of_them_may_die(tmp_path: Pat
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,  # a stopped process in a group whose leader is gone would end them all (SIGHUP)
         )
 
     def wait_for(pattern: str) -> None:
