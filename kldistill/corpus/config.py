@@ -117,7 +117,7 @@ class LocalFilesCorpus(CorpusConfig):
 
 @dataclass
 class HfDatasetCorpus(CorpusConfig):
-    """One text column of a dataset that ``datasets`` can load.
+    """One column, of texts or of conversations, of a dataset that ``datasets`` can load.
 
     Attributes:
         path: a dataset of the hub, a local folder, or a format (``json``, ``parquet``, ``csv``, ``text``) with
@@ -125,6 +125,10 @@ class HfDatasetCorpus(CorpusConfig):
         name: the dataset's configuration, where it has several.
         split: as ``datasets`` spells it, such as ``train`` or ``train[:10%]`` (slices not with streaming).
         text_field: the column that holds the text.
+        messages_field: the column that holds conversations, in place of texts: lists of messages with a ``role`` and
+            a ``content``, which the model's own chat template renders. Empty for texts.
+        answers_only: of conversations, losses and metrics are of what the assistant says alone, with the special
+            token that ends it; the rest is read and not scored.
         streaming: read rows as they come rather than load the whole dataset into the local cache first.
         revision: branch, tag or commit on the hub.
         data_files: files or patterns, relative to ``path`` or, with a format, to the working folder.
@@ -135,6 +139,8 @@ class HfDatasetCorpus(CorpusConfig):
     name: str | None = None
     split: str = "train"
     text_field: str = "text"
+    messages_field: str | None = None
+    answers_only: bool = False
     streaming: bool = False
     revision: str | None = None
     data_files: list[str] = field(default_factory=list)
@@ -151,4 +157,10 @@ class HfDatasetCorpus(CorpusConfig):
             "corpus.split",
             self.split,
             "cannot be sliced with corpus.streaming=true; use corpus.limit",
+        )
+        require(
+            not self.answers_only or bool(self.messages_field),
+            "corpus.answers_only",
+            self.answers_only,
+            "is for conversations: name their column, corpus.messages_field=messages (or take corpus=chat)",
         )

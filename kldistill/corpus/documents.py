@@ -2,11 +2,16 @@
 
 import codecs
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kldistill.runtime.errors import CorpusError
 
@@ -17,11 +22,41 @@ GENERAL_PARTS = ("train", "validation")
 SPLITS = (*DOMAIN_SPLITS, *GENERAL_SPLITS, *(f"{name}_{part}" for name in GENERAL_SPLITS for part in GENERAL_PARTS))
 
 
+class Part(NamedTuple):
+    """A run of a text's characters that tokenizers read by itself, or a special token between two of them.
+
+    Attributes:
+        length: characters of the run; 0 for a special token.
+        special: the special token as it is spelt, which is no part of the text; empty for a run.
+        scored: whether losses and metrics are of what this part says.
+    """
+
+    length: int
+    special: str = ""
+    scored: bool = True
+
+
 class Document(NamedTuple):
-    """A text and its name, which is unique in its source and does not depend on the order of reading."""
+    """A text and its name, which is unique in its source and does not depend on the order of reading.
+
+    Attributes:
+        parts: what the text is made of, in order, in a conversation that a chat template has rendered; empty for a
+            text that is read as one, and scored from end to end.
+        messages: the messages of a conversation that is not rendered yet, whose ``text`` are their contents.
+    """
 
     id: str
     text: str
+    parts: tuple[Part, ...] = ()
+    messages: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def runs(self) -> list[str]:
+        """The runs of text: what stands between special tokens, and on either side of an answer's ends."""
+        if not self.parts:
+            return [self.text]
+        ends = itertools.accumulate(part.length for part in self.parts)
+        return [self.text[end - part.length : end] for part, end in zip(self.parts, ends, strict=True) if part.length]
 
 
 class Skipped(NamedTuple):
@@ -115,8 +150,52 @@ def has_split(folder: Path, split: str) -> bool:
     return (folder / f"{split}.jsonl").is_file()
 
 
-def read_documents(folder: Path, split: str) -> list[Document]:
+class Documents(Sequence[Document]):
+    """The documents of a JSON Lines file. Each is read from disk when it is asked for, and none is kept."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __iter__(self) -> Iterator[Document]:
+        with self.path.open("rb") as file:
+            yield from map(document_of, file)
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        """Where each document's line begins, in bytes."""
+        with self.path.open("rb") as file:
+            ends = np.cumsum(np.fromiter(map(len, file), dtype=np.int64))
+        return np.concatenate([[0], ends[:-1]]) if len(ends) else ends
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> Document: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Document]: ...
+    def __getitem__(self, index: int | slice) -> Document | list[Document]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        with self.path.open("rb") as file:
+            file.seek(self._starts[index])
+            return document_of(file.readline())
+
+
+def line_of(document: Document) -> str:
+    """A document as a line of a JSON Lines file: ``{"id": ..., "text": ...}``, and of a conversation the rest of it."""
+    fields = {name: value for name, value in document._asdict().items() if value or name in ("id", "text")}
+    return json.dumps(fields, ensure_ascii=False) + "\n"
+
+
+def document_of(line: bytes) -> Document:
+    """The document of a line that ``line_of`` made."""
+    fields = json.loads(line)
+    parts = tuple(Part(*part) for part in fields.get("parts", ()))
+    return Document(fields["id"], fields["text"], parts, tuple(fields.get("messages", ())))
+
+
+def read_documents(folder: Path, split: str) -> Documents:
     """The documents of one split, which is one of ``SPLITS``."""
     assert split in SPLITS, f"no split {split!r}"
-    with (folder / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as file:
-        return [Document(**json.loads(line)) for line in file]
+    return Documents(folder / f"{split}.jsonl")

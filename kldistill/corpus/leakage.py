@@ -6,7 +6,7 @@ Measures as in Brown et al., "Language models are few-shot learners", 2020, appe
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,19 +57,20 @@ class Copied:
 class Seen:
     """The text of the train split, as the hashes of its shingles and lines: about 10 bytes a token."""
 
-    def __init__(self, train: Sequence[Document]) -> None:
-        hashes = [_shingles(document.text) for document in train]
-        self._shingles = np.unique(np.concatenate(hashes)) if hashes else np.zeros(0, dtype=np.uint64)
+    def __init__(self, train: Iterable[Document]) -> None:
+        hashes = []
         self._lines: set[int] = set()
         for document in train:
+            hashes.append(_shingles(document.text))
             self._lines.update(map(hash, _lines(document.text)))
+        self._shingles = np.unique(np.concatenate(hashes)) if hashes else np.zeros(0, dtype=np.uint64)
 
     def containment(self, text: str) -> float:
         """Share of a text's distinct shingles of 13 tokens that train has, from 0 to 1."""
         mine = _shingles(text)
         return shared(mine, self._shingles) / len(mine)
 
-    def copied(self, documents: Sequence[Document]) -> Copied:
+    def copied(self, documents: Iterable[Document]) -> Copied:
         """How much of the documents stands in train; 0 of no documents."""
         known = total = known_lines = total_lines = 0
         for document in documents:

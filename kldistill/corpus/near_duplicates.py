@@ -9,7 +9,9 @@ MinHash: Broder, "On the resemblance and containment of documents", 1997. Bandin
 Shapes: S shingles, P permutations.
 """
 
+from collections.abc import Callable
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +28,7 @@ ESTIMATE_DEVIATIONS = 5.0
 BLOCK = 2_048
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=32)  # of a family of near-duplicates; each has its text beside it
 def shingles(text: str) -> NDArray[np.uint64]:
     """Runs of five successive words, see ``kldistill.corpus.shingles``."""
     return hashed_shingles(text, SHINGLE_WORDS)
@@ -71,26 +73,34 @@ def rows_per_band(threshold: float) -> int:
 class NearDuplicates:
     """Documents seen so far, none of them a near-duplicate of another."""
 
-    def __init__(self, threshold: float):
-        """``threshold``: documents whose Jaccard similarity is at least this, in (0, 1], are near-duplicates."""
+    def __init__(self, threshold: float, read: Callable[[Any], str] = str):
+        """``threshold``: documents whose Jaccard similarity is at least this, in (0, 1], are near-duplicates.
+
+        ``read`` gives the text of what ``add`` was given as ``kept``: by default that is the text itself.
+        """
         self.threshold = threshold
+        self._read = read
         self._rows = rows_per_band(threshold)
         deviation = (threshold * (1 - threshold) / PERMUTATIONS) ** 0.5
         self._least_estimate = threshold - ESTIMATE_DEVIATIONS * deviation
-        self._texts: list[str] = []
+        self._kept: list[Any] = []
         self._signatures: list[NDArray[np.uint32]] = []
         self._sizes: list[int] = []
         self._bands: dict[tuple[int, bytes], list[int]] = {}
 
-    def add(self, text: str) -> bool:
-        """Keep ``text`` and return True, or return False if it is a near-duplicate of a document that was kept."""
+    def add(self, text: str, kept: Any = None) -> bool:
+        """Keep ``text`` and return True, or return False if it is a near-duplicate of a document that was kept.
+
+        Args:
+            kept: what is kept in place of the text, and told to ``read`` when the text is needed again.
+        """
         hashes = shingles(text)
         places = signature(hashes)
         bands = [(band, places[band : band + self._rows].tobytes()) for band in range(0, PERMUTATIONS, self._rows)]
         if self._is_known(text, hashes, places, bands):
             return False
-        number = len(self._texts)
-        self._texts.append(text)
+        number = len(self._kept)
+        self._kept.append(text if kept is None else kept)
         self._signatures.append(places)
         self._sizes.append(len(hashes))
         for band in bands:
@@ -115,7 +125,7 @@ class NearDuplicates:
         for index in np.argsort(-estimates, kind="stable"):
             if estimates[index] < self._least_estimate:
                 return False
-            other = self._texts[candidates[index]]
+            other = self._read(self._kept[candidates[index]])
             if other == text or jaccard(hashes, shingles(other)) >= self.threshold:
                 return True
         return False

@@ -141,12 +141,13 @@ def hf_dataset(
     name: str | None = None,
     split: str = "train",
     text_field: str = "text",
+    messages_field: str | None = None,
     streaming: bool = False,
     revision: str | None = None,
     data_files: list[str] | None = None,
     limit: int | None = None,
 ) -> Source:
-    """One text column of a dataset that ``datasets.load_dataset`` can load, from the hub or from local files.
+    """One column of a dataset that ``datasets.load_dataset`` can load, from the hub or from local files.
 
     A document is named by the digest of its text, since rows have no names; its place in the dataset does not matter.
     The identity of local files is their content; of a dataset on the hub, the commit. Give ``revision`` as a commit
@@ -157,6 +158,8 @@ def hf_dataset(
         name: configuration of the dataset.
         split: such as ``train`` or ``train[:10%]``.
         text_field: the column.
+        messages_field: the column of conversations, if these are wanted in place of texts. A row's text is then the
+            contents of its messages, a blank line between two.
         streaming: read rows as they come, without filling the local cache.
         revision: branch, tag or commit.
         data_files: files or patterns.
@@ -190,11 +193,14 @@ def hf_dataset(
         try:
             rows: Any = load_dataset(**where, split=split, streaming=streaming)
             for number, row in enumerate(itertools.islice(rows, limit)):
-                if text_field not in row:
-                    raise CorpusError(
-                        f"corpus.text_field={text_field!r}: the columns of {path!r} are {', '.join(sorted(row))}."
-                    )
-                text = row[text_field]
+                field = messages_field or text_field
+                if field not in row:
+                    key = "messages_field" if messages_field else "text_field"
+                    raise CorpusError(f"corpus.{key}={field!r}: the columns of {path!r} are {', '.join(sorted(row))}.")
+                if messages_field:
+                    yield conversation(f"{split}/{number}", row[field])
+                    continue
+                text = row[field]
                 if not isinstance(text, str):
                     yield Skipped(f"{split}/{number}", "no_text")
                 elif "\0" in text:
@@ -224,6 +230,25 @@ def hf_dataset(
         return {"sha256": digest(_contents(local)), "files": distant or [builder.hash] if not local else distant}
 
     return Source(read=read, identity=identity)
+
+
+def conversation(name: str, messages: Any) -> Document | Skipped:
+    """A row of messages as a document; its name is the digest of what is said by whom.
+
+    Args:
+        name: of the row, if it is no list of messages that each have a role and a content of text.
+    """
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
+        return Skipped(name, "no_messages")
+    # Arrow gives every message the columns of all of them, empty where it has none.
+    kept = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    if not all(isinstance(message.get(key), str) for message in kept for key in ("role", "content")):
+        return Skipped(name, "no_messages")
+    if any("\0" in message["content"] for message in kept):
+        return Skipped(name, "binary")
+    said = [message | {"content": line_feeds(message["content"])} for message in kept]
+    digest_ = hashlib.blake2b(json.dumps(said, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()
+    return Document(digest_, "\n\n".join(message["content"] for message in said), messages=tuple(said))
 
 
 def malformed(files: Iterable[str]) -> str | None:

@@ -3,27 +3,31 @@
 Nothing depends on the order in which a source gives its documents: each is ranked by a seeded hash of its name, and put
 into its split by a seeded hash of its group's (see ``leakage``). A cap on size therefore keeps an arbitrary sample, and
 a larger cap keeps what a smaller one kept, in the same splits.
+
+The texts lie on disk all the while. Memory holds names, sizes and hashes: of each document's words for near-duplicates,
+and of the train split's words and lines for copies.
 """
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kldistill.corpus.config import CorpusConfig
-from kldistill.corpus.documents import DOMAIN_SPLITS, GENERAL_SPLITS, Document, Skipped, Source
+from kldistill.corpus.documents import DOMAIN_SPLITS, GENERAL_SPLITS, Document, Skipped, Source, line_of
 from kldistill.corpus.leakage import Seen, groups_of
 from kldistill.corpus.near_duplicates import NearDuplicates
 from kldistill.corpus.snippets import cut
+from kldistill.corpus.spool import Entry, Spool
 from kldistill.runtime.components import find
 from kldistill.runtime.errors import ConfigError, CorpusError
 from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.runtime.progress import track
 
+T = TypeVar("T")
 HELD_OUT = ("validation", "test")
 PROSE_SUFFIXES = (".md", ".rst", ".txt", ".ipynb")  # may have a paragraph on a line
 # What a comment near the top says if a program wrote the file.
@@ -46,38 +50,46 @@ def build(cfg: CorpusConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
     Raises:
         CorpusError: a source cannot be read, or a split would be empty.
     """
+    with Spool(out / "spool.jsonl") as spool:
+        summary = _write_splits(cfg, spool, out, job)
+    write_summary(out, summary)
+    job.log({name: float(number) for name, number in summary.items()})
+
+
+def _write_splits(cfg: CorpusConfig, spool: Spool, out: Path, job: Job) -> dict[str, float]:
+    """Write the splits, tell of them, and give back the figures."""
     skipped: Counter[str] = Counter()
-    documents = _usable(_read(cfg.source, "corpus.source", "Reading the corpus"), cfg, skipped, code=True)
-    read = {"documents": len(documents), "bytes": sum(_bytes(document) for document in documents)}
-    documents = _cut_large(documents, _largest(documents, cfg))
-    sizes = {document.id: _bytes(document) for document in documents}
+    entries = _usable(_read(cfg.source, "corpus.source", "Reading the corpus"), spool, cfg, skipped, code=True)
+    read = {"documents": len(entries), "bytes": sum(entry.n_bytes for entry in entries)}
+    entries = _cut_large(entries, spool, _largest(entries, cfg))
+    sizes = {entry.id: entry.n_bytes for entry in entries}
     groups = groups_of(sizes, min(cfg.validation, cfg.test)) if cfg.split_by == "folder" else {}
-    splits: dict[str, list[Document]] = {name: [] for name in DOMAIN_SPLITS}
-    for document in _choose(documents, cfg, cfg.max_bytes, skipped):
-        splits[split_of(groups.get(document.id, document.id), cfg)].append(document)
-    copied = _remove_copies(splits, cfg.max_copied, skipped)
+    splits: dict[str, list[Entry]] = {name: [] for name in DOMAIN_SPLITS}
+    for entry in _choose(entries, spool, cfg, cfg.max_bytes, skipped):
+        splits[split_of(groups.get(entry.id, entry.id), cfg)].append(entry)
+    copied = _remove_copies(splits, spool, cfg.max_copied, skipped)
 
     left_out = {"domain": skipped}
     for name, node in _general_texts(cfg).items():
         left_out[name] = Counter()
-        description = f"Reading {name.replace('_', ' ')} text"
-        documents = _usable(_read(node, f"corpus.{name}", description), cfg, left_out[name], code=name != "general")
-        chosen = _choose(_cut_large(documents, cfg.max_document_bytes), cfg, cfg.general_max_bytes, left_out[name])
+        found = _read(node, f"corpus.{name}", f"Reading {name.replace('_', ' ')} text")
+        entries = _usable(found, spool, cfg, left_out[name], code=name != "general")
+        entries = _cut_large(entries, spool, cfg.max_document_bytes)
+        chosen = _choose(entries, spool, cfg, cfg.general_max_bytes, left_out[name])
         splits |= _share_out(name, chosen, cfg.general_train)
 
     _refuse_empty(splits, cfg, left_out)
     summary: dict[str, float] = {f"corpus/usable/{unit}": number for unit, number in read.items()}
     for name, members in splits.items():
-        _write(out / f"{name}.jsonl", members)
+        with (out / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(map(line_of, spool.documents(members)))
         summary[f"corpus/{name}/documents"] = len(members)
-        summary[f"corpus/{name}/bytes"] = sum(_bytes(document) for document in members)
+        summary[f"corpus/{name}/bytes"] = sum(entry.n_bytes for entry in members)
     summary["corpus/groups"] = len({groups.get(name, name) for name in sizes})
     summary |= copied
     for what, counts in left_out.items():
         start = "corpus/skipped" if what == "domain" else f"corpus/{what}/skipped"
         summary |= {f"{start}/{reason}": number for reason, number in sorted(counts.items())}
-    write_summary(out, summary)
-    job.log({name: float(number) for name, number in summary.items()})
     rows = [[name, summary[f"corpus/{name}/documents"], summary[f"corpus/{name}/bytes"]] for name in splits]
     job.table("corpus", ["split", "documents", "bytes"], rows)
     for name in HELD_OUT:
@@ -89,6 +101,7 @@ def build(cfg: CorpusConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
     for what, counts in left_out.items():
         if counts:
             job.say(f"Left out of the {what.replace('_', ' ')} text: {_reasons(counts)}.")
+    return summary
 
 
 def identity(cfg: CorpusConfig) -> dict[str, Any]:
@@ -119,10 +132,6 @@ def _hash(seed: int, purpose: str, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}\0{purpose}\0{name}".encode(), digest_size=8).digest())
 
 
-def _bytes(document: Document) -> int:
-    return len(document.text.encode())
-
-
 def _source(node: dict[str, Any], key: str) -> Source:
     """The source that a config node describes."""
     source = find(node, "source", key)()
@@ -137,8 +146,8 @@ def _read(node: dict[str, Any], key: str, description: str) -> Iterable[Document
 
 
 def _usable(
-    documents: Iterable[Document | Skipped], cfg: CorpusConfig, skipped: Counter[str], code: bool
-) -> list[Document]:
+    documents: Iterable[Document | Skipped], spool: Spool, cfg: CorpusConfig, skipped: Counter[str], code: bool
+) -> list[Entry]:
     """Documents that are text of some size and, for ``code``, written by hand; ``skipped`` counts the others."""
     usable = []
     for document in documents:
@@ -146,29 +155,30 @@ def _usable(
         if reason:
             skipped[reason] += 1
         elif isinstance(document, Document):
-            usable.append(document)
+            usable.append(spool.add(document))
     return usable
 
 
-def _largest(documents: list[Document], cfg: CorpusConfig) -> int:
+def _largest(entries: list[Entry], cfg: CorpusConfig) -> int:
     """How many bytes of the domain's text a document may hold.
 
     That is half of what the smaller held-out split is to hold, or the splits would have nothing to choose from; but at
     least 4,096 bytes, and never more than ``max_document_bytes``.
     """
-    total = sum(map(_bytes, documents))
+    total = sum(entry.n_bytes for entry in entries)
     return min(cfg.max_document_bytes, max(4_096, int(min(cfg.validation, cfg.test) * total / 2)))
 
 
-def _cut_large(documents: list[Document], largest: int) -> list[Document]:
+def _cut_large(entries: list[Entry], spool: Spool, largest: int) -> list[Entry]:
     """The documents, those of more than ``largest`` bytes cut at lines: ``a.txt`` into ``a.txt#1``, ``a.txt#2``, ..."""
-    small: list[Document] = []
-    for document in documents:
-        if _bytes(document) <= largest:
-            small.append(document)
+    small: list[Entry] = []
+    for entry in entries:
+        document = spool.read(entry) if entry.n_bytes > largest else None
+        if document is None or document.messages:  # a conversation stays whole
+            small.append(entry)
         else:  # a part has less than two and a half times the size that is asked for
             parts = cut([document], max(1, int(largest / 2.5)))
-            small += [Document(f"{document.id}#{number}", part.text) for number, part in enumerate(parts, 1)]
+            small += [spool.add(Document(f"{entry.id}#{number}", part.text)) for number, part in enumerate(parts, 1)]
     return small
 
 
@@ -186,33 +196,32 @@ def _flaw(document: Document, cfg: CorpusConfig, code: bool) -> str | None:
 
 
 def _choose(
-    documents: list[Document], cfg: CorpusConfig, max_bytes: int | None, skipped: Counter[str]
-) -> list[Document]:
+    entries: list[Entry], spool: Spool, cfg: CorpusConfig, max_bytes: int | None, skipped: Counter[str]
+) -> list[Entry]:
     """Documents in seeded order without near-duplicates, up to the one that would take them beyond ``max_bytes``."""
-    ranked = sorted(documents, key=lambda document: (_hash(cfg.seed, "rank", document.id), document.id))
-    known = NearDuplicates(cfg.near_duplicate)
-    chosen: list[Document] = []
+    ranked = sorted(entries, key=lambda entry: (_hash(cfg.seed, "rank", entry.id), entry.id))
+    known = NearDuplicates(cfg.near_duplicate, spool.text)
+    chosen: list[Entry] = []
     total = 0
-    for number, document in enumerate(track(ranked, "Removing near-duplicates", len(ranked), "documents")):
-        size = _bytes(document)
-        if max_bytes is not None and total + size > max_bytes:
+    for number, entry in enumerate(track(ranked, "Removing near-duplicates", len(ranked), "documents")):
+        if max_bytes is not None and total + entry.n_bytes > max_bytes:
             skipped["over_max_bytes"] += len(ranked) - number
             break
-        if not known.add(document.text):
+        if not known.add(spool.text(entry), entry):
             skipped["near_duplicate"] += 1
             continue
-        chosen.append(document)
-        total += size
+        chosen.append(entry)
+        total += entry.n_bytes
     return chosen
 
 
-def _share_out(name: str, documents: list[Document], share: float) -> dict[str, list[Document]]:
+def _share_out(name: str, documents: list[T], share: float) -> dict[str, list[T]]:
     """Share general documents, in seeded order, out to the evaluation, to training, and to validation during training.
 
     A ``share`` of them goes to the latter two, every fourth of these to validation; the others, and the first in any
     case, go to the evaluation. Empty parts are left out.
     """
-    parts: dict[str, list[Document]] = {name: []}
+    parts: dict[str, list[T]] = {name: []}
     taken = 0
     for number, document in enumerate(documents):
         part = name
@@ -223,17 +232,19 @@ def _share_out(name: str, documents: list[Document], share: float) -> dict[str, 
     return parts
 
 
-def _remove_copies(splits: dict[str, list[Document]], max_copied: float, skipped: Counter[str]) -> dict[str, float]:
+def _remove_copies(
+    splits: dict[str, list[Entry]], spool: Spool, max_copied: float, skipped: Counter[str]
+) -> dict[str, float]:
     """Take held-out documents that are copied from train out of ``splits``; say how much was and is copied."""
-    seen = Seen(splits["train"])
+    seen = Seen(spool.documents(splits["train"]))
     figures: dict[str, float] = {}
     for name in HELD_OUT:
-        figures[f"corpus/{name}/copied_before"] = seen.copied(splits[name]).shingles
-        kept = [document for document in splits[name] if seen.containment(document.text) <= max_copied]
+        figures[f"corpus/{name}/copied_before"] = seen.copied(spool.documents(splits[name])).shingles
+        kept = [entry for entry in splits[name] if seen.containment(spool.text(entry)) <= max_copied]
         if len(kept) < len(splits[name]):
             skipped[f"copied_{name}"] += len(splits[name]) - len(kept)
         splits[name] = kept
-        left = seen.copied(kept)
+        left = seen.copied(spool.documents(kept))
         figures |= {f"corpus/{name}/copied": left.shingles, f"corpus/{name}/lines_copied": left.lines}
     return figures
 
@@ -242,7 +253,7 @@ def _reasons(skipped: Counter[str]) -> str:
     return ", ".join(f"{number:,} {reason.replace('_', ' ')}" for reason, number in sorted(skipped.items()))
 
 
-def _refuse_empty(splits: dict[str, list[Document]], cfg: CorpusConfig, left_out: Mapping[str, Counter[str]]) -> None:
+def _refuse_empty(splits: dict[str, list[Entry]], cfg: CorpusConfig, left_out: Mapping[str, Counter[str]]) -> None:
     """Raise ``CorpusError`` if a split has no document, saying which key may mend it."""
     number = sum(len(splits[name]) for name in DOMAIN_SPLITS)
     skipped = left_out["domain"]
@@ -269,10 +280,3 @@ def _refuse_empty(splits: dict[str, list[Document]], cfg: CorpusConfig, left_out
                 f"corpus.{name} gave no text (left out: {_reasons(left_out[name]) or 'nothing'}). Name other packages "
                 f"in corpus.{name}.packages, another source in corpus.{name}, or raise corpus.general_max_bytes."
             )
-
-
-def _write(path: Path, documents: Iterable[Document]) -> None:
-    """One JSON object a line: ``{"id": ..., "text": ...}``."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for document in documents:
-            file.write(json.dumps(document._asdict(), ensure_ascii=False) + "\n")

@@ -22,7 +22,7 @@ from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.runtime.shares import Share
 from kldistill.tokens.artifact import load_extended_tokenizer
-from kldistill.tokens.encoding import encode
+from kldistill.tokens.encoding import encode_snippets
 from kldistill.tokens.pieces import PieceTable
 from kldistill.tokens.windows import within_context
 from kldistill.training import states
@@ -53,11 +53,19 @@ def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path
         size = cfg.eval.domain_bytes if name == "domain" else cfg.eval.general_bytes
         windows = draw(cut(read_documents(inputs["corpus"], split), cfg.eval.window_bytes), n_bytes=size)
         windows = within_context(windows, tokenizer, load_original_config(inputs["model"]))
-        ids = encode(tokenizer, [window.text for window in windows])
+        encoded = encode_snippets(tokenizer, windows)
         description = f"Original model on {name} text"
         batch_size, chunk = job.runtime.score_batch, job.runtime.chunk
         states.write(
-            out, name, model, windows, ids, batch_size=batch_size, device=device, description=description, share=share
+            out,
+            name,
+            model,
+            windows,
+            encoded,
+            batch_size=batch_size,
+            device=device,
+            description=description,
+            share=share,
         )
         scores[name] = score_original(
             model, states.read(out, name), chunk=chunk, device=device, description=description, share=share

@@ -48,9 +48,10 @@ def draw(
     """
     rng, text_reader = random.Random(seed), reader(tokenizer.backend_tokenizer.to_str())
     drawn: list[Line] = []
-    for document in rng.sample(list(documents), len(documents)):
+    for index in rng.sample(range(len(documents)), len(documents)):
         if len(drawn) == n:
             break
+        document = documents[index]
         lines = document.text.splitlines()
         numbers = [number for number, line in enumerate(lines) if number and len(line.strip()) in _LENGTHS]
         for number in rng.sample(numbers, min(len(numbers), 40)):
@@ -99,6 +100,22 @@ def write(
             shown = "\n".join(line.prompt.splitlines()[-SHOWN_LINES:])
             record = {"document": line.document, "prompt": shown, "reference": line.reference, "answers": own}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    columns = ["document", "line", "in the text"]
+    columns += [column for name in tokenizers for column in (name, f"{name} tokens")]
+    job.table("samples", columns, [_sample(line, own) for line, own in zip(lines, answers, strict=True)])
+
+
+def _sample(line: Line, answers: Sequence[Mapping[str, Any]]) -> list[object]:
+    """A row of the table of samples: how the line begins, how it goes on, and what each model wrote in how many tokens.
+
+    Tokens are counted as they were written, those of the extension in brackets.
+    """
+    row: list[object] = [line.document, line.prompt.splitlines()[-1].strip(), line.reference]
+    for answer in answers:
+        tokens = answer["tokens"]
+        new = sum(token["new"] for token in tokens)
+        row += ["".join(token["text"] for token in tokens), f"{len(tokens)} ({new})" if new else f"{len(tokens)}"]
+    return row
 
 
 class Token(NamedTuple):

@@ -5,18 +5,20 @@ w, and ``after``, the first that has read it. In each, the student's row and the
 """
 
 import hashlib
+import heapq
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from kldistill.corpus.snippets import Text, cut
+from kldistill.corpus.snippets import Snippet, Text, cut
 from kldistill.losses.alignment import Alignment, align
-from kldistill.tokens.encoding import encode
+from kldistill.tokens.encoding import encode_snippets
 from kldistill.tokens.pieces import PieceTable
 from kldistill.tokens.windows import within_context
+from kldistill.training.cuts import starts_of
 
 
 class Place(NamedTuple):
@@ -107,21 +109,36 @@ def read(
     None has more tokens than the model of this ``config`` takes.
     """
 
-    def rank(item: tuple[str, str]) -> bytes:
-        return hashlib.blake2b(f"{seed}\0{item[0]}\0{item[1]}".encode(), digest_size=16).digest()
+    def rank(snippet: Snippet) -> bytes:
+        return hashlib.blake2b(f"{seed}\0{snippet.document}\0{snippet.text}".encode(), digest_size=16).digest()
 
     contexts: list[Context] = []
-    ranked = sorted(cut(documents, size), key=rank)
+    ranked = _ranked(documents, size, rank, ahead=max(8 * n, 1))
     # One after the other: most are not looked at.
-    fitting = (part for snippet in ranked for part in within_context([snippet], old_tokenizer, config))
-    for document, text in fitting:
+    for snippet in (part for one in ranked for part in within_context([one], old_tokenizer, config)):
         if len(contexts) == n:
             break
-        old_ids, new_ids = encode(old_tokenizer, [text])[0], encode(new_tokenizer, [text])[0]
-        context = Context(document, text, old_ids, new_ids, align(old_ids, new_ids, pieces))
+        (old,), (new,) = (encode_snippets(tokenizer, [snippet]) for tokenizer in (old_tokenizer, new_tokenizer))
+        alignment = align(old.ids, new.ids, pieces, starts_of(snippet, new.sizes))
+        context = Context(snippet.document, snippet.text, old.ids, new.ids, alignment)
         if context.uses(0):
             contexts.append(context)
     return contexts
+
+
+def _ranked(documents: Iterable[Text], size: int, rank: Callable[[Snippet], bytes], ahead: int) -> Iterator[Snippet]:
+    """The snippets of some documents in the order of their ranks.
+
+    Only the first ones are held: ``ahead`` of them, and more where these are not enough. ``documents`` are gone through
+    anew for them.
+    """
+    done = 0
+    while True:
+        first = heapq.nsmallest(ahead, cut(documents, size), key=rank)
+        yield from first[done:]
+        if len(first) < ahead:
+            return
+        done, ahead = len(first), 4 * ahead
 
 
 def draw_uses(contexts: Sequence[Context], n: int, seed: int) -> list[Use]:

@@ -11,7 +11,7 @@ The construction is our own; see docs/method.md for the derivation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -107,13 +107,17 @@ LISTS: dict[str, Mapping[str, Any]] = {
 COUNTS = [entry.name for entry in fields(Alignment) if "count" in entry.metadata]
 
 
-def align(old_ids: Sequence[int], new_ids: Sequence[int], pieces: PieceTable) -> Alignment:
+def align(
+    old_ids: Sequence[int], new_ids: Sequence[int], pieces: PieceTable, starts: Collection[int] = ()
+) -> Alignment:
     """Align the old and the new ids of one text.
 
     Args:
         old_ids: the teacher's tokens, all below V.
         new_ids: the student's tokens of the same text, all below W.
         pieces: the table of pieces.
+        starts: where in ``new_ids`` a part begins that was read by itself (an answer): no token could have grown over
+            that place, so nothing is ruled out after it.
 
     Returns:
         The alignment; rows count from the start of each sequence.
@@ -139,6 +143,8 @@ def align(old_ids: Sequence[int], new_ids: Sequence[int], pieces: PieceTable) ->
             live = []
             continue
         live = _grown(live, old, boundary[i - 1] if i else 0, boundary[i], pieces)
+        if i + 1 in starts:
+            live = []
         if boundary[i] < len(old):
             _add_position(lists, counts, i, old, new[i + 1], boundary[i], live, pieces)
     counts |= {"n_next": len(lists["next_row"]), "n_common": len(lists["student_row"])}

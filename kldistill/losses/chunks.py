@@ -61,7 +61,18 @@ def chunks(alignment: Alignment, size: int) -> Iterator[Chunk]:
         yield _cut(alignment, rows)
 
 
-def _cut(alignment: Alignment, rows: Int[Tensor, " A"]) -> Chunk:
+def only(alignment: Alignment, rows: Int[Tensor, " A"]) -> Alignment:
+    """The part of an alignment that says what follows these student rows, with denominators of its own.
+
+    Contradictions and unresolved splits stay counted over the whole text.
+    """
+    part = _of_rows(alignment, rows)
+    n_next, n_common = len(part.next_row), len(part.student_row)
+    return replace(part, n_next=n_next, n_common=n_common, n_left_out=n_next - n_common)
+
+
+def _of_rows(alignment: Alignment, rows: Int[Tensor, " A"]) -> Alignment:
+    """The entries of all lists that belong to these student rows; rows keep their numbers, and counts stay."""
     keep: dict[str, Tensor] = {}
     cut: dict[str, Tensor] = {}
     for name, about in LISTS.items():  # in order: what is pointed to is decided before what points to it
@@ -76,6 +87,12 @@ def _cut(alignment: Alignment, rows: Int[Tensor, " A"]) -> Chunk:
         cut[name] = values[keep[name]]
         if into in LISTS:
             cut[name] = (torch.cumsum(keep[into], 0) - 1)[cut[name]]
+    return replace(alignment, **cut)
+
+
+def _cut(alignment: Alignment, rows: Int[Tensor, " A"]) -> Chunk:
+    part = _of_rows(alignment, rows)
+    cut: dict[str, Tensor] = {name: getattr(part, name) for name in LISTS}
     whole = {}
     for side, first in (("student", "student_row"), ("teacher", "teacher_row")):
         names = [name for name, about in LISTS.items() if about["into"] == side]

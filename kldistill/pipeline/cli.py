@@ -83,7 +83,7 @@ def _member(cfg: DictConfig, folder: Path) -> Any:
     """One run of a sweep. Its failure is written down and goes no further, so the other runs are left alone.
 
     Returns:
-        The figures that ``objective`` names; not-a-number for a run that failed, which sweepers know as such.
+        The figures that ``objective`` names; of a run that failed, what the sweeper knows as such.
     """
     from kldistill.pipeline import sweeps
 
@@ -97,8 +97,7 @@ def _member(cfg: DictConfig, folder: Path) -> Any:
         # Of a folder that another process is running in, the record is that process's.
         if os.environ.get("RANK", "0") == "0" and not isinstance(error, FolderInUseError):
             sweeps.mark_failed(folder, cfg, error)
-        wanted = OmegaConf.select(cfg, "objective")
-        return None if wanted is None else math.nan if isinstance(wanted, str) else [math.nan] * len(wanted)
+        return no_objective(OmegaConf.select(cfg, "objective"), HydraConfig.get().sweeper.get("_target_", ""))
 
 
 def _run(cfg: DictConfig, folder: Path, again: bool = True) -> Any:
@@ -153,6 +152,20 @@ def _record_hydra(cfg: DictConfig, folder: Path) -> None:
         ("overrides.yaml", HydraConfig.get().overrides.task),
     ):
         write_text(folder / name, redact(OmegaConf.to_yaml(node)))
+
+
+def no_objective(names: Any, sweeper: str) -> float | list[float] | None:
+    """What a run that failed gives back: not-a-number for each figure, and nothing to Optuna's sweeper.
+
+    That one (1.3.0) counts a run that gives no number as a failed trial, and ends the sweep at not-a-number.
+
+    Args:
+        names: ``objective``.
+        sweeper: its ``_target_``.
+    """
+    if names is None or ".hydra_optuna_sweeper." in sweeper:
+        return None
+    return math.nan if isinstance(names, str) else [math.nan] * len(names)
 
 
 def _to_file(text: str) -> None:

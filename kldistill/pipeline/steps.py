@@ -76,6 +76,8 @@ def steps_of(cfg: "Config") -> dict[str, Step]:
     covers = cfg.distill.draw == "cover"  # then the text depends on the new tokens
     finetuned = ("with control" if cfg.finetune.control else "yes") if cfg.finetune.method != "none" else ""
     steps = _steps(list(dict.fromkeys(cfg.eval.suites)), finetuned, covers)
+    if getattr(cfg.corpus, "messages_field", None):
+        steps = _with_chats(steps)
     if cfg.tokens.method == "none":
         del steps["interpret"]  # there is no new row to explain
     return steps
@@ -153,7 +155,7 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool) -> dict[str, Ste
     if finetuned == "with control":
         steps |= _control(steps, suites)
     sources = {**_same("model", "tokens", "corpus", "init"), "rows": last}
-    steps["interpret"] = Step(_later("interpret.build"), lambda cfg: cfg.interpret, sources, version=4)
+    steps["interpret"] = Step(_later("interpret.build"), lambda cfg: cfg.interpret, sources, version=5)
     measured = [name for name, step in steps.items() if step.group == "evaluate" and not name.startswith("tasks_")]
     sources = {**_same("model", "tokens"), "rows": last}
     # The model card tells how the rows came about, and what was measured.
@@ -168,6 +170,17 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool) -> dict[str, Ste
         result="The extended model",
     )
     return steps
+
+
+def _with_chats(steps: Steps) -> dict[str, Step]:
+    """The steps of a run whose corpus is of conversations: rendered for the model, they are all others' corpus."""
+    early, sources = {"model": _later("tokens.chat.check_model")}, _same("model", "corpus")
+    chat = Step(_later("tokens.chat.build"), lambda cfg: cfg.corpus, sources, group="corpus", early=early)
+    others = {
+        name: replace(step, inputs={key: "chat" if of == "corpus" else of for key, of in step.inputs.items()})
+        for name, step in steps.items()
+    }
+    return {name: others[name] for name in ("model", "corpus")} | {"chat": chat} | others
 
 
 def plan(steps: Steps, wanted: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ Merges are chosen greedily, so the first 512 of 16,384 are what 512 would have b
 is that of the text the merges are learnt on; held-out text saves a little less (``tokens/saved``).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,7 +54,7 @@ def sizes(limit: int) -> list[int]:
 def curves(
     spec: dict[str, Any],
     size: int,
-    texts: Sequence[str],
+    texts: Iterable[str],
     rules: Callable[[dict[str, Any]], Rules],
     *,
     limit: int,

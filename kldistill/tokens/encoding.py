@@ -2,19 +2,24 @@
 
 The spelling of a special token in a text (``'<|endoftext|>'`` in a program that handles tokenizers) is text like any
 other and never becomes the special token, which would end the text in the model's eyes. Only the package itself sets
-special tokens: the first token of a text. AddedTokens that are not special (a chat's ``<tool_call>``, the user's own
+special tokens: the first token of a text, and those that a chat template put between the parts of a conversation (see
+``kldistill.tokens.chat``). AddedTokens that are not special (a chat's ``<tool_call>``, the user's own
 terms) are found as ever.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import regex
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from kldistill.corpus.documents import Part
+from kldistill.corpus.snippets import Snippet
 from kldistill.runtime.errors import ModelError
+from kldistill.tokens.definition import parts as steps_of
 
 
 def first_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -40,6 +45,72 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
     """Ids of each text, after the first token (see ``first_token``); no other special token is among them."""
     start = first_token(tokenizer)
     return [[start, *row] for row in text_ids(tokenizer, texts)]
+
+
+class Encoded(NamedTuple):
+    """A snippet as ids, after the first token, and how many ids each of its parts has (one part: the whole)."""
+
+    ids: list[int]
+    sizes: list[int]
+
+
+def encode_snippets(tokenizer: PreTrainedTokenizerBase, snippets: Sequence[Snippet]) -> list[Encoded]:
+    """Ids of each snippet, after the first token (see ``first_token``).
+
+    Special tokens among its parts become their ids, and every other part is read by itself: so no token reaches over
+    the ends of an answer, and prompt and answer are cut as they are when the model is asked.
+
+    Raises:
+        ModelError: a part is a special token that this tokenizer does not have.
+    """
+    start = first_token(tokenizer)
+    runs: dict[bool, list[tuple[int, int, str]]] = {True: [], False: []}  # by whether a space may be put before them
+    rows: list[list[list[int]]] = []
+    bare, after_special = (None, True) if not any(snippet.parts for snippet in snippets) else _prefix(tokenizer)
+    by_spelling = {tokenizer.convert_ids_to_tokens(index): index for index in special_ids(tokenizer)}
+    for number, snippet in enumerate(snippets):
+        parts = snippet.parts or (Part(len(snippet.text)),)
+        rows.append([[] for _ in parts])
+        at = 0
+        for place, part in enumerate(parts):
+            if part.special and part.special not in by_spelling:
+                raise ModelError(f"The tokenizer has no special token {part.special!r}, which a conversation holds.")
+            if part.special:
+                rows[number][place] = [by_spelling[part.special]]
+            else:
+                first = not place or (after_special and bool(parts[place - 1].special))
+                runs[bare is None or first].append((number, place, snippet.text[at : at + part.length]))
+            at += part.length
+    for prefixed, group in runs.items():
+        texts = [text for _, _, text in group]
+        if prefixed or bare is None:
+            found = text_ids(tokenizer, texts) if texts else []
+        else:
+            found = [encoding.ids for encoding in bare.encode_batch_fast(texts, add_special_tokens=False)]
+        for (number, place, _), ids in zip(group, found, strict=True):
+            rows[number][place] = ids
+    return [Encoded([start, *itertools.chain(*of_one)], list(map(len, of_one))) for of_one in rows]
+
+
+def _prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[Tokenizer | None, bool]:
+    """For a tokenizer that puts a space before a text: the same without that, and whether it does so after a special
+    token too. None for one that puts none.
+    """
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    anywhere = found = False
+    for step in steps_of(spec["pre_tokenizer"], "pretokenizers"):
+        scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space") else "never")
+        if scheme != "never":
+            found, anywhere = True, anywhere or scheme == "always"
+            for name, value in {"prepend_scheme": "never", "add_prefix_space": False}.items():
+                if name in step:
+                    step[name] = value
+    normalizers = steps_of(spec["normalizer"], "normalizers")
+    if any(step["type"] == "Prepend" for step in normalizers):
+        found = anywhere = True
+        kept = [step for step in normalizers if step["type"] != "Prepend"]
+        spec["normalizer"] = {"type": "Sequence", "normalizers": kept}
+    return (reader(spec) if found else None), anywhere
 
 
 def reader(definition: Mapping[str, Any] | str) -> Tokenizer:

@@ -1,12 +1,12 @@
 """Whether new tokens stand in the text as often as was counted: a tokenizer that is misread makes some up."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from kldistill.tokens.artifact import NewToken
 
 
-def miscounted(tokens: list[NewToken], uses: Sequence[int], texts: Sequence[str]) -> list[NewToken]:
+def miscounted(tokens: list[NewToken], uses: Sequence[int], texts: Iterable[str]) -> list[NewToken]:
     """New tokens whose string stands in the train text less often than their count says.
 
     Args:
@@ -22,4 +22,7 @@ def miscounted(tokens: list[NewToken], uses: Sequence[int], texts: Sequence[str]
             parts = (pieces[i:j] for i in range(n) for j in range(i + 2, n + 1) if j - i < n)
             seen.update({part: used for part in set(parts) if part in stands})
     suspects = [token for token in tokens if seen[tuple(token.pieces)] < token.count]
-    return [token for token in suspects if sum(text.count(token.string) for text in texts) < token.count]
+    found = Counter[str]()
+    for text in texts if suspects else ():
+        found.update({token.string: text.count(token.string) for token in suspects})
+    return [token for token in suspects if found[token.string] < token.count]

@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from kldistill.tokens.folder import extend, extensions_of, save
 from kldistill.tokens.merges import Entry, Rules, choose
 from kldistill.tokens.occurrences import miscounted
 from kldistill.tokens.terms import added_tokens, merge_chains, read_terms
+from kldistill.tokens.texts import Texts
 from kldistill.tokens.words import chunks, count_words
 
 
@@ -46,14 +48,12 @@ def build(cfg: TokensConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
     """
     use_cores(job.runtime.workers)
     tokenizer = load_original_tokenizer(inputs["model"])
-    documents = {
-        split: [document.text for document in read_documents(inputs["corpus"], split)]
-        for split in ("train", "validation", "test")
-    }
-    extension = extend_by(cfg, tokenizer, list(up_to(documents["train"], cfg.max_bytes)), job)
+    texts = {split: Texts(read_documents(inputs["corpus"], split)) for split in ("train", "validation", "test")}
+    train = replace(texts["train"], limit=cfg.max_bytes)
+    extension = extend_by(cfg, tokenizer, train, job)
     config = load_original_config(inputs["model"])
     strings = [token.string for token in extension.tokens]
-    samples = ["", " ".join(strings), "\n".join(strings), *(text[:10_000] for text in documents["test"][:20])]
+    samples = ["", " ".join(strings), "\n".join(strings), *(text[:10_000] for text in islice(texts["test"], 20))]
     before = extensions_of(tokenizer)
     for made in before:
         last = made["first_id"] + made["tokens"] - 1
@@ -68,19 +68,18 @@ def build(cfg: TokensConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
         token_bytes(tokenizer),
     )
     for split in ("validation", "test"):
-        examiner.read(split, documents[split])
-    train = list(up_to(documents["train"], cfg.max_bytes))
+        examiner.read(split, texts[split])
     used = uses(extension.spec, examiner.size, len(extension.tokens), train)
     examiner.findings.miscounted = len(miscounted(extension.tokens, used, train))
     if extension.spec["pre_tokenizer"] != definition(tokenizer)["pre_tokenizer"]:
         words = old_words(tokenizer)
         changed = preflight.changed_words(examiner.old, examiner.new, extension.tokens, words)
         examiner.findings.changed_words = len(changed)
-    examiner.findings.special = count_special(extension.spec, chain.from_iterable(documents.values()))
+    examiner.findings.special = count_special(extension.spec, chain.from_iterable(texts.values()))
     write(out, extension.tokens, examiner, job)
     if cfg.method == "merges" and cfg.curve:
         show_curves(cfg, tokenizer, config, train, out, job)
-    show_tokens(extension.tokens, examiner, documents["test"], job)
+    show_tokens(extension.tokens, examiner, texts["test"], job)
     job.say(f"The extended tokenizer: {str(out / 'tokenizer').replace('.partial', '')}")
 
 
@@ -91,7 +90,7 @@ class Extension(NamedTuple):
     tokens: list[NewToken]
 
 
-def extend_by(cfg: TokensConfig, tokenizer: PreTrainedTokenizerFast, train: list[str], job: Job) -> Extension:
+def extend_by(cfg: TokensConfig, tokenizer: PreTrainedTokenizerFast, train: Iterable[str], job: Job) -> Extension:
     """Extend a tokenizer by what ``cfg`` asks for, learnt on the ``train`` texts. Raises as ``build`` does."""
     spec, size = definition(tokenizer), old_size(tokenizer)
     if cfg.method == "none":
@@ -193,16 +192,6 @@ def use_cores(workers: int) -> None:
         os.environ.setdefault("RAYON_NUM_THREADS", str(workers))
 
 
-def up_to(texts: Iterable[str], limit: int | None) -> Iterator[str]:
-    """The first texts that together hold no more than ``limit`` bytes (at least one text)."""
-    total = 0
-    for i, text in enumerate(texts):
-        total += len(text.encode())
-        if limit is not None and total > limit and i:
-            return
-        yield text
-
-
 def entries_of(tokenizer: PreTrainedTokenizerFast, spec: dict[str, Any], size: int) -> list[Entry]:
     """The entry of every old id, as the choice of merges needs it."""
     of_kind = kind(spec)
@@ -239,7 +228,7 @@ def segments_alone(wide: dict[str, Any]) -> Callable[[Entry], bool]:
     return same
 
 
-def uses(spec: dict[str, Any], size: int, n: int, texts: list[str]) -> list[int]:
+def uses(spec: dict[str, Any], size: int, n: int, texts: Iterable[str]) -> list[int]:
     """How often each of ``n`` new tokens stands in the texts, cut by the extended tokenizer."""
     tokenizer = reader(spec)
     total = np.zeros(n, np.int64)
@@ -262,7 +251,7 @@ def show_curves(
     cfg: TokensConfig,
     tokenizer: PreTrainedTokenizerFast,
     config: PretrainedConfig,
-    train: list[str],
+    train: Iterable[str],
     out: Path,
     job: Job,
 ) -> None:
@@ -283,7 +272,7 @@ def show_curves(
     job.table("tokens_saved", *as_table(by_boundary, cfg.curve, row_bytes))
 
 
-def show_tokens(tokens: list[NewToken], examiner: preflight.Examiner, texts: Sequence[str], job: Job) -> None:
+def show_tokens(tokens: list[NewToken], examiner: preflight.Examiner, texts: Iterable[str], job: Job) -> None:
     """Show the new tokens that save most, and one held-out line cut by both tokenizers."""
     best = sorted(tokens, key=lambda token: -token.count * max(len(token.pieces) - 1, 0))[:15]
     pieces = [[examiner.old.decode([piece]) for piece in token.pieces] for token in best]
@@ -291,7 +280,7 @@ def show_tokens(tokens: list[NewToken], examiner: preflight.Examiner, texts: Seq
     if not tokens:
         return
     job.table("new_tokens", ["token", "count", "pieces"], rows)
-    lines = [line.strip() for text in texts[:50] for line in text.splitlines() if 40 <= len(line.strip()) <= 100]
+    lines = [line.strip() for text in islice(texts, 50) for line in text.splitlines() if 40 <= len(line.strip()) <= 100]
     cuts = [
         [t.encode(line, add_special_tokens=False).ids for t in (examiner.old, examiner.new)] for line in lines[:2000]
     ]

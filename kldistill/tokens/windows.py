@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kldistill.corpus.snippets import Snippet, fit
-from kldistill.tokens.encoding import encode
+from kldistill.tokens.encoding import encode_snippets
 
 
 def context_length(config: PretrainedConfig) -> float:
@@ -23,4 +23,4 @@ def within_context(
 
     The extended tokenizer never has more tokens of a text than the original one, so what fits this one fits both.
     """
-    return fit(snippets, lambda text: len(encode(tokenizer, [text])[0]), context_length(config))
+    return fit(snippets, lambda snippet: len(encode_snippets(tokenizer, [snippet])[0].ids), context_length(config))

@@ -1,6 +1,5 @@
 """Stage ``finetune``: adapt the extended model further, with its new vocabulary, to the domain's text."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.runtime.shares import Share
 from kldistill.tokens.artifact import load_extended_tokenizer
-from kldistill.tokens.encoding import encode
+from kldistill.tokens.encoding import encode_snippets
 from kldistill.tokens.pieces import PieceTable
 from kldistill.tokens.windows import within_context
 from kldistill.training import adapters, states, texts
@@ -146,5 +145,4 @@ def fresh(
     chosen += [snippet for snippet in order if snippet in known][: n_domain - len(chosen)]
     chosen = texts.with_general(chosen, folder, general, snippet_bytes, seed=0, key="finetune.general")
     chosen = within_context(chosen, tokenizer, config)
-    ids = encode(tokenizer, [snippet.text for snippet in chosen])
-    return States(chosen, ids, [0, *itertools.accumulate(len(row) for row in ids)], None)
+    return States.of(chosen, encode_snippets(tokenizer, chosen))

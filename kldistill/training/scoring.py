@@ -18,7 +18,7 @@ from kldistill.runtime.shares import ALONE, Share
 from kldistill.training.batches import collate
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.padding import by_length
-from kldistill.training.states import States
+from kldistill.training.states import States, n_scored, scored_rows
 from kldistill.training.sums import Score
 
 # What scoring adds up of a text; the rest of a ``Score`` says which text it is.
@@ -31,8 +31,8 @@ def score_original(
 ) -> list[Score]:
     """Scores of the original model on texts whose hidden states are at hand; all of them, whoever computed them."""
     scores = [
-        Score(snippet.document, snippet.n_bytes, len(ids) - 1)
-        for snippet, ids in zip(states.snippets, states.ids, strict=True)
+        Score(snippet.document, snippet.scored_bytes, n_scored(snippet, sizes))
+        for snippet, sizes in zip(states.snippets, states.sizes, strict=True)
     ]
     mine = share.mine(range(len(scores)))
     with Bar(description, total=sum(len(states.ids[index]) for index in mine), unit="tokens") as bar:
@@ -40,6 +40,8 @@ def score_original(
             ids = states.ids[index]
             hidden_TD = states.hidden(index).to(device)[:-1]
             targets_T = torch.tensor(ids[1:], device=device)
+            if (rows := scored_rows(states.snippets[index], states.sizes[index])) is not None:
+                hidden_TD, targets_T = hidden_TD[rows.to(device)], targets_T[rows.to(device)]
             nats = 0.0
             for start in range(0, len(targets_T), chunk):
                 logits = model.logits_old(hidden_TD[start : start + chunk]).float()
@@ -65,8 +67,8 @@ def score_student(
     needed). All processes of ``share`` call this with the same texts, and all get all scores.
     """
     scores = [
-        Score(snippet.document, snippet.n_bytes, len(ids) - 1)
-        for snippet, ids in zip(cuts.states.snippets, cuts.new_ids, strict=True)
+        Score(snippet.document, snippet.scored_bytes, n_scored(snippet, new.sizes))
+        for snippet, new in zip(cuts.states.snippets, cuts.new, strict=True)
     ]
     batches = share.mine(by_length(cuts.new_ids, batch_size))
     with Bar(description, total=sum(cuts.lengths[index] for batch in batches for index in batch), unit="tokens") as bar:

@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from kldistill.corpus.documents import Part
 from kldistill.corpus.snippets import Snippet
 from kldistill.rows.student import Student
 from kldistill.runtime.progress import Bar
 from kldistill.runtime.shares import ALONE, Share
+from kldistill.tokens.encoding import Encoded
 from kldistill.training.padding import by_length, pad
 
 # What numpy calls the numbers of a file, by the type of the model: its own, so nothing is lost and nothing is wasted.
@@ -27,12 +29,29 @@ _STORED = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "<i2"}
 
 
 class States(NamedTuple):
-    """Snippets with the teacher's ids and, unless there is no teacher, its last hidden states."""
+    """Snippets with the teacher's ids and, unless there is no teacher, its last hidden states.
+
+    Attributes:
+        snippets: the texts.
+        ids: the teacher's ids of each, the first token in front.
+        offsets: where the states of each begin in ``values``, and their end.
+        values: np.memmap of shape (tokens of all snippets, D), or None.
+        sizes: how many ids each part of each snippet has (see ``kldistill.tokens.encoding.Encoded``).
+    """
 
     snippets: list[Snippet]
     ids: list[list[int]]
     offsets: list[int]
-    values: Any  # np.memmap of shape (tokens of all snippets, D), or None
+    values: Any
+    sizes: list[list[int]]
+
+    @classmethod
+    def of(cls, snippets: Sequence[Snippet], encoded: Sequence[Encoded], values: Any = None) -> "States":
+        """Snippets, as they were encoded."""
+        ids = [one.ids for one in encoded]
+        return cls(
+            list(snippets), ids, [0, *itertools.accumulate(map(len, ids))], values, [one.sizes for one in encoded]
+        )
 
     def hidden(self, index: int) -> Float[Tensor, "T D"]:
         """The states of one snippet, one per token, in float32 whatever the model's type."""
@@ -47,7 +66,7 @@ def write(
     name: str,
     model: Student | None,
     snippets: Sequence[Snippet],
-    ids: Sequence[Sequence[int]],
+    encoded: Sequence[Encoded],
     *,
     batch_size: int,
     device: torch.device | str,
@@ -58,8 +77,9 @@ def write(
 
     All processes of ``share`` call this with the same texts, and each writes the states of its own into the one file.
     """
+    ids = [one.ids for one in encoded]
     if share.main:
-        _write_ids(folder / f"{name}.jsonl", snippets, ids)
+        _write_ids(folder / f"{name}.jsonl", snippets, encoded)
     if model is None:
         return
     offsets = [0, *itertools.accumulate(len(row) for row in ids)]
@@ -91,10 +111,12 @@ def write(
     share.meet()
 
 
-def _write_ids(file: Path, snippets: Sequence[Snippet], ids: Sequence[Sequence[int]]) -> None:
+def _write_ids(file: Path, snippets: Sequence[Snippet], encoded: Sequence[Encoded]) -> None:
     with file.open("w", encoding="utf-8") as out:
-        for snippet, row in zip(snippets, ids, strict=True):
-            out.write(json.dumps({"document": snippet.document, "text": snippet.text, "ids": list(row)}) + "\n")
+        for snippet, one in zip(snippets, encoded, strict=True):
+            record = {"document": snippet.document, "text": snippet.text, "ids": one.ids}
+            record |= {"parts": snippet.parts, "sizes": one.sizes} if snippet.parts else {}
+            out.write(json.dumps(record) + "\n")
 
 
 def exists(folder: Path, name: str) -> bool:
@@ -106,8 +128,29 @@ def read(folder: Path, name: str) -> States:
     """What ``write`` stored. The states stay on disk until they are asked for."""
     with (folder / f"{name}.jsonl").open(encoding="utf-8") as file:
         records = [json.loads(line) for line in file]
-    ids = [record["ids"] for record in records]
-    offsets = [0, *np.cumsum([len(row) for row in ids]).tolist()]
+    snippets = [Snippet(r["document"], r["text"], tuple(Part(*part) for part in r.get("parts", ()))) for r in records]
+    encoded = [Encoded(r["ids"], r.get("sizes") or [len(r["ids"]) - 1]) for r in records]
     stored = folder / f"{name}.npy"
     values = np.load(stored, mmap_mode="r", allow_pickle=False) if stored.is_file() else None
-    return States([Snippet(record["document"], record["text"]) for record in records], ids, offsets, values)
+    return States.of(snippets, encoded, values)
+
+
+def scored_rows(snippet: Snippet, sizes: Sequence[int]) -> Int[Tensor, " R"] | None:
+    """The rows of a snippet's ids whose next token belongs to a part that is scored; None where all are.
+
+    Args:
+        sizes: how many ids each of its parts has. The first token of all is before them.
+    """
+    if all(part.scored for part in snippet.parts):
+        return None
+    ends = itertools.accumulate(sizes)
+    rows = [
+        torch.arange(end - size, end) for part, size, end in zip(snippet.parts, sizes, ends, strict=True) if part.scored
+    ]
+    return torch.cat([torch.zeros(0, dtype=torch.int64), *rows])
+
+
+def n_scored(snippet: Snippet, sizes: Sequence[int]) -> int:
+    """How many of a snippet's tokens are scored."""
+    rows = scored_rows(snippet, sizes)
+    return sum(sizes) if rows is None else len(rows)

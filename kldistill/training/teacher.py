@@ -14,7 +14,7 @@ from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.runtime.shares import Share
 from kldistill.tokens.artifact import load_extended_tokenizer, read_new_tokens
-from kldistill.tokens.encoding import encode
+from kldistill.tokens.encoding import encode_snippets
 from kldistill.tokens.windows import within_context
 from kldistill.training import states, texts
 from kldistill.training.config import TeacherConfig
@@ -69,21 +69,21 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         if not drawn:
             continue
         snippets = within_context(drawn, tokenizer, config)
-        ids = encode(tokenizer, [snippet.text for snippet in snippets])
+        encoded = encode_snippets(tokenizer, snippets)
         stored = None if name == "train" and cfg.states == "held_out" else model
         states.write(
             out,
             name,
             stored,
             snippets,
-            ids,
+            encoded,
             batch_size=8,
             device=device,
             description=f"Teacher on {name} text",
             share=share,
         )
         figures[f"teacher/{name}/snippets"] = len(snippets)
-        figures[f"teacher/{name}/tokens"] = sum(len(row) for row in ids)
+        figures[f"teacher/{name}/tokens"] = sum(len(one.ids) for one in encoded)
         figures[f"teacher/{name}/bytes"] = sum(snippet.n_bytes for snippet in snippets)
     if share.main:
         write_summary(out, figures)
@@ -98,8 +98,8 @@ def covering(candidates: Sequence[Snippet], tokens: Path, n: int) -> tuple[list[
         tokens: folder of the ``tokens`` artifact.
     """
     new = {token.id for token in read_new_tokens(tokens)}
-    ids = encode(load_extended_tokenizer(tokens), [snippet.text for snippet in candidates])
-    counts = [Counter(token for token in row if token in new) for row in ids]
+    encoded = encode_snippets(load_extended_tokenizer(tokens), candidates)
+    counts = [Counter(token for token in one.ids if token in new) for one in encoded]
     chosen = cover(counts, n)
     total = sum((counts[index] for index in chosen), Counter[int]())
     figures = {

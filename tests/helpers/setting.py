@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from kldistill.rows.rows import Rows
 from kldistill.rows.student import Student, bare
 from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.job import Job
-from kldistill.tokens.encoding import encode
+from kldistill.tokens.encoding import Encoded, encode
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import states, teacher
 from kldistill.training.config import TeacherConfig
@@ -41,13 +42,18 @@ class Setting:
 
     @property
     def cuts(self) -> TwoCuts:
-        return TwoCuts(self.states, self.new_ids, self.pieces)
+        return TwoCuts(self.states, whole(self.new_ids), self.pieces)
 
 
 @cache
 def lines() -> list[str]:
     """Lines of real text."""
     return "\n".join(tiny.training_text()).splitlines(keepends=True)
+
+
+def whole(ids: Sequence[Sequence[int]]) -> list[Encoded]:
+    """Texts of one part each, the first token in front."""
+    return [Encoded(list(row), [len(row) - 1]) for row in ids]
 
 
 def documents(n: int, n_lines: int = 12, start: int = 0) -> list[Document]:
@@ -71,7 +77,7 @@ def make_setting(model: Path, tokens: Path, folder: Path, n: int = 6, tied: bool
         Snippet(document.id, document.text[: 120 + 60 * index]) for index, document in enumerate(documents(n, start=20))
     ]
     ids = encode(load_original_tokenizer(model), [snippet.text for snippet in snippets])
-    states.write(folder, "some", teacher, snippets, ids, batch_size=4, device=CPU, description="")
+    states.write(folder, "some", teacher, snippets, whole(ids), batch_size=4, device=CPU, description="")
     new_ids = encode(AutoTokenizer.from_pretrained(tokens / "tokenizer"), [snippet.text for snippet in snippets])
     assert sum(token >= pieces.old_size for row in new_ids for token in row) > 5
     return Setting(teacher, student, pieces, states.read(folder, "some"), new_ids)

@@ -30,13 +30,26 @@ def test_lines_are_completed_and_their_tokens_told_apart(
         assert line.prompt.splitlines()[-1] + line.reference in text.splitlines()
     inputs = {"model": model, "rows": write_rows(model, tmp_path / "rows", 24, seed=1)}
     tokenizers = {"original": load_original_tokenizer(model), "extended": extended}
-    write(tmp_path / "completions.jsonl", lines, inputs, tokenizers, size, Job())
+    tables = []
+    job = Job(table=lambda *table: tables.append(table))
+    write(tmp_path / "completions.jsonl", lines, inputs, tokenizers, size, job)
     records = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
     assert [record["reference"] for record in records] == [line.reference for line in lines]
     for record in records:
         assert [answer["model"] for answer in record["answers"]] == ["original", "extended"]
         original, _ = record["answers"]
         assert not any(token["new"] for token in original["tokens"])
+    ((name, columns, rows),) = tables
+    assert name == "samples" and columns[2:] == [
+        "in the text",
+        *(f"{m}{t}" for m in tokenizers for t in ("", " tokens")),
+    ]
+    for record, row in zip(records, rows, strict=True):
+        assert row[:3] == [record["document"], record["prompt"].splitlines()[-1].strip(), record["reference"]]
+        for answer, text, count in zip(record["answers"], row[3::2], row[4::2], strict=True):
+            assert text == "".join(token["text"] for token in answer["tokens"])
+            new = sum(token["new"] for token in answer["tokens"])
+            assert count == f"{len(answer['tokens'])} ({new})" if new else f"{len(answer['tokens'])}"
 
 
 def test_what_spells_the_prompt_again_or_lies_beyond_the_cut_is_not_shown(

@@ -31,6 +31,7 @@ from kldistill.training.scoring import score_student
 from kldistill.training.sums import summarise
 from tests.helpers.artifacts import MakeModel, MakeTokens
 from tests.helpers.interpreted import SMALL, run, write_corpus, write_rows
+from tests.helpers.setting import whole
 
 FAMILIES = ["llama", "gpt2", "gemma3", "qwen2"]
 CPU = torch.device("cpu")
@@ -158,9 +159,9 @@ def test_the_kl_is_the_one_that_evaluate_reports(
     student = load_student(inputs["model"], inputs["rows"])
     snippets = [Snippet(context.document, context.text) for context in contexts]
     ids = [context.old_ids for context in contexts]
-    states.write(tmp_path, "some", student, snippets, ids, batch_size=2, device=CPU, description="")
+    states.write(tmp_path, "some", student, snippets, whole(ids), batch_size=2, device=CPU, description="")
     scores = score_student(
-        student, TwoCuts(states.read(tmp_path, "some"), [context.new_ids for context in contexts], table),
+        student, TwoCuts(states.read(tmp_path, "some"), whole([context.new_ids for context in contexts]), table),
         teacher=True, batch_size=2, chunk=64, device=CPU, description="",
     )  # fmt: skip
     figures, found = summarise(scores), built[1]["calibration"]["trained"]

@@ -28,6 +28,7 @@ NEEDED = {
     "model/gguf": ["model.path=some/model.gguf"],
     "corpus/local_files": ["corpus.path=some/folder"],
     "corpus/hf_dataset": ["corpus.path=some/dataset"],
+    "corpus/chat": ["corpus.path=json", "corpus.data_files=[chats.jsonl]"],
     "tokens/list": ["tokens.terms={tmp}/terms.txt"],
 }
 FUNCTIONS = ["init.input", "init.output", "corpus.source", "corpus.general", "loss.terms.kl.function", "model"]

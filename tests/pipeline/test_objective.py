@@ -3,13 +3,17 @@
 import json
 import math
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
-from kldistill.pipeline.cli import objective
+from kldistill.pipeline.cli import no_objective, objective
 from kldistill.pipeline.compose import overrides_name
 from kldistill.runtime.errors import ConfigError
 from tests.helpers.paths import ROOT
@@ -88,3 +92,53 @@ def test_a_sweeper_that_optimises_is_told_what_each_run_came_to(tmp_path: Path) 
     found = {int(key): value for key, value in json.loads(out.read_text()).items()}
     assert list(found) == [8, 16], "8 was the better one, and its double was known"
     assert 0 < found[8] < found[16] < 1 and not any(math.isnan(value) for value in found.values())
+
+
+def test_a_failed_run_gives_back_what_its_sweeper_knows_as_such() -> None:
+    assert no_objective(None, "hydra._internal.core_plugins.basic_sweeper.BasicSweeper") is None
+    assert math.isnan(no_objective("tokens/saved", "hydra_plugins.mine.Sweeper"))  # type: ignore[arg-type]
+    assert len(no_objective(["a", "b"], "hydra_plugins.mine.Sweeper")) == 2  # type: ignore[arg-type]
+    assert no_objective("tokens/saved", "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper") is None
+
+
+def optuna(folder: Path, *given: str) -> tuple[dict[Any, Any], list[dict[str, Any]]]:
+    """Run a sweep by Optuna of a tiny model; what it names as the best, and the records of its runs."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason='pip install -e ".[optuna]"')
+    small = overrides_of(write_corpus(folder / "files"), folder / "outputs", "corpus.general_train=0.5")
+    small = ["corpus.general.packages=[rich,numpy]" if "general.packages" in word else word for word in small]
+    done = subprocess.run(
+        [sys.executable, "-m", "kldistill", "-m", *given, *small, "eval.suites=[]"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (told,) = folder.glob("outputs/runs/*/optimization_results.yaml")
+    best = OmegaConf.to_container(OmegaConf.load(told))
+    assert isinstance(best, dict)
+    return best, [json.loads(path.read_text()) for path in told.parent.glob("*/run.json")]
+
+
+@pytest.mark.slow
+def test_optuna_finishes_three_trials_and_names_the_best(tmp_path: Path) -> None:
+    """The command that docs/tuning.md has, with three trials of a tiny model."""
+    text = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^kldistill -m .*hydra/sweeper=optuna.*$", text, flags=re.MULTILINE)
+    given = [word for word in shlex.split(line)[2:] if not word.startswith("hydra.sweeper.n_trials=")]
+    best, runs = optuna(tmp_path, *given, "hydra.sweeper.n_trials=3", "stages=[evaluate]")
+    found = {run["config"]["loss"]["lr"]: run["metrics"]["eval/distilled/domain/bits_per_byte"] for run in runs}
+    assert len(found) == 3 and all(run["status"] == "finished" for run in runs)
+    assert found[best["best_params"]["loss.lr"]] == best["best_value"] == min(found.values())
+
+
+@pytest.mark.slow
+def test_a_failed_trial_ends_no_sweep_of_optuna(tmp_path: Path) -> None:
+    given = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1"]
+    # With this seed the second and the third trial are unlike the first, which fails.
+    given += ["hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=1"]
+    more = ["hydra.sweeper.direction=maximize", "objective=tokens/saved", "stages=[tokens]"]
+    best, runs = optuna(tmp_path, *given, *more, "tokens.min_count=choice(2,1000000,8)", "tokens.n_new=8")
+    assert sorted(run["status"] for run in runs) == ["failed", "finished", "finished"]
+    assert best["best_value"] == max(run["metrics"]["tokens/saved"] for run in runs if run["status"] == "finished")

@@ -19,6 +19,7 @@ from kldistill.tokens import stage as tokens_stage
 from kldistill.tokens.artifact import read_new_tokens
 from kldistill.tokens.config import TokensConfig
 from kldistill.tokens.merges import Entry
+from kldistill.tokens.texts import up_to
 
 SPLITS = {"train": slice(0, 3), "validation": slice(3, 4), "test": slice(4, 5)}
 FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3")
@@ -200,9 +201,9 @@ def test_no_pair_is_an_error(build: Build) -> None:
 
 def test_max_bytes_limits_what_is_counted() -> None:
     texts = ["é" * 10, "b" * 10, "c"]
-    assert list(tokens_stage.up_to(texts, None)) == texts
-    assert list(tokens_stage.up_to(texts, 30)) == texts[:2]
-    assert list(tokens_stage.up_to(texts, 5)) == texts[:1]
+    assert list(up_to(texts, None)) == texts
+    assert list(up_to(texts, 30)) == texts[:2]
+    assert list(up_to(texts, 5)) == texts[:1]
 
 
 def test_whole_word_lookup_takes_no_token_that_lies(

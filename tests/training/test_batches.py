@@ -14,7 +14,7 @@ from kldistill.training.batches import Steps, collate, passes, schedule
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.objective import Objective
 from tests.helpers.artifacts import MakeModel, MakeTokens
-from tests.helpers.setting import Setting, all_terms, make_setting
+from tests.helpers.setting import Setting, all_terms, make_setting, whole
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +107,8 @@ def test_passes_add_up_to_the_step(setting: Setting, budget: int) -> None:
     values, gradients = loss_and_gradients(setting)
     in_passes, of_passes = loss_and_gradients(setting, budget=budget)
     torch.testing.assert_close(in_passes, values, rtol=1e-5, atol=1e-6)
-    for mine, whole in zip(of_passes, gradients, strict=True):
-        torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-6)
+    for mine, at_once in zip(of_passes, gradients, strict=True):
+        torch.testing.assert_close(mine, at_once, rtol=1e-4, atol=1e-6)
 
 
 @settings(max_examples=200, deadline=None)
@@ -129,4 +129,5 @@ def test_a_process_without_a_snippet_is_refused(setting: Setting) -> None:
 
 def test_without_a_teacher_there_are_no_states(setting: Setting, tmp_path: Path) -> None:
     alone = setting.states._replace(values=None)
-    assert Steps(TwoCuts(alone, setting.new_ids, setting.pieces), [[0, 1]], chunk=16)[0][0].old_hidden is None
+    steps = Steps(TwoCuts(alone, whole(setting.new_ids), setting.pieces), [[0, 1]], chunk=16)
+    assert steps[0][0].old_hidden is None

@@ -15,7 +15,7 @@ from kldistill.training.config import DistillConfig, SolveConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.solve import Readout, solve, teacher_rows
 from tests.helpers.artifacts import MakeModel, MakeTokens
-from tests.helpers.setting import Setting, make_setting
+from tests.helpers.setting import Setting, make_setting, whole
 
 TERMS = {"kl": kl, "kl_first": kl_first, "ce": ce}
 
@@ -87,7 +87,7 @@ def test_a_weighted_sum_takes_any_loss(setting: Setting) -> None:
 
 def test_the_first_texts_alone_are_used_where_there_are_many(setting: Setting) -> None:
     few = Readout(setting.student, setting.cuts, chunk=64, most=2)
-    first = TwoCuts(setting.states, setting.new_ids[:2], setting.pieces)
+    first = TwoCuts(setting.states, whole(setting.new_ids[:2]), setting.pieces)
     rows_ND, terms = setting.student.rows.head.detach(), {"kl": Term(kl, 1.0)}
     assert few.loss(rows_ND, terms) == Readout(setting.student, first, chunk=64).loss(rows_ND, terms)
     every = Readout(setting.student, setting.cuts, chunk=64, most=1000)

@@ -14,7 +14,7 @@ from kldistill.training import states
 from kldistill.training.padding import by_length, pad
 from tests.helpers.artifacts import MakeModel, MakeTokens
 from tests.helpers.disks import ROOT_ON_LINUX, small_disk
-from tests.helpers.setting import CPU, Setting, make_setting
+from tests.helpers.setting import CPU, Setting, make_setting, whole
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,14 @@ def test_a_full_disk_is_an_error_and_does_not_end_the_process(setting: Setting, 
     with small_disk(tmp_path / "disk", kib=found.offsets[-1] * 16 * 4 // 1024 // 2) as disk:
         with pytest.raises(OSError) as caught:
             states.write(
-                disk.folder, "x", setting.teacher, found.snippets, found.ids, batch_size=2, device=CPU, description=""
+                disk.folder,
+                "x",
+                setting.teacher,
+                found.snippets,
+                whole(found.ids),
+                batch_size=2,
+                device=CPU,
+                description="",
             )
         assert caught.value.errno == errno.ENOSPC
 
@@ -54,7 +61,7 @@ def test_stored_states_may_be_changed_without_harm(setting: Setting) -> None:
 
 def test_without_a_model_there_are_texts_and_ids_only(setting: Setting, tmp_path: Path) -> None:
     found = setting.states
-    states.write(tmp_path, "x", None, found.snippets, found.ids, batch_size=2, device=CPU, description="")
+    states.write(tmp_path, "x", None, found.snippets, whole(found.ids), batch_size=2, device=CPU, description="")
     again = states.read(tmp_path, "x")
     assert again.values is None
     assert (again.snippets, again.ids, again.offsets) == (found.snippets, found.ids, found.offsets)
@@ -68,7 +75,7 @@ def test_states_are_stored_in_the_models_own_type_and_lose_nothing(
     model = load_original(tiny_model(hidden_size=16, layers=1)).to(dtype)  # type: ignore[arg-type]
     own = Student(model, Rows(torch.zeros(0, 16)), setting.pieces.old_size)
     snippets, ids = setting.states.snippets[:2], setting.states.ids[:2]
-    states.write(tmp_path, "x", own, snippets, ids, batch_size=1, device=CPU, description="")
+    states.write(tmp_path, "x", own, snippets, whole(ids), batch_size=1, device=CPU, description="")
     assert np.load(tmp_path / "x.npy").nbytes == sum(map(len, ids)) * 16 * torch.empty(0, dtype=dtype).element_size()
     for index, row in enumerate(ids):
         stored = states.read(tmp_path, "x").hidden(index)

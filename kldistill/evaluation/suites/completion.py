@@ -35,9 +35,9 @@ REPEATED_TAIL = 100  # characters before a line that make it another one if they
 
 
 class Place(NamedTuple):
-    """A line of a document, and the terms in it by where they begin, relative to the line."""
+    """A line of a document (its id), and the terms in it by where they begin, relative to the line."""
 
-    document: Document
+    document: str
     number: int
     start: int
     line: str
@@ -84,13 +84,17 @@ class Completion:
     def tasks(self, sources: Sources) -> list[Task]:
         """At most ``n`` unseen lines in seeded order, then at most ``n_seen`` others; none without unseen lines."""
         terms = terms_of(token.string for token in read_new_tokens(sources.tokens))
-        train = {line for document in read_documents(sources.corpus, "train") for line in stripped_lines(document.text)}
-        places = [place for document in read_documents(sources.corpus, "test") for place in places_of(document, terms)]
+        test = read_documents(sources.corpus, "test")
+        places = [(index, place) for index, document in enumerate(test) for place in places_of(document, terms)]
+        asked = {place.line.strip() for _, place in places}
+        documents = read_documents(sources.corpus, "train")
+        train = {line for document in documents for line in asked.intersection(stripped_lines(document.text))}
         unseen: list[Task] = []
         seen: list[Task] = []
         known: set[tuple[str, str]] = set()
-        for place in sorted(places, key=lambda place: (self._hash("rank", place), place.document.id, place.number)):
-            task = self._task(place, train)
+        places.sort(key=lambda item: (self._hash("rank", item[1]), item[1].document, item[1].number))
+        for index, place in places:
+            task = self._task(place, test[index].text, train)
             # The same line after the same text, as copied code has it, is one piece of evidence.
             key = (task.prompt[-REPEATED_TAIL:], task.reference) if task else ("", "")
             if task is None or key in known:
@@ -109,27 +113,27 @@ class Completion:
         """Nothing beside the fields and the sources."""
         return {}
 
-    def _task(self, place: Place, train: Collection[str]) -> Task | None:
-        """The task of a line, or ``None`` if it has none: too long, or no term inside where one is needed."""
+    def _task(self, place: Place, text: str, train: Collection[str]) -> Task | None:
+        """The task of a line of ``text``; ``None`` if it has none: too long, or no term inside where one is needed."""
         line = place.line
         inside = [start for start in place.terms if _starts_word(line, start) and line[:start].strip()]
         middle = self.where == "middle" or (self.where == "mixed" and self._hash("where", place) % 2 == 1)
         if self.where == "middle" and not inside:
             return None
         cut = len(line[: inside[self._hash("term", place) % len(inside)]].rstrip()) if middle and inside else 0
-        prompt = self._prompt(place.document.text, place.start + cut)
+        prompt = self._prompt(text, place.start + cut)
         reference = line[cut:].rstrip()
         if not prompt.strip() or len(reference.encode()) > self.budget:
             return None
         return Task(
-            id=f"{place.document.id}:{place.number}",
+            id=f"{place.document}:{place.number}",
             kind="text",
             prompt=prompt,
             budget=self.budget,
             stop=list(STOP),
             reference=reference,
             seen=["train"] * (line.strip() in train) + ["prompt"] * _in_prompt(line, prompt),
-            group=place.document.id,
+            group=place.document,
         )
 
     def _prompt(self, text: str, end: int) -> str:
@@ -143,7 +147,7 @@ class Completion:
         return lines.decode() if newline and lines.strip() else window[1:].decode(errors="ignore")
 
     def _hash(self, purpose: str, place: Place) -> int:
-        key = f"{self.seed}\0{purpose}\0{place.document.id}\0{place.number}"
+        key = f"{self.seed}\0{purpose}\0{place.document}\0{place.number}"
         return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
 
 
@@ -176,7 +180,7 @@ def places_of(document: Document, terms: Iterable[str]) -> Iterator[Place]:
     prose = _prose(text) if document.id.endswith(".py") else set()
     for index in sorted(by_line):
         if index + 1 not in prose and not TRIVIAL.match(lines[index]):
-            yield Place(document, index + 1, starts[index], lines[index], sorted(by_line[index]))
+            yield Place(document.id, index + 1, starts[index], lines[index], sorted(by_line[index]))
 
 
 def _whole(text: str, start: int, end: int) -> bool:

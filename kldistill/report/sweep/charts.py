@@ -80,10 +80,13 @@ def heat_maps(table: Mapping[str, Any]) -> Iterator[Chart]:
     down, column, rest = axes_of_map
     combinations = list(dict.fromkeys(tuple(entry["cell"][name] for name in rest) for entry in table["means"]))
     metrics = {entry["name"]: Metric(**entry) for entry in table["metrics"]}
+    measured = {(entry["metric"], *(entry["cell"][name] for name in rest)) for entry in table["means"]}
     suites = [name for name in metrics if name.endswith(("/exact_match", "/pass@1", "/accuracy"))]
     drawn = 0
     for name in (*_MAPPED, *suites):
-        for combination in combinations if name in metrics else []:
+        for combination in combinations:
+            if (name, *combination) not in measured:
+                continue
             if drawn == _MOST_MAPS:
                 return
             fixed = dict(zip(rest, combination, strict=True))

@@ -60,6 +60,13 @@ def gather(runs: Sequence[Run], folder: Path, factor: str, baseline: str) -> dic
     counted = [index for index in range(len(runs)) if index not in aside and is_cell(labels[index], values)]
     kept = [runs[index] for index in counted]
     values, own = told_apart(kept, values, [labels[index] for index in counted], folder)
+    order = {name: {value: place for place, value in enumerate(listed)} for name, listed in values.items()}
+
+    def place(labelled: Mapping[str, str]) -> list[int]:
+        return [order[name].get(labelled[name], len(runs)) for name in values]
+
+    by_place = sorted(range(len(kept)), key=lambda index: place(own[index]))
+    kept, own = [kept[index] for index in by_place], [own[index] for index in by_place]
     metrics = present([run.final() for run in kept if run.status == FINISHED])
     # Runs of several experiments were never asked to fill each other's cells.
     one_sweep = len({run.folder.parent for run in kept}) <= 1
@@ -69,8 +76,7 @@ def gather(runs: Sequence[Run], folder: Path, factor: str, baseline: str) -> dic
     for index in sorted(set(range(len(runs))).difference(counted)):
         cell = {name: labels[index].get(name, "") for name in values}  # it is of no folder's cell
         rows.append(_set_aside(_row(runs[index], cell, folder, metrics), runs, aside.get(index), folder))
-    order = {name: {value: place for place, value in enumerate(listed)} for name, listed in values.items()}
-    rows.sort(key=lambda row: ([order[name].get(row["factors"][name], len(runs)) for name in values], row["run"] or ""))
+    rows.sort(key=lambda row: (place(row["factors"]), row["run"] or ""))
     comparable = baseline in values.get(factor, [])
     return redact(
         {

@@ -12,8 +12,8 @@ from kldistill.report.data import FINISHED, RUNNING, Run
 SEED = "seed"
 FOLDER = "folder"
 
-# Say how or where to run, not what.
-_NO_FACTOR = ("stages", "force", "logger", "runtime.", "outputs", "hydra")
+# Say how or where to run, or what a sweeper is told of it, not what runs.
+_NO_FACTOR = ("stages", "force", "logger", "runtime.", "outputs", "objective", "hydra")
 # Looked at where Hydra recorded no overrides: runs that were started from Python.
 _USUAL = ("model", "tokens.n_new", "tokens.boundary", "init", "loss", "finetune", "seed")
 _OVERRIDE = re.compile(r"[+~]*([^=]+?)(?:=(.*))?", flags=re.DOTALL)

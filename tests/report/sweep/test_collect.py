@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from kldistill.pipeline.sweeps import Collect
 from kldistill.report import collect
 from kldistill.report.__main__ import main
 from kldistill.report.data import ReportError, find_runs
-from kldistill.report.sweep.charts import paint
+from kldistill.report.sweep.charts import heat_maps, paint
 from kldistill.report.sweep.collect import gather as gather_runs
 from kldistill.report.sweep.factors import expected, factors
 from kldistill.report.sweep.heat_map import heat_map
@@ -178,11 +179,26 @@ def test_factors_are_the_overrides_that_vary(tmp_path: Path) -> None:
         content = json.loads((tmp_path / str(at) / "run.json").read_text())
         content["config"]["tokens"] = {"n_new": (64, 1024, 512)[at]}
         write_json(tmp_path / str(at) / "run.json", content)
-        more = ["outputs=/x/y", "runtime.workers=2", "logger=none", f"hydra.job.name={at}"]
+        more = ["outputs=/x/y", "runtime.workers=2", "logger=none", f"hydra.job.name={at}", f"objective=eval/{at}"]
         write_json(tmp_path / str(at) / ".hydra" / "overrides.yaml", [*given, *more])
     values, labels = factors(find_runs(tmp_path))
     assert values == {"tokens.n_new": ["64", "512", "1024"]}  # what was not given is the configuration's
     assert [found["tokens.n_new"] for found in labels] == ["64", "1024", "512"]
+    means = [entry["cell"]["tokens.n_new"] for entry in gather(tmp_path)["means"] if entry["metric"] == BITS]
+    assert means == ["64", "512", "1024"], "tables read from the small to the large"
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_nothing_was_measured_of_has_no_heat_map(tmp_path: Path) -> None:
+    for at, (steps, loss, init) in enumerate(product((1, 2), ("ce", "kl"), ("mean", "random"))):
+        run = write_run(tmp_path / str(at), loss, init, 0, bits=1.0 + at, kl=0.4)
+        if steps == 2:  # these runs only cut tokens
+            content = json.loads((run / "run.json").read_text())
+            write_json(run / "run.json", {**content, "metrics": {"tokens/saved": 0.1}})
+        given = json.loads((run / ".hydra" / "overrides.yaml").read_text())
+        write_json(run / ".hydra" / "overrides.yaml", [*given, f"distill.steps={steps}"])
+    maps = list(heat_maps(gather(tmp_path)))
+    assert maps and all("distill.steps 1" in chart.title for chart in maps)
 
 
 def test_runs_that_differ_in_nothing_named_are_told_apart_by_their_folders(tmp_path: Path) -> None:
