@@ -160,15 +160,9 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool) -> dict[str, Ste
     sources = {**_same("model", "tokens"), "rows": last}
     # The model card tells how the rows came about, and what was measured.
     told = [*(name for name in ("init", "distill") if name != last), *measured]
-    steps["export"] = Step(
-        _later("export.stage.build"),
-        lambda cfg: cfg.export,
-        sources,
-        optional=told,
-        version=2,
-        early={"model": _later("export.stage.check_model")},
-        result="The extended model",
-    )
+    export, early = _later("export.stage.build"), {"model": _later("export.stage.check_model")}
+    shown = "The extended model"
+    steps["export"] = Step(export, lambda cfg: cfg.export, sources, optional=told, version=2, early=early, result=shown)
     return steps
 
 
