@@ -69,6 +69,7 @@ def gather(run: Run) -> dict[str, Any]:
             "refusals": preflight_report.get("refusals", []),
             "warnings": preflight_report.get("warnings", []),
         },
+        "unmoved": [stage for stage in ("distill", "finetune") if run.metrics.get(f"{stage}/best_step") == 0],
         "suites": {"columns": SUITES_COLUMNS, "rows": suite_rows(run.metrics)},
         "verdicts": [{"suite": s, "model": m, "counts": counts} for s, m, counts in examples.verdicts(run)],
         "two_savings": bool(tiles(run)) and "tokens/saved" in run.metrics,

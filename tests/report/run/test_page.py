@@ -235,6 +235,16 @@ def test_a_failed_run_says_why(tmp_path: Path) -> None:
     assert "This run has not ended" in render_run(folder).read_text()
 
 
+@pytest.mark.parametrize("step", [0.0, 40.0])
+def test_training_that_was_nowhere_better_than_its_start_is_a_warning(step: float, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "x", "kl", "mean", 0, bits=0.9, kl=0.3)
+    content = json.loads((folder / "run.json").read_text())
+    content["metrics"]["distill/best_step"] = step
+    write_json(folder / "run.json", content)
+    warned = "<code>distill</code> was at no step better on validation text" in render_run(folder).read_text()
+    assert warned is (step == 0)
+
+
 def test_no_run_no_page(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match=r"no run\.json in it"):
         render_run(tmp_path)
