@@ -18,7 +18,8 @@ LENGTH = 64  # tokens of each passage; further on, the first one matters little
 
 def own(tokenizer: PreTrainedTokenizerFast) -> str | None:
     """What the tokenizer itself begins a text with: its BOS, else its EOS."""
-    return tokenizer.bos_token or tokenizer.eos_token
+    token = tokenizer.bos_token or tokenizer.eos_token
+    return None if token is None else str(token)
 
 
 def candidates(tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -29,7 +30,7 @@ def candidates(tokenizer: PreTrainedTokenizerFast) -> list[str]:
         return [first] if first is not None else []
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     roles = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
-    return list(dict.fromkeys([first, *(token for token in roles if token in special)]))
+    return list(dict.fromkeys([first, *(str(token) for token in roles if token in special)]))
 
 
 @torch.no_grad()
@@ -41,7 +42,9 @@ def nats_after(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, token
     text = torch.tensor(whole[:: max(len(whole) // PASSAGES, 1)][:PASSAGES], device=model.device)
     found = {}
     for token in tokens:
-        first = torch.full((len(text), 1), int(tokenizer.convert_tokens_to_ids(token)), device=model.device)
+        index = tokenizer.convert_tokens_to_ids(token)
+        assert isinstance(index, int), "one token, one id"
+        first = torch.full((len(text), 1), index, device=model.device)
         logits = model(torch.cat([first, text], dim=1)).logits[:, :-1].float()
         found[token] = float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), text.flatten()))
     return found

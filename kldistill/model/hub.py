@@ -27,8 +27,10 @@ def identity(
     cache knows it.
     """
     folder = local_folder(path)
-    facts = {"commit": commit_of(path, revision, local_files_only)} if folder is None else {"files": describe(folder)}
-    return facts | ({"first_token": beginning.VERSION} if first_token is None else {})
+    facts: dict[str, object] = {} if first_token is not None else {"first_token": beginning.VERSION}
+    if folder is None:
+        return facts | {"commit": commit_of(path, revision, local_files_only)}
+    return facts | {"files": describe(folder)}
 
 
 def local_folder(path: str) -> Path | None:

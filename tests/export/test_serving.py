@@ -23,6 +23,7 @@ from kldistill.model import tiny
 from kldistill.model.config import SmolLM2Config
 from kldistill.model.load import load_original
 from kldistill.rows.rows import Rows
+from kldistill.rows.student import embedding_of, head_of
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.job import Job
 from kldistill.tokens import stage as tokens_stage
@@ -138,10 +139,10 @@ def export(model: Path, base: Path, n: int, gguf: bool = True, boundary: str = "
     settings = TokensConfig(n_new=n, boundary=boundary, curve=0)
     tokens_stage.build(settings, folders, folders["tokens"], Job(say=lambda _line: None))
     original = load_original(model)
-    weight = original.get_input_embeddings().weight
+    weight = embedding_of(original).weight
     pieces = [token.pieces for token in read_new_tokens(folders["tokens"])]
     first = [p[0] for p in pieces]
-    head = None if original.config.tie_word_embeddings else 1.05 * original.get_output_embeddings().weight[first]
+    head = None if original.config.tie_word_embeddings else 1.05 * head_of(original).weight[first]
     Rows(1.05 * weight[first], head).save(folders["rows"])
     export_stage.export_model(model, folders["tokens"], folders["rows"], folders["out"], gguf=gguf)
     return folders["out"]

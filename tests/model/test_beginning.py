@@ -13,6 +13,7 @@ from kldistill.model import stage as model_stage
 from kldistill.model.config import GgufConfig, HfModelConfig
 from kldistill.model.load import load_original_tokenizer, read_facts
 from kldistill.pipeline.about import of_artifacts
+from kldistill.rows.student import embedding_of, head_of
 from kldistill.runtime.job import Job
 from kldistill.tokens.encoding import encode
 from tests.helpers.artifacts import MakeModel, write_tokens
@@ -34,18 +35,18 @@ def chat_model(folder: Path, out: Path, bad: str, template: str = TEMPLATE) -> P
     tokenizer.save_pretrained(out)
     model = AutoModelForCausalLM.from_pretrained(out)
     with torch.no_grad():
-        rows, there = model.get_input_embeddings().weight, torch.eye(model.config.hidden_size)[0]
+        rows, there = embedding_of(model).weight, torch.eye(model.config.hidden_size)[0]
         rows[:, 0] = 0.0
         rows[tokenizer.convert_tokens_to_ids(bad)] = 100 * there
-        model.get_output_embeddings().weight[5] = 5 * there
+        head_of(model).weight[5] = 5 * there
     model.save_pretrained(out)
     return out
 
 
-def build(source: Path, out: Path, **settings: str) -> list[str]:
+def build(source: Path, out: Path, first_token: str | None = None) -> list[str]:
     out.mkdir()
     said: list[str] = []
-    model_stage.build(HfModelConfig(path=str(source), **settings), {}, out, Job(say=said.append))
+    model_stage.build(HfModelConfig(path=str(source), first_token=first_token), {}, out, Job(say=said.append))
     return said
 
 
