@@ -1,4 +1,4 @@
-"""Stage ``generate``: one model of the run answers one suite of tasks, by writing or by ranking, and is judged.
+"""Stage ``generate``: one model of the run answers one suite of tasks, by writing, ranking or reading, and is judged.
 
 Every answer is kept. A stage that was killed goes on where it stopped: the records that are there count, and the
 missing tasks get the same answers as without a stop.
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from kldistill.evaluation import judge
 from kldistill.evaluation.config import GenerateConfig
 from kldistill.evaluation.generation.batching import Completion, Request, generate
-from kldistill.evaluation.generation.ranking import rank
+from kldistill.evaluation.generation.ranking import likelihoods, rank
 from kldistill.evaluation.generation.spelling import Spelling, adoption
 from kldistill.evaluation.outcomes import compared, summarise
 from kldistill.evaluation.sandbox import Outcome, Sandbox
@@ -30,6 +30,7 @@ from kldistill.runtime.job import Job
 from kldistill.training.load import load_model, load_tokenizer
 
 RECORDS = "records.jsonl"
+OF_LINES = ("text", "solution")  # kinds of tasks whose reference may stand in what the model has read
 
 
 def build(cfg: GenerateConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
@@ -42,20 +43,20 @@ def build(cfg: GenerateConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     """
     tasks = read(inputs["tasks"] / TASKS)
     kind = tasks[0].kind
-    snippets = trained_lines(inputs["teacher"]) if "teacher" in inputs and kind == "text" else set()
+    snippets = trained_lines(inputs["teacher"]) if "teacher" in inputs and kind in OF_LINES else set()
     path = out / RECORDS
-    records = finished(path, cfg.n_samples if kind != "choice" else 1)
+    answers = {"choice": ranked, "solution": likelihood}.get(kind, written)
+    records = finished(path, cfg.n_samples if answers is written else 1)
     done = {record["task"] for record in records}
     missing = [task for task in tasks if task.id not in done]
     if records:
         job.say(f"{cfg.suite}: {len(done)} of {len(tasks)} tasks were answered before")
     if missing:
-        answers = ranked if kind == "choice" else written
         for record in answers(cfg, missing, inputs, job):
             append(path, dump(record))
             records.append(record)
     order = {task.id: place for place, task in enumerate(tasks)}
-    if kind == "text":
+    if kind in OF_LINES:
         where = {task.id: seen_in(task, snippets) for task in tasks}
         for record in records:
             record["seen"] = where[record["task"]]
@@ -184,3 +185,18 @@ def ranked(
             "correct": judge.judge_choice(nats),
             "seconds": round(seconds, 4),
         }
+
+
+def likelihood(
+    cfg: GenerateConfig, tasks: Sequence[Task], inputs: Mapping[str, Path], job: Job
+) -> Iterator[dict[str, Any]]:
+    """Records of tasks whose canonical completion is read: its log-probability in nats, and its size."""
+    model, spelling, _ = loaded(inputs, job)
+    begun = time.perf_counter()
+    texts = [(task.prompt, task.reference) for task in tasks]
+    description = f"{cfg.model.capitalize()} model on {cfg.suite}"
+    size = job.runtime.generation_batch
+    for index, found in likelihoods(model, spelling, texts, batch_size=size, description=description):
+        seconds, begun = time.perf_counter() - begun, time.perf_counter()
+        size_of = {"tokens": found.tokens, "bytes": found.bytes}
+        yield head(tasks[index], 0) | {"nats": round(-found.nats, 4), **size_of, "seconds": round(seconds, 4)}

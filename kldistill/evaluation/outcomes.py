@@ -4,6 +4,7 @@ They are rates with intervals, cost, adoption, and the difference to another mod
 A record is one JSON object per task and sample, see docs/metrics.md.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,8 @@ def rates(kind: str, records: Sequence[Record]) -> dict[str, dict[str, float]]:
 
     Returns:
         ``{"pass@1": {task: value}}`` for programs (unbiased, Chen et al., 2021), ``exact_match`` and
-        ``edit_similarity`` for texts (means over samples), ``accuracy`` for choices.
+        ``edit_similarity`` for texts (means over samples), ``accuracy`` for choices, ``bits_per_byte`` of canonical
+        completions for solutions.
     """
     by_task: dict[str, list[Record]] = {}
     for record in records:
@@ -39,6 +41,8 @@ def rates(kind: str, records: Sequence[Record]) -> dict[str, dict[str, float]]:
         passed = {task: sum(r["verdict"] == Verdict.PASSED for r in samples) for task, samples in by_task.items()}
         n = min(len(samples) for samples in by_task.values())
         return {f"pass@{k}": {t: pass_at_k(len(by_task[t]), c, k) for t, c in passed.items()} for k in KS if k <= n}
+    if kind == "solution":
+        return {"bits_per_byte": {t: r["nats"] / math.log(2) / r["bytes"] for t, (r,) in by_task.items()}}
     keys = {"exact_match": "exact_match", "edit_similarity": "edit_similarity"}
     if kind == "choice":
         keys = {"accuracy": "correct"}

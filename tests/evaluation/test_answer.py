@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,22 @@ def test_lines_of_the_training_snippets_are_told_apart(
     found = summary(tmp_path / "distilled")
     assert found["eval/distilled/some/tasks"] == 2 and found["eval/distilled/some/tasks_in_snippets"] == 2
     assert "eval/distilled/some/edit_similarity_in_snippets/minus_original" in found
+
+
+def test_solutions_are_read_and_both_models_read_the_same_bytes(build: Build, tmp_path: Path) -> None:
+    """Also with more samples asked for, as there is nothing to draw."""
+    tasks = [dataclasses.replace(task, kind="solution", budget=0, stop=[]) for task in text_tasks()]
+    ours, theirs = build(tasks, "original", n_samples=3), build(tasks, "extended", original="original")
+    assert [record["task"] for record in ours] == [record["task"] for record in theirs] == [task.id for task in tasks]
+    for mine, other, task in zip(ours, theirs, tasks, strict=True):
+        assert mine["bytes"] == other["bytes"] >= len(task.reference.encode()) and mine["nats"] > 0
+        assert mine["tokens"] >= other["tokens"]
+    found = summary(tmp_path / "extended")
+    bits = [record["nats"] / math.log(2) / record["bytes"] for record in theirs]
+    name = "eval/distilled/some/bits_per_byte"
+    assert found[name] == pytest.approx(sum(bits) / len(bits))
+    before = summary(tmp_path / "original")["eval/original/some/bits_per_byte"]
+    assert found[f"{name}/minus_original"] == pytest.approx(found[name] - before)
 
 
 def test_choices_are_ranked_by_their_total_log_probability(build: Build, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Figures from records: rates by hand, pass@k, and the comparison of two models."""
 
+import math
 from typing import Any
 
 import pytest
@@ -98,3 +99,19 @@ def test_lines_that_were_seen_are_reported_apart_and_not_in_the_headline() -> No
     assert pairs["exact_match_in_prompt/minus_original"] == 0.5
     alone = summarise("text", [line(f"new{n}", True) for n in range(12)])
     assert not any("_in_" in name for name in alone)
+
+
+def test_bits_per_byte_of_solutions_are_means_over_tasks_and_compared_in_pairs() -> None:
+    def records(nats: float) -> list[dict[str, Any]]:
+        head = {"sample": 0, "group": "", "tokens": 3, "bytes": 8, "seconds": 0.1}
+        return [{**head, "task": f"t{at}", "nats": (nats + at) * math.log(2)} for at in range(10)]
+
+    ours, theirs = records(8.0), records(7.2)
+    found = summarise("solution", ours)
+    assert found["bits_per_byte"] == pytest.approx((8.0 + 4.5) / 8)
+    assert found["bits_per_byte/low"] < found["bits_per_byte"] < found["bits_per_byte/high"]
+    assert (found["tasks"], found["tokens_per_task"], found["bytes_per_task"]) == (10, 3, 8)
+    difference = compared("solution", ours, theirs)
+    assert difference["bits_per_byte/minus_original"] == pytest.approx(0.1)
+    assert difference["bits_per_byte/minus_original/low"] == pytest.approx(0.1)
+    assert "bits_per_byte/mcnemar_p" not in difference

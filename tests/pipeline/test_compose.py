@@ -164,7 +164,7 @@ def test_a_choice_without_its_value_says_which_is_missing(choice: str, message: 
         ("tokens.n_new", None, "tokens.n_new=None: must be at least 1 (or give tokens.vocab_size)."),
         ("loss.terms.kl.weight", 0, "loss.terms.*.weight=0.0: must be above 0"),
         ("eval.window_bytes", 1, "eval.window_bytes=1: must be at least 32."),
-        ("eval.suites", ["humanevil"], "eval.suites=['humanevil']: suites are choice, completion, humaneval, mbpp."),
+        ("eval.suites", ["humanevil"], "eval.suites=['humanevil']: suites are choice, completion, humaneval, mbpp, "),
         ("eval.limit", 0, "eval.limit=0: must be at least 1, or null for all."),
         ("eval.n_samples", 5, "eval.n_samples=5: all samples of a task would be the same at eval.temperature=0"),
         ("eval.limits.cpu_seconds", 0, "eval.limits.cpu_seconds=0.0: must be above 0."),

@@ -1,4 +1,4 @@
-"""Total log-probabilities of several continuations of one prompt.
+"""Total log-probabilities of continuations: of several of one prompt, or of the one that is right.
 
 Each option is cut together with its prompt, as one text, and what all options of a prompt have in common in tokens is
 run once. The sum over all tokens after that is what is compared: the rest of the text has the same probability for
@@ -9,6 +9,8 @@ Shapes: Q questions, B options of all questions, T tokens, W vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -46,32 +48,88 @@ def rank(
     Raises:
         EvaluationError: two options of a question are the same, or a text is longer than the model's context.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     cut = []
     for index, (prompt, options) in enumerate(questions):
         ids = encode(spelling.tokenizer, [prompt + option for option in options])
         if len(set(map(tuple, ids))) < len(ids):
             raise EvaluationError(f"Question {index}: two of its options are the same text, so none can be preferred.")
-        if limit is not None and max(map(len, ids)) > limit:
+        cut.append(_Cut(index, common_prefix(ids), ids))
+    for each, nats in _scored(model, len(spelling.table), cut, batch_size, description):
+        yield each.index, nats
+
+
+class Likelihood(NamedTuple):
+    """What one text costs: its log-probability in nats, and the tokens and bytes that it is of."""
+
+    nats: float
+    tokens: int
+    bytes: int
+
+
+def likelihoods(
+    model: PreTrainedModel,
+    spelling: Spelling,
+    texts: Sequence[tuple[str, str]],
+    *,
+    batch_size: int,
+    description: str = "Scoring",
+) -> Iterator[tuple[int, Likelihood]]:
+    """The log-probability of each continuation after its prompt, both cut as one text.
+
+    It is of all tokens after the prompt without white space at its end, which may belong to a token of the
+    continuation: so it is of the same bytes for every tokenizer in which no token reaches from before that white space
+    into it.
+
+    Args:
+        texts: pairs of a prompt and its continuation.
+        batch_size: texts at a time.
+
+    Raises:
+        EvaluationError: a text is longer than the model's context.
+    """
+    cut = []
+    for index, (prompt, continuation) in enumerate(texts):
+        before, whole = encode(spelling.tokenizer, [prompt.rstrip(), prompt + continuation])
+        equal = (a == b for a, b in zip(before, whole[:-1], strict=False))
+        cut.append(_Cut(index, sum(takewhile(bool, equal)), [whole]))
+    for each, (nats,) in _scored(model, len(spelling.table), cut, batch_size, description):
+        rest = each.ids[0][each.shared :]
+        yield each.index, Likelihood(nats, len(rest), len(spelling.spell(rest)))
+
+
+class _Cut(NamedTuple):
+    """Texts that begin alike: how many tokens they share, and the ids of each."""
+
+    index: int
+    shared: int
+    ids: list[list[int]]
+
+
+def _scored(
+    model: PreTrainedModel, size: int, cut: list[_Cut], batch_size: int, description: str
+) -> Iterator[tuple[_Cut, list[float]]]:
+    """The log-probabilities of every text's tokens after those that are shared, the longest first."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for each in cut:
+        if limit is not None and max(map(len, each.ids)) > limit:
             raise EvaluationError(
-                f"Question {index}: an option with its prompt has {max(map(len, ids))} tokens, the model's context "
-                f"{limit}. Leave the suite out."
+                f"Question {each.index}: a text with its prompt has {max(map(len, each.ids))} tokens, the model's "
+                f"context {limit}. Leave the suite out."
             )
-        cut.append((index, common_prefix(ids), ids))
-    cut.sort(key=lambda item: -max(map(len, item[2])))
-    with Bar(description, total=len(cut), unit="tasks") as bar:
-        while cut:
-            taken = [cut.pop(0)]
-            while cut and sum(len(ids) for _, _, ids in taken) + len(cut[0][2]) <= batch_size:
-                taken.append(cut.pop(0))
-            sums = _score(model, len(spelling.table), taken)
-            for index, _, ids in taken:
-                yield index, [sums.pop(0) for _ in ids]
+    waiting = sorted(cut, key=lambda each: -max(map(len, each.ids)))
+    with Bar(description, total=len(waiting), unit="tasks") as bar:
+        while waiting:
+            taken = [waiting.pop(0)]
+            while waiting and sum(len(each.ids) for each in taken) + len(waiting[0].ids) <= batch_size:
+                taken.append(waiting.pop(0))
+            sums = _score(model, size, taken)
+            for each in taken:
+                yield each, [sums.pop(0) for _ in each.ids]
             bar.advance(len(taken))
 
 
 @torch.no_grad()
-def _score(model: PreTrainedModel, size: int, taken: Sequence[tuple[int, int, list[list[int]]]]) -> list[float]:
+def _score(model: PreTrainedModel, size: int, taken: Sequence[_Cut]) -> list[float]:
     """Sums for all options of some questions, in order."""
     device = model.device
     common_QT, mask_QT = pad_in_front([ids[0][:shared] for _, shared, ids in taken], device)

@@ -82,7 +82,7 @@ class Choice:
                 raise EvaluationError(
                     f"eval.choice.suites={self.suites}: there is no suite {name!r} (there are: {known})."
                 )
-            tasks = _without_shots(suite).tasks(everything)
+            tasks = without_shots(suite).tasks(everything)
             if any(task.kind != "program" for task in tasks):
                 raise EvaluationError(f"eval.choice.suites={self.suites}: the tasks of {name} are no programs.")
             yield from tasks
@@ -156,6 +156,6 @@ def _passes(sources: Sources, programs: Sequence[str]) -> list[bool]:
     return verdicts
 
 
-def _without_shots(suite: Suite) -> Suite:
+def without_shots(suite: Suite) -> Suite:
     """MBPP without its solved examples, which cost four times the text and tell nothing about the options."""
     return dataclasses.replace(suite, shots=0) if isinstance(suite, Mbpp) else suite

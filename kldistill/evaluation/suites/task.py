@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from kldistill.runtime.errors import ArtifactError
 
-Kind = Literal["program", "text", "choice"]
+Kind = Literal["program", "text", "choice", "solution"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Task:
         id: unique in its suite, and stable.
         kind: how an answer is judged. ``program``: ``before + completion + after`` is a Python program, which passes
             if it runs to its end. ``text``: the completion is compared with ``reference``. ``choice``: nothing is
-            written; ``options[0]`` is right if it has the highest total log-probability after ``prompt``.
+            written; ``options[0]`` is right if it has the highest total log-probability after ``prompt``. ``solution``:
+            nothing is written; what counts is how many bits a byte the ``reference`` takes after ``prompt``.
         prompt: what the model goes on from.
         budget: bytes of text that may be written, at most.
         stop: the completion ends before the first of these that turns up in it.

@@ -143,11 +143,14 @@ def tiles(run: Run) -> list[dict[str, str]]:
         ("mbpp", "pass@1"),
         ("completion", "exact_match"),
         ("choice", "accuracy"),
+        ("solution", "bits_per_byte"),
     ):
         before, after = (metrics.get(f"eval/{model}/{suite}/{rate}") for model in ("original", last))
         if before is not None and after is not None:
             shown = with_interval(metrics, f"eval/{last}/{suite}/{rate}/minus_original", sign=True)
             value = f"{100 * before:.1f} → {100 * after:.1f} %"
+            if rate == "bits_per_byte":
+                value = f"{before:.3f} → {after:.3f}"
             shown_tiles.append(
                 {"label": f"{suite}, {rate.replace('_', ' ')}", "value": value, "note": f"paired: {shown}"}
             )

@@ -1,5 +1,6 @@
 """The runs of a sweep as numbers: means over seeds, and paired differences to the baseline."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -149,6 +150,7 @@ _TASK_SUMS: dict[str, Callable[[Mapping[str, Any]], tuple[float, float]]] = {
     "accuracy": lambda record: (float(record["correct"]), 1.0),
     "exact_match": lambda record: (float(record["exact_match"]), 1.0),
     "edit_similarity": lambda record: (float(record["edit_similarity"]), 1.0),
+    "bits_per_byte": lambda record: (record["nats"] / math.log(2) / record["bytes"], 1.0),
     "adoption": lambda record: (float(record.get("new_used", 0)), float(record.get("new_spelt", 0))),
 }
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kldistill.evaluation.generation.batching import Request, generate
-from kldistill.evaluation.generation.ranking import rank
+from kldistill.evaluation.generation.ranking import likelihoods, rank
 from kldistill.evaluation.generation.spelling import Spelling, adoption
 from kldistill.model import tiny
 from kldistill.runtime.errors import EvaluationError
@@ -169,6 +169,29 @@ def test_ranking_is_the_log_probability_of_whole_texts(family: str, tiny_model: 
             whole.append(log_p[0, :-1].gather(1, ids[0, 1:, None]).sum().item())
         differences = [value - whole[0] for value in whole]
         assert [value - found[index][0] for value in found[index]] == pytest.approx(differences, abs=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_the_likelihood_of_a_continuation_is_that_of_its_part_of_the_whole_text(
+    family: str, tiny_model: MakeModel
+) -> None:
+    """White space at a prompt's end counts with what follows, as tokens may hold both."""
+    folder = tiny_model(family)
+    model, spelling = load_model(folder, None), Spelling(load_tokenizer(folder, None))
+    texts = [("def f(x):\n    ", "return x + 1\n"), (TEXT[:90], TEXT[90:200]), ("", "import os"), ("a =", " 1")]
+    found = dict(likelihoods(model, spelling, texts, batch_size=3))
+    assert sorted(found) == list(range(len(texts)))
+    for index, (prompt, continuation) in enumerate(texts):
+        whole = encode(spelling.tokenizer, [prompt + continuation])[0]
+        log_p = model(torch.tensor([whole])).logits[..., : len(spelling.table)].float().log_softmax(-1)
+        nats = log_p[0, :-1].gather(1, torch.tensor(whole)[1:, None]).squeeze(1)
+        mine = found[index]
+        assert mine.nats == pytest.approx(nats[len(nats) - mine.tokens :].sum().item(), abs=1e-3)
+        rest = spelling.spell(whole[len(whole) - mine.tokens :])
+        assert mine.bytes == len(rest) and rest.decode().endswith(continuation)
+    counted = spelling.spell(encode(spelling.tokenizer, ["".join(texts[0])])[0][-found[0].tokens :])
+    # Some tokenizers have a token of punctuation with the line break behind it.
+    assert counted.endswith(b"\n    return x + 1\n") and b"):\n    return x + 1\n".endswith(counted)
 
 
 def test_equal_options_are_refused(tiny_model: MakeModel) -> None:
