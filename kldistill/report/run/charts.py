@@ -30,8 +30,12 @@ class Panel(NamedTuple):
 
 
 def panels(run: Run) -> Iterator[Panel]:
-    """What was trained on, and how validation went, for every stage that trained something."""
-    for stage in ("distill", "finetune"):
+    """What was trained on, and how validation went, for every stage that trained something.
+
+    The validation of the control, which is in the same units, stands beside that of the fine-tuned model.
+    """
+    beside = curves(run, "control")
+    for stage in ("distill", "finetune", "control"):
         logged = curves(run, stage)
         terms = [name for name in ("loss", "kl", "kl_first", "kl_old", "ce", "hidden") if name in logged]
         if terms == ["loss", "ce"] or terms == ["loss", "kl"]:
@@ -44,12 +48,15 @@ def panels(run: Run) -> Iterator[Panel]:
             )
             yield Panel(stage, "training loss", unit, {name: logged[name] for name in terms}, reading, smooth=True)
         for name in ("bits_per_byte", "kl_to_teacher", "new_token_nats"):
-            if points := logged.get(f"validation_{name}"):
+            points, others = (of.get(f"validation_{name}") for of in (logged, beside))
+            if points and stage != "control":
                 row = TEXT_METRICS[name]
+                together = {MODELS["finetuned"]: points, MODELS["control"]: others or []}
+                series = together if stage == "finetune" and others else {row.label: points}
                 reading = (
                     "On text that is not trained on. Lower is better; a curve that still falls asks for more steps."
                 )
-                yield Panel(stage, f"validation, {row.label}", row.unit, {row.label: points}, reading)
+                yield Panel(stage, f"validation, {row.label}", row.unit, series, reading)
 
 
 def learning(run: Run) -> Iterator[Chart]:

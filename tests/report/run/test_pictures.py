@@ -5,7 +5,10 @@ from pathlib import Path
 
 from matplotlib import image
 
+from kldistill.report.data import read_run
+from kldistill.report.run.charts import panels
 from kldistill.report.run.pictures import learning, standing
+from tests.helpers.report_material import write_run
 
 
 def write(folder: Path, lines: list[dict]) -> None:
@@ -39,3 +42,18 @@ def test_where_the_models_stand(tmp_path: Path) -> None:
     path = standing(metrics, tmp_path)
     assert path is not None
     assert image.imread(path).std() > 0.05  # something was drawn on the white page
+
+
+def test_the_controls_curves_stand_beside_those_of_the_fine_tuned_model(tmp_path: Path) -> None:
+    write_run(tmp_path, "kl", "mean", 0, bits=1.0, kl=0.4)
+    lines: list[dict] = [
+        {"stage": stage, "step": step, f"{stage}/ce": 2.0 - step, f"{stage}/validation_bits_per_byte": bits - step}
+        for stage, bits in (("finetune", 4.0), ("control", 5.0))
+        for step in (0, 1)
+    ]
+    write(tmp_path, lines)
+    found = {(panel.stage, panel.title): panel.series for panel in panels(read_run(tmp_path))}
+    points = {"fine-tuned": [(0, 4.0), (1, 3.0)], "original, fine-tuned": [(0, 5.0), (1, 4.0)]}
+    assert found["finetune", "validation, Bits per byte"] == points
+    assert found["control", "training loss"] == {"ce": [(0, 2.0), (1, 1.0)]}
+    assert not any(stage == "control" and title.startswith("validation") for stage, title in found)
