@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.paths import ROOT
+from tests.helpers.patience import PATIENCE
 
 PROGRAM = """
 import json, sys
@@ -30,7 +31,7 @@ def python(*arguments: str | Path, folder: Path, path: Path | None = None) -> st
     if path is not None:
         env["PYTHONPATH"] = str(path)
     done = subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=folder, env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, *map(str, arguments)], cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

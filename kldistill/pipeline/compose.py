@@ -201,14 +201,18 @@ def typed(cfg: DictConfig) -> Config:
         ConfigError: a missing value, an unknown key, an interpolation that leads nowhere, or a value out of its range.
     """
     refuse_unknown(cfg)
-    cfg = copy.deepcopy(cfg)
-    OmegaConf.set_readonly(cfg, False)
+    expanded: dict[str, Any] = {}
     for key in PATHS:
         value = OmegaConf.select(cfg, key, throw_on_resolution_failure=False, throw_on_missing=False)
         if isinstance(value, str) and value.startswith("~"):
-            OmegaConf.update(cfg, key, os.path.expanduser(value))
+            expanded[key] = os.path.expanduser(value)
         elif isinstance(value, ListConfig):
-            OmegaConf.update(cfg, key, [os.path.expanduser(v) if isinstance(v, str) else v for v in value])
+            expanded[key] = [os.path.expanduser(v) if isinstance(v, str) else v for v in value]
+    if expanded:
+        cfg = copy.deepcopy(cfg)
+        OmegaConf.set_readonly(cfg, False)
+        for key, value in expanded.items():
+            OmegaConf.update(cfg, key, value)
     try:
         check_values(OmegaConf.to_container(cfg, resolve=True), "")
         return cast(Config, OmegaConf.to_object(cfg))

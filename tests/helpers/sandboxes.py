@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kldistill.evaluation.sandbox import Limits, unavailable
+from tests.helpers.patience import PATIENCE
 
 REASON = unavailable()
 # A bubblewrap that is there, in a kernel that lets it, has to work.
@@ -39,7 +40,7 @@ def processes_with(word: str) -> list[str]:
     return found
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> bool:
     """Whether a condition comes true in time."""
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 from tests.helpers.paths import ROOT
+from tests.helpers.patience import PATIENCE
 
 PROGRAMS = ("kldistill", "pip", "python", "accelerate", "wandb", "trackio", "pytest", "pre-commit", "hf", "sudo", "apt")
 # Writes what it was called as and with, as the shell has cut it: NUL after each word, a record separator at the end.
@@ -37,7 +38,12 @@ def commands(block: str, shell: str, folder: Path) -> list[list[str]]:
     environment = {"PATH": str(programs), "RECORD": str(record), "HOME": str(folder / "home")}
     flags = ["--noprofile", "--norc"] if shell.endswith("bash") else ["-f"]
     done = subprocess.run(
-        [shell, *flags, "-e", "-c", block], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+        [shell, *flags, "-e", "-c", block],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, f"{block}\n{done.stderr}"
     assert not done.stderr, done.stderr

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.helpers.paths import ROOT
+from tests.helpers.patience import PATIENCE
 
 
 def kldistill(*arguments: str, folder: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -20,7 +21,7 @@ def kldistill(*arguments: str, folder: Path, env: dict[str, str] | None = None) 
         env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PATIENCE,
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 from kldistill.runtime.errors import StorageError
 from tests.helpers.disks import ROOT_ON_LINUX, Disk, small_disk
 from tests.helpers.paths import ROOT
+from tests.helpers.patience import PATIENCE
 from tests.helpers.runs import overrides_of, read_run, run, write_corpus
 
 
@@ -70,7 +71,7 @@ def test_a_disk_that_cannot_be_written_is_told_before_anything_is_built(corpus: 
         with pytest.raises(StorageError, match="the file system is read-only: name another place with outputs=FOLDER"):
             run(corpus, outputs, f"stages={stages}")
     done = command(corpus, outputs, "stages=[init]")
-    said, _ = done.communicate(timeout=300)
+    said, _ = done.communicate(timeout=PATIENCE)
     assert done.returncode == 1 and "Traceback" not in said
     assert "the file system is read-only" in said
     disk.read_only(False)
@@ -103,7 +104,7 @@ def test_a_signal_ends_a_run_with_one_clear_line_and_it_goes_on_later(
         assert running.poll() is None and time.monotonic() < end, running.communicate()[0]
         time.sleep(0.1)
     running.send_signal(number)
-    said, _ = running.communicate(timeout=300)
+    said, _ = running.communicate(timeout=PATIENCE)
     assert running.returncode == 128 + number, said
     assert "Traceback" not in said
     (line,) = [line for line in said.splitlines() if "Stopped" in line]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.paths import HELPERS, ROOT
+from tests.helpers.patience import PATIENCE
 from tests.helpers.runs import overrides_of, read_run, write_corpus
 from tests.pipeline.test_resume import DIFFERENT
 
@@ -116,12 +117,12 @@ def test_commands_at_once_share_their_work_and_one_of_them_may_die(tmp_path: Pat
     wait_for("runs/a/.holder.json")
     running["a"].send_signal(signal.SIGSTOP)  # it stands still while the fifth starts, maybe in the others' way
     again = start("a")
-    told, _ = again.communicate(timeout=1800)
+    told, _ = again.communicate(timeout=PATIENCE)
     assert again.returncode == 1 and "is in use by process" in told, told
     running["a"].send_signal(signal.SIGCONT)
     wait_for("artifacts/init/*")
     running.pop("b").kill()
-    said = {name: process.communicate(timeout=1800)[0] for name, process in running.items()}
+    said = {name: process.communicate(timeout=PATIENCE)[0] for name, process in running.items()}
     assert [process.returncode for process in running.values()] == [0, 0, 0], said
     records = [read_run(outputs / "runs" / name) for name in "acd"]
     assert all(record["artifacts"] == records[0]["artifacts"] for record in records)

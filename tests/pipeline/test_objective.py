@@ -17,6 +17,7 @@ from kldistill.pipeline.cli import no_objective, objective
 from kldistill.pipeline.compose import overrides_name
 from kldistill.runtime.errors import ConfigError
 from tests.helpers.paths import ROOT
+from tests.helpers.patience import PATIENCE
 from tests.helpers.runs import overrides_of, write_corpus
 
 METRICS = {"eval/distilled/domain/bits_per_byte": 0.9, "tokens/saved": 0.1}
@@ -86,7 +87,7 @@ def test_a_sweeper_that_optimises_is_told_what_each_run_came_to(tmp_path: Path) 
         env={**os.environ, "PYTHONPATH": f"{tmp_path / 'path'}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = {int(key): value for key, value in json.loads(out.read_text()).items()}

@@ -15,6 +15,7 @@ import pytest
 from kldistill.pipeline import command, compose
 from kldistill.runtime.errors import ConfigError
 from tests.helpers.paths import ROOT
+from tests.helpers.patience import PATIENCE
 from tests.helpers.runs import SMALL, write_corpus
 
 PACKAGE = """
@@ -158,7 +159,7 @@ def command_line(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
-        timeout=550,
+        timeout=PATIENCE,
     )
 
 

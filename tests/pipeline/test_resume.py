@@ -16,6 +16,7 @@ import pytest
 from kldistill.pipeline import compose
 from kldistill.pipeline.steps import steps_of
 from tests.helpers.paths import HELPERS, ROOT
+from tests.helpers.patience import PATIENCE
 from tests.helpers.runs import SMALL, config, read_run, write_corpus
 
 STAGES = list(steps_of(compose.typed(config([*SMALL, "corpus.path=."]))))
@@ -102,7 +103,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
         [sys.executable, HELPERS / "resume_driver.py", folder / "jobs.json", folder / "ends.json"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=True,
-        timeout=600,
+        timeout=PATIENCE,
     )
     ends = iter(json.loads((folder / "ends.json").read_text()))
     for name, plan in PLANS.items():

@@ -22,6 +22,7 @@ from kldistill.pipeline.run import is_finished
 from kldistill.pipeline.sweeps import Member
 from kldistill.runtime.errors import ConfigError
 from tests.helpers.paths import ROOT
+from tests.helpers.patience import PATIENCE
 from tests.helpers.runs import config, overrides_of, read_run, write_corpus
 
 SWEEPS = {
@@ -234,7 +235,7 @@ def sweep(folder: Path, corpus: Path, *more: str) -> subprocess.CompletedProcess
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=PATIENCE,
     )
 
 

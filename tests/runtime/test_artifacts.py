@@ -15,6 +15,7 @@ from kldistill.runtime import artifacts
 from kldistill.runtime.artifacts import MANIFEST, Store, fingerprint, manifest, verify
 from kldistill.runtime.errors import ArtifactError
 from tests.helpers.paths import ROOT
+from tests.helpers.patience import PATIENCE
 
 META = {"version": 1, "config": {"n": 3}, "inputs": {"corpus": "c0"}}
 FP = "0123456789abcdef"
@@ -401,8 +402,8 @@ def test_second_process_waits_and_the_builder_runs_once(tmp_path: Path, children
     time.sleep(0.2)
     assert second.poll() is None
     (tmp_path / "go.txt").write_text("")
-    assert first.communicate(timeout=20)[0] == "done\n"
-    assert second.communicate(timeout=20)[0] == "done\n"
+    assert first.communicate(timeout=PATIENCE)[0] == "done\n"
+    assert second.communicate(timeout=PATIENCE)[0] == "done\n"
     assert (tmp_path / "built.txt").read_text() == "first\n"
     folder = Store(tmp_path).path("stage", FP)
     verify(folder)
@@ -416,7 +417,7 @@ def test_waiting_process_takes_over_from_a_killed_one(tmp_path: Path, children: 
     assert second.stdout is not None
     second.stdout.readline()
     first.send_signal(signal.SIGKILL)
-    assert second.communicate(timeout=20)[0] == "done\n"
+    assert second.communicate(timeout=PATIENCE)[0] == "done\n"
     assert json.loads((Store(tmp_path).path("stage", FP) / MANIFEST).read_text())["files"].keys() == {
         "second.bin",
         "whole.txt",

@@ -16,6 +16,7 @@ import pytest
 from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.processes import Processes, join, launched
 from tests.helpers.paths import HELPERS, ROOT
+from tests.helpers.patience import PATIENCE
 from tests.helpers.runs import overrides_of, read_run, run, write_corpus
 
 # Of two runs that are the same but for the number of processes. Gradients are added up in another order.
@@ -47,7 +48,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, A
         command = [sys.executable, HELPERS / "processes_driver.py", folder / "artifacts", folder / f"told{rank}.json"]
         env = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **place)
         processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
-    ends = [(process.communicate(timeout=240)[1], process.returncode) for process in processes]
+    ends = [(process.communicate(timeout=PATIENCE)[1], process.returncode) for process in processes]
     assert [code for _, code in ends] == [0, 3], ends
     return [{end["case"]: end for end in json.loads((folder / f"told{rank}.json").read_text())} for rank in range(2)]
 
@@ -115,7 +116,7 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
             shutil.copytree(source, tmp_path / "two/artifacts" / name / source.name)
     overrides = [*overrides_of(corpus, tmp_path / "two", *more), f"hydra.run.dir={tmp_path / 'two/runs/run'}"]
     done = subprocess.run(
-        launched_command(overrides), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=1200
+        launched_command(overrides), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     two = read_run(tmp_path / "two/runs/run")
@@ -149,11 +150,11 @@ def test_a_killed_process_ends_all_and_the_same_command_goes_on(rank: str, tmp_p
     family = psutil.Process(running.pid).children(recursive=True)
     (victim,) = (process for process in family if process.environ().get("RANK") == rank)
     victim.kill()
-    said, _ = running.communicate(timeout=600)
+    said, _ = running.communicate(timeout=PATIENCE)
     assert running.returncode != 0, said
-    assert not psutil.wait_procs(family, timeout=60)[1], "nobody is left waiting"
+    assert not psutil.wait_procs(family, timeout=PATIENCE)[1], "nobody is left waiting"
     assert read_run(folder)["status"] == ("failed" if rank == "1" else "running"), "the dead cannot tell"
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert read_run(folder)["status"] == "finished"
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines() if '"distill/loss"' in line]

@@ -11,6 +11,7 @@ import pytest
 
 from kldistill.runtime.tracking.labels import labels
 from tests.helpers.paths import ROOT
+from tests.helpers.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         env={**os.environ, "HOME": str(home), "WANDB_BASE_URL": "http://127.0.0.1:9", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.helpers.artifacts import MakeModel, MakeTokens
 from tests.helpers.paths import HELPERS, ROOT
+from tests.helpers.patience import PATIENCE
 from tests.helpers.setting import make_inputs
 
 CHECKPOINT = r"/checkpoint\.safetensors$"
@@ -62,7 +63,7 @@ def outcomes(
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     codes = iter(json.loads((root / "codes.json").read_text()))

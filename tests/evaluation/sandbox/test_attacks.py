@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kldistill.evaluation.sandbox import Outcome, Sandbox, Verdict
+from tests.helpers.patience import PATIENCE
 from tests.helpers.sandboxes import needs_bubblewrap, processes_with, small, wait_until
 
 pytestmark = needs_bubblewrap
@@ -23,7 +24,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def judge(sandbox: Sandbox) -> Attack:
-    return lambda program: sandbox.submit(textwrap.dedent(program)).result(timeout=120)
+    return lambda program: sandbox.submit(textwrap.dedent(program)).result(timeout=PATIENCE)
 
 
 @pytest.fixture
@@ -135,7 +136,9 @@ def test_deep_recursion(attack: Attack) -> None:
     assert (outcome.verdict, outcome.detail.split(":")[0]) == (Verdict.FAILED, "RecursionError")
     endless = "import sys\nsys.setrecursionlimit(2**31 - 1)\ndef f(n):\n    f((n, n))\nf(())"
     with Sandbox(small(cpu_seconds=10, output_bytes=MARK), workers=1) as patient:
-        assert patient.submit(endless).result(timeout=120).verdict is Verdict.CRASHED  # no memory is left for frames
+        assert (
+            patient.submit(endless).result(timeout=PATIENCE).verdict is Verdict.CRASHED
+        )  # no memory is left for frames
 
 
 def test_segmentation_fault_and_abort(attack: Attack) -> None:

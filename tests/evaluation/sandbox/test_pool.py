@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kldistill.evaluation.sandbox import Outcome, Sandbox, SandboxError, Verdict, bubblewrap, pool
+from tests.helpers.patience import PATIENCE
 from tests.helpers.sandboxes import needs_bubblewrap, processes_with, small, wait_until
 
 pytestmark = needs_bubblewrap
@@ -95,7 +96,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def run(sandbox: Sandbox) -> Run:
-    return lambda program: sandbox.submit(textwrap.dedent(program)).result(timeout=120)
+    return lambda program: sandbox.submit(textwrap.dedent(program)).result(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("name", ORDINARY)
@@ -135,7 +136,7 @@ def test_a_set_has_the_same_order_each_time(run: Run) -> None:
 
 def test_waiting_costs_no_cpu_time() -> None:
     with Sandbox(small(), workers=1) as sandbox:
-        outcome = sandbox.submit("import time\ntime.sleep(0.5)").result(timeout=120)
+        outcome = sandbox.submit("import time\ntime.sleep(0.5)").result(timeout=PATIENCE)
     assert outcome.verdict is Verdict.PASSED
     assert outcome.cpu_seconds < 0.25 < 0.5 <= outcome.wall_seconds
 
@@ -151,7 +152,7 @@ def test_a_crowded_machine_fails_no_program() -> None:
 
 def test_wall_limit_is_reported_as_time_not_as_a_wrong_answer() -> None:
     with Sandbox(small(wall_seconds=0.3), workers=1) as sandbox:
-        outcome = sandbox.submit("import threading\nthreading.Event().wait()").result(timeout=120)
+        outcome = sandbox.submit("import threading\nthreading.Event().wait()").result(timeout=PATIENCE)
     assert outcome.verdict is Verdict.TIMED_OUT
     assert outcome.detail.startswith("more than 0.3 seconds, 0.0")
 
@@ -183,7 +184,7 @@ def test_leaving_kills_what_runs_and_gives_no_verdict() -> None:
             time.sleep(0.01)
         time.sleep(0.1)
     with pytest.raises(SandboxError, match="closed while the program ran"):
-        running.result(timeout=30)
+        running.result(timeout=PATIENCE)
     assert waiting.cancelled()
 
 

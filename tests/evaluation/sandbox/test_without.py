@@ -18,6 +18,7 @@ from kldistill.evaluation.sandbox import (
     unavailable,
 )
 from kldistill.runtime.errors import ConfigError
+from tests.helpers.patience import PATIENCE
 from tests.helpers.sandboxes import processes_with, small, wait_until
 
 MARK = 65431  # a limit that is found in the command lines of these processes
@@ -37,7 +38,7 @@ def absent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def run(absent: None) -> Iterator[Run]:
     """Runs a program unsandboxed; afterwards nothing is left."""
     with Sandbox(small(output_bytes=MARK), workers=1, allow_unsandboxed=True) as sandbox:
-        yield lambda program: sandbox.submit(textwrap.dedent(program)).result(timeout=120)
+        yield lambda program: sandbox.submit(textwrap.dedent(program)).result(timeout=PATIENCE)
     assert wait_until(lambda: not processes_with(str(MARK)))
 
 

@@ -16,6 +16,7 @@ from kldistill.evaluation.suites.humaneval import STOP, HumanEval
 from kldistill.evaluation.suites.mutants import mutants
 from kldistill.evaluation.suites.task import Sources, Task, read, write
 from kldistill.runtime.errors import ConfigError, EvaluationError
+from tests.helpers.patience import PATIENCE
 from tests.helpers.programs import passes
 
 NOWHERE = Sources(Path("none"), Path("none"), passes)
@@ -148,7 +149,7 @@ def test_agrees_with_evaluate_functional_correctness(tasks: list[Task], tmp_path
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "reference.py").write_text(REFERENCE)
     command = [sys.executable, str(tmp_path / "reference.py"), str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
     theirs = [json.loads(line)["passed"] for line in (tmp_path / "samples.jsonl_results.jsonl").open()]
     ours = passes([program_of(task, text) for task, text in samples])
     assert ours == theirs

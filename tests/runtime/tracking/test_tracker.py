@@ -20,6 +20,7 @@ from kldistill.runtime.tracking.labels import flatten, labels, run_name
 from kldistill.runtime.tracking.tracker import METRICS, TABLES, Tracker
 from kldistill.runtime.tracking.wandb_run import chosen_mode
 from tests.helpers.paths import ROOT
+from tests.helpers.patience import PATIENCE
 
 OFFLINE = LoggerConfig(name="wandb")
 NONE = LoggerConfig(name="none")
@@ -332,7 +333,7 @@ for step in range(3):
     job.log({{"loss": 1.0}}, step=step)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    killed = subprocess.run([sys.executable, "-c", body], cwd=run.parent, start_new_session=True, timeout=120)
+    killed = subprocess.run([sys.executable, "-c", body], cwd=run.parent, start_new_session=True, timeout=PATIENCE)
     assert killed.returncode == -signal.SIGKILL
     before = set(run.glob("wandb/offline-run-*"))
     for expected in ([0, 1, 2], []):
@@ -511,7 +512,7 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Complet
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=60,
+        timeout=PATIENCE,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
     )
 

@@ -11,6 +11,7 @@ import pytest
 from kldistill.runtime.config import LoggerConfig
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.tracking.tracker import Tracker
+from tests.helpers.patience import PATIENCE
 
 LOG = """
 import sys
@@ -50,7 +51,7 @@ def python(folder: Path, body: str, *arguments: object) -> str:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
