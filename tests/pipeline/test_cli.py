@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.helpers.commands import kldistill
 from tests.helpers.paths import ROOT
 from tests.helpers.patience import PATIENCE
 
 
-def kldistill(*arguments: str, folder: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command in ``folder``."""
+def started(*arguments: str, folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """The command in a new process, with all its imports."""
     return subprocess.run(
         [sys.executable, "-m", "kldistill", *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        env={**os.environ, **env},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -39,11 +40,11 @@ def test_cfg_job_shows_the_whole_configuration_and_runs_nothing(tmp_path: Path) 
 def test_help_names_choices_and_examples_without_loading_torch(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('torch is slow to load')\n")
     path = f"{tmp_path}{os.pathsep}{ROOT}"
-    done = kldistill("--help", folder=tmp_path, env={"PYTHONPATH": path})
+    done = started("--help", folder=tmp_path, env={"PYTHONPATH": path})
     assert done.returncode == 0, done.stderr
     for text in ("GROUP=NAME picks a preset", "hf, smollm2_135m*, tiny", "experiment=quickstart", "slurm_local"):
         assert text in done.stdout
-    done = kldistill("--help", "tokens", folder=tmp_path, env={"PYTHONPATH": path})
+    done = started("--help", "tokens", folder=tmp_path, env={"PYTHONPATH": path})
     assert done.returncode == 0 and "tokens.n_new=512" in done.stdout, done.stdout + done.stderr
 
 
@@ -82,7 +83,7 @@ def test_a_refused_value_does_not_wait_for_torch(tmp_path: Path) -> None:
     for name in ("torch", "transformers", "matplotlib", "peft"):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is slow to load')\n")
     path = f"{tmp_path}{os.pathsep}{ROOT}"
-    done = kldistill("distill.lr=-1", folder=tmp_path, env={"PYTHONPATH": path})
+    done = started("distill.lr=-1", folder=tmp_path, env={"PYTHONPATH": path})
     assert done.returncode == 1
     assert done.stderr == "[kldistill][ERROR] - distill.lr=-1.0: must be above 0.\n"
 
