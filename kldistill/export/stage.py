@@ -16,6 +16,7 @@ from kldistill.model.load import load_original_config, read_facts
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.files import read_summary
 from kldistill.runtime.job import Job
+from kldistill.runtime.progress import without_bars_of_transformers
 from kldistill.tokens.artifact import read_new_tokens, read_vocabulary
 from kldistill.training.load import load_model
 
@@ -100,7 +101,8 @@ def export_model(
     extended = load_model(model, rows)
     assert extended.config.get_text_config().vocab_size == read_vocabulary(tokens).new_size
     padding.pad(extended, pad_to_multiple_of)
-    extended.save_pretrained(out)
+    with without_bars_of_transformers():
+        extended.save_pretrained(out)
     # Copied byte for byte: the tokens stage has proved that plain AutoTokenizer reads these files.
     shutil.copytree(tokens / "tokenizer", out, dirs_exist_ok=True)
     older_names.add(out, trust_remote_code=facts["trust_remote_code"])

@@ -27,6 +27,7 @@ from kldistill.runtime import digests
 from kldistill.runtime.components import component
 from kldistill.runtime.digests import remembered_sha256
 from kldistill.runtime.errors import ModelError
+from kldistill.runtime.progress import without_bars_of_transformers
 
 # Splitting rules that transformers reads as another one, by their names in GGUF files (llama.cpp, src/llama-vocab.cpp).
 _WHOLE = {"add_prefix_space": False, "use_regex": True}
@@ -98,7 +99,8 @@ def convert(file: Path, out: Path, say: Callable[[str], None], tokenizer_folder:
     say(f"Converting {file.name} to float32 safetensors (once, about half a minute)")
     try:
         tokenizer = read_tokenizer(file, header, tokenizer_folder, say)
-        loaded = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
+        with without_bars_of_transformers():
+            loaded = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
         raise ModelError(f"{file}: transformers cannot read this GGUF file: {error}") from error
     tokenizer.save_pretrained(out)
@@ -114,7 +116,8 @@ def convert(file: Path, out: Path, say: Callable[[str], None], tokenizer_folder:
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    model.save_pretrained(out)
+    with without_bars_of_transformers():
+        model.save_pretrained(out)
     return header
 
 

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from kldistill.runtime.errors import ModelError
+from kldistill.runtime.progress import without_bars_of_transformers
 
 
 def load_original(folder: Path, device: str | torch.device = "cpu") -> PreTrainedModel:
@@ -29,9 +30,10 @@ def load_original(folder: Path, device: str | torch.device = "cpu") -> PreTraine
     where = str(folder) if facts["path"] == "." else facts["path"]
     load_original_config(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            where, dtype=getattr(torch, facts.get("dtype", "float32")), **_source(facts)
-        )
+        with without_bars_of_transformers():
+            model = AutoModelForCausalLM.from_pretrained(
+                where, dtype=getattr(torch, facts.get("dtype", "float32")), **_source(facts)
+            )
     except (OSError, ValueError) as error:
         raise ModelError(f"{where}: the model cannot be read: {error}") from error
     if facts.get("rows_added"):

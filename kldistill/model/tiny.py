@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from kldistill.runtime.components import component
 from kldistill.runtime.errors import ModelError
+from kldistill.runtime.progress import without_bars_of_transformers
 
 # The splitting rules of Llama-3's and Qwen2's tokenizer.json.
 LLAMA3_RULE = (
@@ -70,7 +71,8 @@ def build(
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.generation_config.max_new_tokens = 16  # something of its own, so that a test can see it survive
-    model.save_pretrained(out)
+    with without_bars_of_transformers():
+        model.save_pretrained(out)
     fast.save_pretrained(out)
     return {"path": ".", "license": "apache-2.0", "base_model": None}
 

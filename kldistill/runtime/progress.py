@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TextIO, TypeVar
 
@@ -22,6 +23,20 @@ NARROW = 120  # columns of a terminal below which words take the room of the dra
 def enabled() -> bool:
     """False if the user turned progress off with ``KLDISTILL_PROGRESS=0``."""
     return os.environ.get("KLDISTILL_PROGRESS", "1").strip().lower() not in {"0", "false", "no", "off"}
+
+
+@contextmanager
+def without_bars_of_transformers() -> Iterator[None]:
+    """Meanwhile transformers draws no bars of its own, which last seconds and tell users of Python nothing."""
+    from transformers.utils import logging  # Takes seconds to import, and who uses this has done so.
+
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
 
 
 def count(number: float) -> str:

@@ -62,7 +62,8 @@ def config(files: Path, **changes: Any) -> CorpusConfig:
 def built(cfg: CorpusConfig, out: Path, job: Job | None = None) -> dict[str, dict[str, str]]:
     out.mkdir()
     build(cfg, {}, out, job or Job())
-    return {split: dict(read_documents(out, split)) for split in SPLITS if (out / f"{split}.jsonl").is_file()}
+    found = {split: read_documents(out, split) for split in SPLITS if (out / f"{split}.jsonl").is_file()}
+    return {split: {document.id: document.text for document in documents} for split, documents in found.items()}
 
 
 def names(splits: dict[str, dict[str, str]]) -> dict[str, str]:

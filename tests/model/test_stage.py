@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, T5Config
+from transformers.utils import logging
 
 from kldistill.model import stage as model_stage
 from kldistill.model import tiny
@@ -44,6 +45,14 @@ def test_the_same_settings_give_the_same_files(tmp_path: Path) -> None:
     same = [(tmp_path / "a" / name).read_bytes() for name in ("model.safetensors", "tokenizer.json", "model.json")]
     assert same == [(tmp_path / "b" / n).read_bytes() for n in ("model.safetensors", "tokenizer.json", "model.json")]
     assert same[0] != (tmp_path / "c" / "model.safetensors").read_bytes()
+
+
+def test_transformers_draws_no_bars_of_its_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    logging.enable_progress_bar()
+    model_stage.build(TinyModelConfig(), {}, tmp_path, Job())
+    load_original(tmp_path)
+    assert capfd.readouterr().err == ""
+    assert logging.is_progress_bar_enabled(), "what the user has chosen stays"
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "smollm", "llama3", "qwen2", "llama2", "gemma"])
