@@ -172,7 +172,7 @@ def test_transformers_4_reads_the_same_model(
         tokenizer = AutoTokenizer.from_pretrained(folder)
         ids = tokenizer(TEXT, return_tensors="pt", add_special_tokens=False).input_ids
         assert torch.equal(seen["ids"], ids)
-        assert (ids >= 512).sum() > 3, "the text must show new tokens"
+        assert (ids >= 512).sum() > 1, "the text must show new tokens"
         with torch.no_grad():
             expected = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
         assert torch.allclose(seen["logits"], expected, atol=1e-4), folder.name
