@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import distributed, multiprocessing
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -231,7 +232,7 @@ def processes(args: argparse.Namespace) -> None:
     seconds = {}
     for world in (1, 2):
         with tempfile.TemporaryDirectory() as folder:
-            multiprocessing.spawn(_one_of, (world, args, folder), nprocs=world)
+            spawn(_one_of, (world, args, folder), nprocs=world)
             seconds[world] = float((Path(folder) / "seconds").read_text())
         print(f"{args.steps} steps of {args.batch} snippets, {world} of one thread: {seconds[world]:.1f} s", flush=True)
     print(f"two are {seconds[1] / seconds[2]:.2f} times as fast as one")
