@@ -8,10 +8,10 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": "readme.md", "CONTRIBUTING.md": "contributing.md"}  # in the project's root, and on the site
 ORDER: list[tuple[str, list[str]]] = [
-    ("Start", ["index", "readme", "tutorial", "choosing", "memory", "cluster", "troubleshooting", "faq"]),
+    ("Start", ["index", "readme", "tutorial", "choosing", "chat", "memory", "cluster", "troubleshooting", "faq"]),
     ("Reference", ["config", "metrics", "report", "wandb", "serving", "python", "sandbox", "models"]),
     ("Method", ["method", "interpretability", "comparison", "log"]),
-    ("Results", ["results/quickstart", "results/grid", "results/tasks", "tuning", "reliability"]),
+    ("Results", ["results/quickstart", "results/grid", "results/tasks", "tuning", "performance", "reliability"]),
     ("Project", ["contributing"]),
 ]
 
