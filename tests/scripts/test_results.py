@@ -2,11 +2,16 @@
 
 import csv
 import importlib.util
+import json
+import math
+import statistics
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
+from kldistill.evaluation.outcomes import compared
 from kldistill.report.data import find_runs
 from kldistill.report.sweep.archive import pack, rebuild
 from kldistill.report.sweep.collect import gather
@@ -28,6 +33,21 @@ def test_every_committed_table_is_rebuilt_byte_for_byte(script: ModuleType, caps
     tables = sorted(path.name for path in (ROOT / "docs" / "results").glob("*.md"))
     assert {"kl_vs_ce.md", "kl_vs_ce_finetune.md"} <= set(tables)
     assert script.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_the_figures_of_canonical_solutions_are_those_of_their_records() -> None:
+    records: dict[str, list[dict[str, Any]]] = {}
+    for line in (ROOT / "docs/results/solutions.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        records.setdefault(record["model"], []).append(record | {"sample": 0, "group": ""})
+    page = (ROOT / "docs/results/quickstart.md").read_text(encoding="utf-8")
+    for model, own in records.items():
+        bits = statistics.mean(record["nats"] / math.log(2) / record["bytes"] for record in own)
+        tokens = statistics.mean(record["tokens"] for record in own)
+        difference = compared("solution", own, records["original"])
+        value, *ends = (difference[f"bits_per_byte/minus_original{end}"] for end in ("", "/low", "/high"))
+        said = "" if model == "original" else f"{value:+.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
+        assert f"| {model} | {bits:.3f} | {said}{' ' if said else ''}| {tokens:.1f} |" in page
 
 
 def test_means_of_the_grid_are_those_of_its_rows() -> None:
