@@ -49,7 +49,8 @@ def test_the_figures_are_those_of_the_extended_tokenizer(
     old = sum(map(len, text_ids(load_original_tokenizer(folder), test)))
     size = sum(len(text.encode()) for text in test)
     assert record["old_per_1000_bytes"] == pytest.approx(1000 * old / size, abs=0.05)
-    assert record["memory_mb"] > 50 and record["seconds"] > 0
+    # The seconds are rounded to a tenth, which a quick machine need not take.
+    assert record["memory_mb"] > 50 and record["seconds"] >= 0
 
 
 def test_a_tokenizer_that_cannot_be_extended_is_a_record_too(script: ModuleType, corpus: Path, tmp_path: Path) -> None:
