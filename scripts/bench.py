@@ -35,6 +35,7 @@ from kldistill.evaluation.suites.task import Sources
 from kldistill.losses.weighted import Term
 from kldistill.model.load import load_original, old_size
 from kldistill.rows.rows import Rows
+from kldistill.runtime.shares import Share
 from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.boundaries import widen
 from kldistill.tokens.definition import Definition, definition
@@ -244,7 +245,7 @@ def _one_of(rank: int, world: int, args: argparse.Namespace, folder: str) -> Non
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
     objective, cuts = of_run(args)
     order = schedule(cuts.lengths, args.batch, args.steps + 1, 0)
-    batches = Steps(cuts, order, chunk=args.chunk, rank=rank, world=world)
+    batches = Steps(cuts, order, chunk=args.chunk, share=Share(rank, world))
     module = DistributedDataParallel(objective) if world > 1 else objective
     optimizer = torch.optim.AdamW([each for each in objective.parameters() if each.requires_grad], lr=1e-6)
     begun = 0.0

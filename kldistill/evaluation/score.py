@@ -43,7 +43,7 @@ def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path
         out: gets ``NAME.jsonl`` and ``NAME.npy`` for every kind of text, ``records.jsonl`` and ``summary.json``.
     """
     accelerate = accelerator(job.runtime, "no")
-    device, share = accelerate.device, Share(accelerate)
+    device, share = accelerate.device, Share.of(accelerate)
     tokenizer = load_original_tokenizer(inputs["model"])
     model = bare(inputs["model"], device)
     scores: dict[str, list[Score]] = {}
@@ -82,7 +82,7 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
         out: gets ``records.jsonl`` and ``summary.json``.
     """
     accelerate = accelerator(job.runtime, "no")
-    device, share = accelerate.device, Share(accelerate)
+    device, share = accelerate.device, Share.of(accelerate)
     pieces = PieceTable.load(inputs["tokens"])
     tokenizer = load_extended_tokenizer(inputs["tokens"])
     student = load_student(inputs["model"], inputs["rows"], device)

@@ -15,25 +15,32 @@ class Share:
     """What this process does of a stage that runs in all of them. The default does all of it, alone.
 
     Attributes:
-        accelerate: joins the processes; None where there is one.
+        rank: the number of this process, from 0; the process 0 is the main one.
+        world: how many processes share the work.
+        accelerate: joins the processes; None where nothing is exchanged between them.
     """
 
+    rank: int = 0
+    world: int = 1
     accelerate: Accelerator | None = None
+
+    @classmethod
+    def of(cls, accelerate: Accelerator) -> "Share":
+        """The share of one of the processes that ``accelerate`` has joined."""
+        return cls(accelerate.process_index, accelerate.num_processes, accelerate)
 
     @property
     def main(self) -> bool:
         """Whether this is the process that writes and reports."""
-        return self.accelerate is None or self.accelerate.is_main_process
+        return self.rank == 0
 
     def mine(self, items: Sequence[Any]) -> Sequence[Any]:
         """This process's part of items that all processes have in the same order."""
-        if self.accelerate is None:
-            return items
-        return items[self.accelerate.process_index :: self.accelerate.num_processes]
+        return items[self.rank :: self.world]
 
     def total(self, values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The sum of every process's values, in all of them. Numbers that one process alone has come back exactly."""
-        if self.accelerate is None or self.accelerate.num_processes == 1:
+        if self.accelerate is None or self.world == 1:
             return values
         summed = self.accelerate.reduce(values.to(self.accelerate.device), "sum")
         assert isinstance(summed, torch.Tensor)

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from kldistill.losses.alignment import Alignment
 from kldistill.losses.chunks import Chunk, chunks, concatenate
 from kldistill.runtime.errors import ConfigError
+from kldistill.runtime.shares import ALONE, Share
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.padding import pad
 
@@ -122,7 +123,7 @@ class Steps(Dataset[list[Batch]]):
         order: from ``schedule``.
         online: the teacher runs in the same step, over ids that the batch brings, and no states are stored.
         budget: tokens of one pass, padding included, at most (``runtime.pass_tokens``).
-        rank, world: which share of each batch this process takes.
+        share: of each step's snippets, which this process takes.
         stage: whose ``batch_size`` an error names.
 
     Raises:
@@ -137,18 +138,17 @@ class Steps(Dataset[list[Batch]]):
         chunk: int,
         online: bool = False,
         budget: int | None = None,
-        rank: int = 0,
-        world: int = 1,
+        share: Share = ALONE,
         stage: str = "distill",
     ) -> None:
         smallest = min(len(indices) for indices in order)
-        if smallest < world:
+        if smallest < share.world:
             raise ConfigError(
-                f"{stage}.batch_size: a batch of {smallest} snippets cannot be shared by {world} processes; give at "
+                f"{stage}.batch_size: a batch of {smallest} snippets cannot be shared by {share.world} processes; give at "
                 "least one to each (a larger batch_size, or more text)."
             )
         self.cuts, self.order = cuts, order
-        self.chunk, self.online, self.budget, self.rank, self.world = chunk, online, budget, rank, world
+        self.chunk, self.online, self.budget, self.share = chunk, online, budget, share
 
     def __len__(self) -> int:
         return len(self.order)
@@ -157,9 +157,10 @@ class Steps(Dataset[list[Batch]]):
         indices = self.order[step]
         aligned = {index: self.cuts.alignment(index) for index in indices}
         # Gradients are averaged over processes, so each divides by the whole batch's positions per process.
-        totals = {name: sum(getattr(a, name) for a in aligned.values()) / self.world for name in ("n_next", "n_common")}
+        world = self.share.world
+        totals = {name: sum(getattr(a, name) for a in aligned.values()) / world for name in ("n_next", "n_common")}
         old = self.cuts.states.ids
-        lengths = {index: max(len(old[index]), self.cuts.lengths[index]) for index in indices[self.rank :: self.world]}
+        lengths = {index: max(len(old[index]), self.cuts.lengths[index]) for index in self.share.mine(indices)}
         return [self._batch(group, aligned, totals) for group in passes(lengths, self.budget)]
 
     def _batch(self, mine: list[int], aligned: Mapping[int, Alignment], totals: Mapping[str, float]) -> Batch:

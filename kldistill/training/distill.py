@@ -37,7 +37,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
             rank, the body's adapter (see ``kldistill.training.adapters``).
     """
     accelerate = accelerator(job.runtime, cfg.precision)
-    device = accelerate.device
+    device, share = accelerate.device, Share.of(accelerate)
     pieces = PieceTable.load(inputs["tokens"])
     tokenizer = load_extended_tokenizer(inputs["tokens"])
     torch.manual_seed(cfg.seed)
@@ -58,8 +58,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         chunk=job.runtime.chunk,
         budget=job.runtime.pass_tokens,
         online=cfg.teacher == "online",
-        rank=accelerate.process_index,
-        world=accelerate.num_processes,
+        share=share,
     )
 
     validate = validation(
@@ -68,7 +67,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         batch_size=2 * cfg.batch_size,
         chunk=job.runtime.chunk,
         device=device,
-        share=Share(accelerate),
+        share=share,
     )
     checkpoint = out / "checkpoint.safetensors"
     objective = Objective(student, terms_of(cfg.loss), nullcontext if adapter is None else adapter.disable_adapter)
@@ -97,7 +96,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         factor=lambda name: _rate(name, cfg, unit) / cfg.lr,
         seen=objective.seen if cfg.lazy_rows else None,
     )
-    if not accelerate.is_main_process:
+    if not share.main:
         return
     if adapter is None:
         student.rows.save(out)

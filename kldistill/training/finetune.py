@@ -45,7 +45,7 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     if cfg.method == "none":
         raise ConfigError("finetune.method='none': there is nothing to do; choose lora, full or rows.")
     accelerate = accelerator(job.runtime, cfg.precision)
-    device = accelerate.device
+    device, share = accelerate.device, Share.of(accelerate)
     pieces = PieceTable.load(inputs["tokens"])
     tokenizer = load_extended_tokenizer(inputs["tokens"])
     text = training_text(cfg, inputs, pieces)
@@ -65,8 +65,7 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
         order,
         chunk=job.runtime.chunk,
         budget=job.runtime.pass_tokens,
-        rank=accelerate.process_index,
-        world=accelerate.num_processes,
+        share=share,
         stage="finetune",
     )
     checkpoint = out / "checkpoint.safetensors"
@@ -85,12 +84,12 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
             batch_size=2 * cfg.batch_size,
             chunk=job.runtime.chunk,
             device=device,
-            share=Share(accelerate),
+            share=share,
         ),
         factor=lambda name: rows_lr / cfg.lr if ".rows." in name else 1.0,
         seen=objective.seen if cfg.lazy_rows else None,
     )
-    if not accelerate.is_main_process:
+    if not share.main:
         return
     adapters.save(student, adapter, learns, out, dtype, before=inputs["rows"])
     summary = {f"finetune/{name}": value for name, value in figures.items()}

@@ -77,12 +77,12 @@ def write(
 
     All processes of ``share`` call this with the same texts, and each writes the states of its own into the one file.
     """
-    ids = [one.ids for one in encoded]
     if share.main:
         _write_ids(folder / f"{name}.jsonl", snippets, encoded)
     if model is None:
         return
-    offsets = [0, *itertools.accumulate(len(row) for row in ids)]
+    texts = States.of(snippets, encoded)
+    ids, offsets = texts.ids, texts.offsets
     assert offsets[-1], "no snippet to compute states of"
     batches, file_of_all = share.mine(by_length(ids, batch_size)), folder / f"{name}.npy"
     kind, width = _STORED[model.embedding.weight.dtype], model.embedding.embedding_dim

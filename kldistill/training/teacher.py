@@ -37,7 +37,7 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     """
     tokenizer = load_original_tokenizer(inputs["model"])
     accelerate = accelerator(job.runtime, "no")
-    device, share = accelerate.device, Share(accelerate)
+    device, share = accelerate.device, Share.of(accelerate)
     figures: dict[str, float] = {}
     train = cut(read_documents(inputs["corpus"], "train"), cfg.snippet_bytes)
     validation = cut(read_documents(inputs["corpus"], "validation"), cfg.snippet_bytes)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from kldistill.losses.alignment import align
 from kldistill.runtime.errors import ConfigError
+from kldistill.runtime.shares import Share
 from kldistill.training.batches import Steps, collate, passes, schedule
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.objective import Objective
@@ -76,13 +78,13 @@ def test_collate_pads_on_the_right(setting: Setting) -> None:
     assert batch.to("meta").chunks[0].alignment.student_row.device.type == "meta"
 
 
-def loss_and_gradients(setting: Setting, **share: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def loss_and_gradients(setting: Setting, **asked: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Loss and figures, and the gradients of the rows, summed over the passes of one step of five snippets."""
     order = [[0, 3, 1, 5, 2]]
     step = Objective(setting.student, all_terms())
     parameters = list(setting.student.rows.parameters())
     values, gradients = torch.zeros(()), [torch.zeros_like(parameter) for parameter in parameters]
-    for batch in Steps(setting.cuts, order, chunk=16, **share)[0]:
+    for batch in Steps(setting.cuts, order, chunk=16, **asked)[0]:
         loss, figures = step(batch)
         values = values + torch.stack([loss.detach(), *figures.values()])
         of_pass = torch.autograd.grad(loss, parameters)
@@ -94,7 +96,7 @@ def loss_and_gradients(setting: Setting, **share: int) -> tuple[torch.Tensor, li
 def test_the_processes_average_is_the_whole_batch(setting: Setting, world: int) -> None:
     """As distributed data parallelism averages gradients; the shares have different numbers of positions."""
     values, gradients = loss_and_gradients(setting)
-    shares = [loss_and_gradients(setting, rank=rank, world=world) for rank in range(world)]
+    shares = [loss_and_gradients(setting, share=Share(rank, world)) for rank in range(world)]
     torch.testing.assert_close(sum(share[0] for share in shares) / world, values, rtol=1e-5, atol=1e-6)
     for index, gradient in enumerate(gradients):
         assert gradient.abs().max() > 1e-4
@@ -124,7 +126,7 @@ def test_no_pass_is_larger_than_its_budget(lengths: list[int], budget: int) -> N
 
 def test_a_process_without_a_snippet_is_refused(setting: Setting) -> None:
     with pytest.raises(ConfigError, match=r"distill.batch_size: a batch of 2 snippets .* 3 processes"):
-        Steps(setting.cuts, [[0, 1]], chunk=16, world=3)
+        Steps(setting.cuts, [[0, 1]], chunk=16, share=Share(world=3))
 
 
 def test_without_a_teacher_there_are_no_states(setting: Setting, tmp_path: Path) -> None:

@@ -1,9 +1,7 @@
 """Scores of texts against the same figures computed one text, one position at a time."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,22 +31,12 @@ def scores_of(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class OneOfTwo(Share):
-    """The share of one of two processes that never hear of each other."""
-
-    rank: int = 0
-
-    def mine(self, items: Sequence[Any]) -> Sequence[Any]:
-        return items[self.rank :: 2]
-
-
 def test_what_processes_share_adds_up_to_the_whole(setting: Setting) -> None:
     """Each text is scored by one of them, in the batches that one process would have made."""
-    whole, parts = scores_of(setting), [scores_of(setting, share=OneOfTwo(rank=rank)) for rank in range(2)]
+    whole, parts = scores_of(setting), [scores_of(setting, share=Share(rank, 2)) for rank in range(2)]
     originals = [
         score_original(setting.teacher, setting.states, chunk=7, device=CPU, description="", share=share)
-        for share in (ALONE, OneOfTwo(rank=0), OneOfTwo(rank=1))
+        for share in (ALONE, Share(0, 2), Share(1, 2))
     ]
     for all_of_them, some in ((whole, parts), (originals[0], originals[1:])):
         for score, mine, theirs in zip(all_of_them, *some, strict=True):
