@@ -10,7 +10,8 @@ from kldistill.losses.facts import loss_facts
 from kldistill.model import smollm2
 from kldistill.model.config import SmolLM2Config
 from kldistill.pipeline.compose import Config
-from kldistill.pipeline.steps import STAGES, plan, steps_of
+from kldistill.pipeline.step import plan
+from kldistill.pipeline.steps import STAGES, steps_of
 from kldistill.rows.inits import needs_pieces
 from kldistill.runtime.components import Kind, find, plain, refuse_calls, trust
 from kldistill.runtime.config import require, resolved

@@ -10,7 +10,8 @@ from kldistill.pipeline.about import about, program
 from kldistill.pipeline.checks import check, check_surroundings
 from kldistill.pipeline.compose import Config, defaults
 from kldistill.pipeline.run_record import PAGE, RUN, RunRecord, earlier_artifacts, is_whole, run_record
-from kldistill.pipeline.steps import REPORT, Step, Steps, identify, plan, rebuilt, steps_of
+from kldistill.pipeline.step import Step, Steps, identify, plan, rebuilt
+from kldistill.pipeline.steps import REPORT, steps_of
 from kldistill.report import render_run
 from kldistill.report.run import pictures
 from kldistill.runtime.artifacts import MANIFEST, Store
@@ -51,14 +52,21 @@ def run_pipeline(cfg: Config, folder: Path) -> dict[str, float]:
         return _report_on(cfg, folder, steps, planned, processes)
 
 
+def job_type(planned: Sequence[str]) -> str | None:
+    """What dashboards call a run of these steps: ``train``, or the last of them where none trains.
+
+    All that trains comes with the distillation.
+    """
+    return "train" if "distill" in planned else planned[-1] if planned else None
+
+
 def _report_on(
     cfg: Config, folder: Path, steps: Steps, planned: Sequence[str], processes: Processes
 ) -> dict[str, float]:
     """The walk of the main process, with all that it writes into the run's folder."""
     config = {**resolved(cfg), "stages": list(cfg.stages)}
-    kind = "train" if any(steps[name].together for name in planned) else planned[-1] if planned else None
     # A run's folder lies in its experiment's, so a sweep is a group.
-    named = {"name": run_name(folder, config), "group": folder.parent.name, "job_type": kind}
+    named = {"name": run_name(folder, config), "group": folder.parent.name, "job_type": job_type(planned)}
     shown = {**config, "kldistill": program()}
     with Tracker(folder, cfg.logger, resolved=shown, **named) as tracker:
         record = RunRecord(folder, steps, config, defaults(), about(cfg))

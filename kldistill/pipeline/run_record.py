@@ -10,7 +10,8 @@ from typing import Any
 from kldistill.evaluation.table import final_names
 from kldistill.pipeline.about import now, of_artifacts
 from kldistill.pipeline.changes import changes
-from kldistill.pipeline.steps import REPORT, STAGES, Steps, rebuilt
+from kldistill.pipeline.step import Steps, rebuilt
+from kldistill.pipeline.steps import REPORT, STAGES
 from kldistill.runtime.errors import Stopped
 from kldistill.runtime.faults import give_room
 from kldistill.runtime.files import read_summary, write_text

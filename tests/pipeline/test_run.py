@@ -11,7 +11,8 @@ import pytest
 
 from kldistill.pipeline import compose
 from kldistill.pipeline import run as pipeline
-from kldistill.pipeline.steps import STAGES, Step, plan, rebuilt, stages_of, steps_of
+from kldistill.pipeline.step import Step, plan, rebuilt, stages_of
+from kldistill.pipeline.steps import STAGES, steps_of
 from kldistill.runtime.errors import ArtifactError, ModelError
 from tests.helpers.runs import SMALL, config, read_run, run, write_corpus
 
@@ -92,6 +93,15 @@ def test_a_plan_holds_what_the_wanted_stages_read_in_order() -> None:
     assert plan(every, []) == [] == plan(every, ["finetune"])
     whole = ["evaluate", "interpret", "export"]
     assert plan(every, whole) == list(every) == plan(every, whole[::-1])
+
+
+def test_a_run_is_of_training_where_something_trains() -> None:
+    every = steps("finetune=lora", "finetune.control=true")
+    for stages in (["distill"], ["finetune"], ["export"], ["interpret"], list(STAGES[:-1])):
+        assert pipeline.job_type(plan(every, stages)) == "train", stages
+    assert pipeline.job_type(plan(every, ["teacher"])) == "teacher"
+    assert pipeline.job_type(plan(every, ["tokens"])) == "tokens"
+    assert pipeline.job_type([]) is None
 
 
 def test_fine_tuning_adds_its_steps_and_is_what_is_exported() -> None:

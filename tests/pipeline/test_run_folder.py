@@ -22,7 +22,8 @@ from kldistill.pipeline import run as pipeline
 from kldistill.pipeline.checks import check
 from kldistill.pipeline.run import is_finished
 from kldistill.pipeline.run_record import RunRecord
-from kldistill.pipeline.steps import Step, steps_of
+from kldistill.pipeline.step import Step
+from kldistill.pipeline.steps import steps_of
 from kldistill.pipeline.sweeps import mark_failed
 from kldistill.runtime.config import resolved
 from kldistill.runtime.errors import ArtifactError, ConfigError, FolderInUseError, ModelError, StorageError
