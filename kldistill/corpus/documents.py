@@ -2,9 +2,8 @@
 
 import codecs
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +35,15 @@ class Part(NamedTuple):
     scored: bool = True
 
 
+def spoken(text: str, parts: Iterable[Part]) -> Iterator[tuple[Part, str]]:
+    """The runs of a text, each with the part that it is; special tokens are passed over."""
+    at = 0
+    for part in parts:
+        if part.length:
+            yield part, text[at : at + part.length]
+        at += part.length
+
+
 class Document(NamedTuple):
     """A text and its name, which is unique in its source and does not depend on the order of reading.
 
@@ -53,10 +61,7 @@ class Document(NamedTuple):
     @property
     def runs(self) -> list[str]:
         """The runs of text: what stands between special tokens, and on either side of an answer's ends."""
-        if not self.parts:
-            return [self.text]
-        ends = itertools.accumulate(part.length for part in self.parts)
-        return [self.text[end - part.length : end] for part, end in zip(self.parts, ends, strict=True) if part.length]
+        return [run for _, run in spoken(self.text, self.parts)] if self.parts else [self.text]
 
 
 class Skipped(NamedTuple):
@@ -64,6 +69,11 @@ class Skipped(NamedTuple):
 
     id: str
     reason: str
+
+
+def reasons(skipped: Mapping[str, int]) -> str:
+    """How many documents were left out for which reason, for people: ``3 binary, 12 too large``."""
+    return ", ".join(f"{number:,} {reason.replace('_', ' ')}" for reason, number in sorted(skipped.items()))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from kldistill.corpus.documents import Document, Part
+from kldistill.corpus.documents import Document, Part, spoken
 from kldistill.runtime.errors import CorpusError
 
 
@@ -40,12 +40,7 @@ class Snippet(NamedTuple):
         """Size in bytes of UTF-8 of what losses and metrics are of."""
         if not self.parts:
             return self.n_bytes
-        ends = itertools.accumulate(part.length for part in self.parts)
-        return sum(
-            len(self.text[end - part.length : end].encode())
-            for part, end in zip(self.parts, ends, strict=True)
-            if part.scored
-        )
+        return sum(len(run.encode()) for part, run in spoken(self.text, self.parts) if part.scored)
 
     def between(self, start: int, end: int) -> "Snippet":
         """The characters from ``start`` to before ``end``; a special token at ``end`` belongs to what follows.

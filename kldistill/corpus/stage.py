@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kldistill.corpus.config import CorpusConfig
-from kldistill.corpus.documents import DOMAIN_SPLITS, GENERAL_SPLITS, Document, Skipped, Source, line_of
+from kldistill.corpus.documents import DOMAIN_SPLITS, GENERAL_SPLITS, Document, Skipped, Source, line_of, reasons
 from kldistill.corpus.leakage import Seen, groups_of
 from kldistill.corpus.near_duplicates import NearDuplicates
 from kldistill.corpus.snippets import cut
@@ -100,7 +100,7 @@ def _write_splits(cfg: CorpusConfig, spool: Spool, out: Path, job: Job) -> dict[
         )
     for what, counts in left_out.items():
         if counts:
-            job.say(f"Left out of the {what.replace('_', ' ')} text: {_reasons(counts)}.")
+            job.say(f"Left out of the {what.replace('_', ' ')} text: {reasons(counts)}.")
     return summary
 
 
@@ -249,17 +249,13 @@ def _remove_copies(
     return figures
 
 
-def _reasons(skipped: Counter[str]) -> str:
-    return ", ".join(f"{number:,} {reason.replace('_', ' ')}" for reason, number in sorted(skipped.items()))
-
-
 def _refuse_empty(splits: dict[str, list[Entry]], cfg: CorpusConfig, left_out: Mapping[str, Counter[str]]) -> None:
     """Raise ``CorpusError`` if a split has no document, saying which key may mend it."""
     number = sum(len(splits[name]) for name in DOMAIN_SPLITS)
     skipped = left_out["domain"]
     if number == 0:
         raise CorpusError(
-            f"The source gave no usable document (left out: {_reasons(skipped) or 'nothing'}). See corpus.source; "
+            f"The source gave no usable document (left out: {reasons(skipped) or 'nothing'}). See corpus.source; "
             "corpus.max_bytes, corpus.max_document_bytes and corpus.max_line_length say what is left out."
         )
     for name in DOMAIN_SPLITS:
@@ -271,12 +267,12 @@ def _refuse_empty(splits: dict[str, list[Entry]], cfg: CorpusConfig, left_out: M
             )
             raise CorpusError(
                 f"The {name} split is empty: {number} documents are too few for the shares validation="
-                f"{cfg.validation}, test={cfg.test} (left out: {_reasons(skipped) or 'nothing'}). Give more documents, "
+                f"{cfg.validation}, test={cfg.test} (left out: {reasons(skipped) or 'nothing'}). Give more documents, "
                 f"{key}, raise corpus.max_bytes, or try another corpus.seed."
             )
     for name in GENERAL_SPLITS:
         if name in splits and not splits[name]:
             raise CorpusError(
-                f"corpus.{name} gave no text (left out: {_reasons(left_out[name]) or 'nothing'}). Name other packages "
+                f"corpus.{name} gave no text (left out: {reasons(left_out[name]) or 'nothing'}). Name other packages "
                 f"in corpus.{name}.packages, another source in corpus.{name}, or raise corpus.general_max_bytes."
             )

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from kldistill.evaluation import judge
 from kldistill.evaluation.config import GenerateConfig
 from kldistill.evaluation.generation.batching import Completion, Request, generate
-from kldistill.evaluation.generation.ranking import likelihoods, rank
+from kldistill.evaluation.generation.ranking import Likelihood, likelihoods, rank
 from kldistill.evaluation.generation.spelling import Spelling, adoption
 from kldistill.evaluation.outcomes import compared, summarise
 from kldistill.evaluation.sandbox import Outcome, Sandbox
@@ -45,7 +45,7 @@ def build(cfg: GenerateConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     kind = tasks[0].kind
     snippets = trained_lines(inputs["teacher"]) if "teacher" in inputs and kind in OF_LINES else set()
     path = out / RECORDS
-    answers = {"choice": ranked, "solution": likelihood}.get(kind, written)
+    answers = measured if kind in ("choice", "solution") else written
     records = finished(path, cfg.n_samples if answers is written else 1)
     done = {record["task"] for record in records}
     missing = [task for task in tasks if task.id not in done]
@@ -169,34 +169,32 @@ def judged(record: dict[str, Any], future: "Future[Outcome]") -> dict[str, Any]:
     }
 
 
-def ranked(
+def measured(
     cfg: GenerateConfig, tasks: Sequence[Task], inputs: Mapping[str, Path], job: Job
 ) -> Iterator[dict[str, Any]]:
-    """Records of tasks where one of several continuations is right."""
+    """Records of tasks for which nothing is written: of several continuations one is right, or the canonical one is
+    read.
+    """
     model, spelling, _ = loaded(inputs, job)
     begun = time.perf_counter()
-    questions = [(task.prompt, task.options) for task in tasks]
-    description = f"{cfg.model.capitalize()} model on {cfg.suite}"
-    size = job.runtime.generation_batch
-    for index, nats in rank(model, spelling, questions, batch_size=size, description=description):
+    how = {"batch_size": job.runtime.generation_batch, "description": f"{cfg.model.capitalize()} model on {cfg.suite}"}
+    found: Iterator[tuple[int, dict[str, Any]]]
+    if tasks[0].kind == "choice":
+        questions = [(task.prompt, task.options) for task in tasks]
+        found = ((index, chosen(nats)) for index, nats in rank(model, spelling, questions, **how))
+    else:
+        texts = [(task.prompt, task.reference) for task in tasks]
+        found = ((index, of_solution(cost)) for index, cost in likelihoods(model, spelling, texts, **how))
+    for index, facts_of_task in found:
         seconds, begun = time.perf_counter() - begun, time.perf_counter()
-        yield head(tasks[index], 0) | {
-            "log_probabilities": [round(value, 4) for value in nats],
-            "correct": judge.judge_choice(nats),
-            "seconds": round(seconds, 4),
-        }
+        yield head(tasks[index], 0) | facts_of_task | {"seconds": round(seconds, 4)}
 
 
-def likelihood(
-    cfg: GenerateConfig, tasks: Sequence[Task], inputs: Mapping[str, Path], job: Job
-) -> Iterator[dict[str, Any]]:
-    """Records of tasks whose canonical completion is read: its log-probability in nats, and its size."""
-    model, spelling, _ = loaded(inputs, job)
-    begun = time.perf_counter()
-    texts = [(task.prompt, task.reference) for task in tasks]
-    description = f"{cfg.model.capitalize()} model on {cfg.suite}"
-    size = job.runtime.generation_batch
-    for index, found in likelihoods(model, spelling, texts, batch_size=size, description=description):
-        seconds, begun = time.perf_counter() - begun, time.perf_counter()
-        size_of = {"tokens": found.tokens, "bytes": found.bytes}
-        yield head(tasks[index], 0) | {"nats": round(-found.nats, 4), **size_of, "seconds": round(seconds, 4)}
+def chosen(nats: Sequence[float]) -> dict[str, Any]:
+    """The log-probability of each option, and whether the right one has the highest."""
+    return {"log_probabilities": [round(value, 4) for value in nats], "correct": judge.judge_choice(nats)}
+
+
+def of_solution(cost: Likelihood) -> dict[str, Any]:
+    """What a canonical completion costs: minus its log-probability, and its size."""
+    return {"nats": round(-cost.nats, 4), "tokens": cost.tokens, "bytes": cost.bytes}

@@ -133,6 +133,12 @@ def is_rate(name: str) -> bool:
     return name != "adoption" and task_metric(name) is not None
 
 
+def in_percent(name: str) -> bool:
+    """Whether a metric of suites is shown in per cent."""
+    row = task_metric(name)
+    return row is not None and row.percent
+
+
 def rates(metrics: Mapping[str, float]) -> list[Name]:
     """The rates of all models on all suites: suite by suite, in the order of the pipeline's models."""
     names = [name for key in metrics if (name := parse(key)) and name.model and not name.of_text and not name.rest]

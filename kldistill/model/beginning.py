@@ -16,6 +16,16 @@ PASSAGES = 24
 LENGTH = 64  # tokens of each passage; further on, the first one matters little
 
 
+def asked(first_token: str | None) -> str:
+    """What a maker says of its model's ``first_token``: the user's own, or that the best is to be found."""
+    return BEST if first_token is None else first_token
+
+
+def identity(first_token: object) -> dict[str, object]:
+    """What enters a model's identity where the best is to be found: how that is done."""
+    return {"first_token": VERSION} if first_token is None else {}
+
+
 def own(tokenizer: PreTrainedTokenizerFast) -> str | None:
     """What the tokenizer itself begins a text with: its BOS, else its EOS."""
     token = tokenizer.bos_token or tokenizer.eos_token

@@ -49,9 +49,7 @@ def identity(*, path: str, **others: object) -> dict[str, object]:
         folder = Path(str(named)).expanduser()
         files = sorted(file for file in folder.rglob("*") if file.suffix in TOKENIZER_FILES and file.is_file())
         facts["tokenizer"] = {str(file.relative_to(folder)): sha256(file, remembered_sha256) for file in files}
-    if others.get("first_token") is None:
-        facts["first_token"] = beginning.VERSION
-    return facts
+    return facts | beginning.identity(others.get("first_token"))
 
 
 @component("model", identity)
@@ -82,7 +80,7 @@ def gguf(
         "name": facts.get("general.name"),
         "license": facts.get("general.license"),
         "base_model": None,
-        "first_token": beginning.BEST if first_token is None else first_token,
+        "first_token": beginning.asked(first_token),
     }
 
 

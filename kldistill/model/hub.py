@@ -27,7 +27,7 @@ def identity(
     cache knows it.
     """
     folder = local_folder(path)
-    facts: dict[str, object] = {} if first_token is not None else {"first_token": beginning.VERSION}
+    facts = beginning.identity(first_token)
     if folder is None:
         return facts | {"commit": commit_of(path, revision, local_files_only)}
     return facts | {"files": describe(folder)}
@@ -75,7 +75,7 @@ def hf(
         "local_files_only": local_files_only,
         "license": license_of(path if folder is None else folder),
         "base_model": path if folder is None else None,
-        "first_token": beginning.BEST if first_token is None else first_token,
+        "first_token": beginning.asked(first_token),
     }
     read_config(facts, where)
     return facts

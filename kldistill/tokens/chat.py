@@ -17,7 +17,17 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
 from kldistill.corpus.config import CorpusConfig, HfDatasetCorpus
-from kldistill.corpus.documents import DOMAIN_SPLITS, SPLITS, Document, Part, has_split, line_of, read_documents
+from kldistill.corpus.documents import (
+    DOMAIN_SPLITS,
+    SPLITS,
+    Document,
+    Part,
+    has_split,
+    line_of,
+    read_documents,
+    reasons,
+    spoken,
+)
 from kldistill.model.load import load_original_tokenizer
 from kldistill.runtime.errors import CorpusError, ModelError
 from kldistill.runtime.files import write_summary
@@ -67,7 +77,8 @@ def build(cfg: CorpusConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
                 file.write(line_of(rendered))
                 counts += Counter(documents=1, bytes=len(rendered.text.encode()))
                 counts["special_tokens"] += sum(bool(part.special) for part in rendered.parts)
-                counts["scored_bytes"] += sum(len(run.encode()) for run in _scored(rendered))
+                runs = spoken(rendered.text, rendered.parts)
+                counts["scored_bytes"] += sum(len(run.encode()) for part, run in runs if part.scored)
         if not counts["documents"]:
             raise CorpusError(_nothing(split, left_out))
         names = ("documents", "bytes", "scored_bytes", "special_tokens")
@@ -78,8 +89,7 @@ def build(cfg: CorpusConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
     share = figures["chat/train/scored_bytes"] / figures["chat/train/bytes"]
     job.say(f"Conversations rendered with the model's chat template; {share:.0%} of their text is trained on.")
     if left_out:
-        reasons = ", ".join(f"{number:,} {reason.replace('_', ' ')}" for reason, number in sorted(left_out.items()))
-        job.say(f"Conversations left out: {reasons}.")
+        job.say(f"Conversations left out: {reasons(left_out)}.")
 
 
 def check_model(cfg: CorpusConfig, model: Path) -> None:
@@ -93,22 +103,13 @@ def check_model(cfg: CorpusConfig, model: Path) -> None:
 
 
 def _nothing(split: str, left_out: Counter[str]) -> str:
-    reasons = ", ".join(f"{number:,} {reason.replace('_', ' ')}" for reason, number in sorted(left_out.items()))
     advice = ""
     if left_out[UNMARKED]:
         advice = (
             " Where a template changes earlier turns when more follow, answers are found only if it marks them "
             "({% generation %}), or in conversations of one answer; or set corpus.answers_only=false."
         )
-    return (
-        f"The model's chat template renders none of the {split} conversations ({reasons or 'there are none'}).{advice}"
-    )
-
-
-def _scored(document: Document) -> Iterator[str]:
-    """The runs of a rendered document that are scored."""
-    spoken = (part for part in document.parts if part.length)
-    return (run for run, part in zip(document.runs, spoken, strict=True) if part.scored)
+    return f"The model's chat template renders none of the {split} conversations ({reasons(left_out) or 'there are none'}).{advice}"
 
 
 class Template:

@@ -9,7 +9,6 @@ Shapes: Q questions, B options of all questions, T tokens, W vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -90,8 +89,8 @@ def likelihoods(
     cut = []
     for index, (prompt, continuation) in enumerate(texts):
         before, whole = encode(spelling.tokenizer, [prompt.rstrip(), prompt + continuation])
-        equal = (a == b for a, b in zip(before, whole[:-1], strict=False))
-        cut.append(_Cut(index, sum(takewhile(bool, equal)), [whole]))
+        # With an id more that nothing goes on with, all of the prompt's own may be shared.
+        cut.append(_Cut(index, common_prefix([[*before, -1], whole]), [whole]))
     for each, (nats,) in _scored(model, len(spelling.table), cut, batch_size, description):
         rest = each.ids[0][each.shared :]
         yield each.index, Likelihood(nats, len(rest), len(spelling.spell(rest)))

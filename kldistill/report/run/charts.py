@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
-from kldistill.evaluation.metrics import MODELS, TEXT_METRICS, Name, rates, task_metric
+from kldistill.evaluation.metrics import MODELS, TEXT_METRICS, Name, in_percent, rates
 from kldistill.interpret.style import COLOURS, CYCLE, GRID, MODEL_MARKERS, MUTED
 from kldistill.report.chart import Chart, legend, new_axes
 from kldistill.report.data import Run, curves
@@ -171,9 +171,8 @@ def suites(metrics: Mapping[str, float]) -> Iterator[Chart]:
     """Every rate of every suite of tasks that is a share of them: a line a model, with its interval."""
     by_suite: dict[str, list[Name]] = {}
     for name in rates(metrics):
-        if not ((row := task_metric(name.metric)) and row.percent):
-            continue
-        by_suite.setdefault(name.subject, []).append(name)
+        if in_percent(name.metric):
+            by_suite.setdefault(name.subject, []).append(name)
     for suite, names_of_suite in by_suite.items():
         names = list(dict.fromkeys(name.metric for name in names_of_suite))
         models = [model for model in MODELS if any(model == name.model for name in names_of_suite)]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kldistill.evaluation.metrics import MODELS
+from kldistill.evaluation.metrics import MODELS, in_percent
 from kldistill.evaluation.table import (
     COLUMNS,
     SUITES_COLUMNS,
@@ -148,9 +148,9 @@ def tiles(run: Run) -> list[dict[str, str]]:
         before, after = (metrics.get(f"eval/{model}/{suite}/{rate}") for model in ("original", last))
         if before is not None and after is not None:
             shown = with_interval(metrics, f"eval/{last}/{suite}/{rate}/minus_original", sign=True)
-            value = f"{100 * before:.1f} → {100 * after:.1f} %"
-            if rate == "bits_per_byte":
-                value = f"{before:.3f} → {after:.3f}"
+            value = f"{before:.3f} → {after:.3f}"
+            if in_percent(rate):
+                value = f"{100 * before:.1f} → {100 * after:.1f} %"
             shown_tiles.append(
                 {"label": f"{suite}, {rate.replace('_', ' ')}", "value": value, "note": f"paired: {shown}"}
             )
