@@ -5,7 +5,6 @@ anything may be forked. Reads its work from the first file it is given, writes e
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,30 +16,22 @@ from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.job import Job
 from kldistill.training import finetune
 from kldistill.training.config import FinetuneConfig, LoraConfig, LossConfig, LossTerm
+from tests.helpers.forks import ended, forked
 from tests.helpers.resume_driver import kill_at
 
 
 def attempt(folders: dict[str, Path], job: dict[str, Any]) -> int:
     """Build once in a child process; its exit code, or minus the signal that killed it."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            if job["kill"] is not None:
-                kill_at(**job["kill"])
-            loss = LossConfig("ce", terms={"ce": LossTerm({"_target_": "kldistill.losses.ce"})})
-            cfg = FinetuneConfig(**{**job["settings"], "lora": LoraConfig(r=2, dropout=0.3), "loss": loss})
-            runtime = RuntimeConfig(device="cpu", checkpoint_every=2)
-            finetune.build(cfg, folders, Path(job["out"]), Job(runtime))
-            code = 0
-        except BaseException:
-            import traceback
 
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    def work() -> None:
+        if job["kill"] is not None:
+            kill_at(**job["kill"])
+        loss = LossConfig("ce", terms={"ce": LossTerm({"_target_": "kldistill.losses.ce"})})
+        cfg = FinetuneConfig(**{**job["settings"], "lora": LoraConfig(r=2, dropout=0.3), "loss": loss})
+        runtime = RuntimeConfig(device="cpu", checkpoint_every=2)
+        finetune.build(cfg, folders, Path(job["out"]), Job(runtime))
+
+    return ended(forked(work))
 
 
 if __name__ == "__main__":

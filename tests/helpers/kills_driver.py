@@ -24,6 +24,7 @@ import torch
 from kldistill.pipeline import compose
 from kldistill.pipeline.run import run_pipeline
 from kldistill.pipeline.steps import steps_of
+from tests.helpers.forks import forked
 from tests.helpers.runs import config, overrides_of, read_run
 
 PATIENCE = 20.0  # seconds for what a killed process has started to end
@@ -31,24 +32,7 @@ PATIENCE = 20.0  # seconds for what a killed process has started to end
 
 def start(cfg: compose.Config, outputs: Path, log: Path) -> int:
     """One attempt in a child process, everything it says appended to ``log``; gives its pid."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
-        run_pipeline(dataclasses.replace(cfg, outputs=str(outputs)), outputs / "runs/run")
-        code = 0
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    return forked(lambda: run_pipeline(dataclasses.replace(cfg, outputs=str(outputs)), outputs / "runs/run"), log)
 
 
 def building(log: Path, offset: int) -> str | None:

@@ -22,6 +22,7 @@ import torch
 
 from kldistill.pipeline import compose
 from kldistill.pipeline.run import run_pipeline
+from tests.helpers.forks import ended, forked
 from tests.helpers.runs import config, overrides_of
 
 WATCHED = {"open": 0, "os.rename": 1, "os.remove": 0}  # audit events, and which argument is the path
@@ -54,27 +55,14 @@ def kill_at(event: str, pattern: str, n: int, torn: bool) -> None:
 
 def attempt(cfg: compose.Config, job: dict[str, Any]) -> dict[str, float]:
     """Run once in a child process; when it began, and its exit code, or minus the signal that killed it."""
-    started = time.time()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            if job["kill"] is not None:
-                kill_at(**job["kill"])
-            run_pipeline(dataclasses.replace(cfg, outputs=job["outputs"]), Path(job["outputs"]) / "runs/run")
-            code = 0
-        except BaseException:
-            import traceback
 
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    return {"started": started, "code": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}
+    def work() -> None:
+        if job["kill"] is not None:
+            kill_at(**job["kill"])
+        run_pipeline(dataclasses.replace(cfg, outputs=job["outputs"]), Path(job["outputs"]) / "runs/run")
+
+    started = time.time()
+    return {"started": started, "code": ended(forked(work, Path(job["log"])))}
 
 
 if __name__ == "__main__":

@@ -1,22 +1,17 @@
 """The reference of every key: docs/config.md is what the schemas say, and nothing is missing."""
 
-import importlib.util
-
 import pytest
 
 from kldistill.pipeline import keys, reference
 from kldistill.runtime.errors import ConfigError
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import config
+from tests.helpers.scripts import script
 
 
 def test_the_document_is_current() -> None:
-    spec = importlib.util.spec_from_file_location("config_reference", ROOT / "scripts" / "config_reference.py")
-    assert spec and spec.loader
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     current = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
-    assert current == script.text(), "run: python scripts/config_reference.py"
+    assert current == script("config_reference").text(), "run: python scripts/config_reference.py"
 
 
 def test_every_key_of_every_choice_is_there_and_says_what_it_means() -> None:

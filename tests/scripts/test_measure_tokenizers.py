@@ -1,6 +1,5 @@
 """scripts/measure_tokenizers.py: what new tokens save with a tokenizer, a record each; the page's table is theirs."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,17 +10,13 @@ import pytest
 from kldistill.model import tiny
 from kldistill.model.load import load_original_tokenizer
 from kldistill.tokens.encoding import text_ids
+from tests.helpers import scripts
 from tests.helpers.artifacts import MakeModel
-from tests.helpers.paths import ROOT
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("measure_tokenizers", ROOT / "scripts" / "measure_tokenizers.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.script("measure_tokenizers")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """scripts/results.py: the tables of docs/results are what the committed records give."""
 
 import csv
-import importlib.util
 import json
 import math
 import statistics
@@ -16,17 +15,14 @@ from kldistill.report.data import find_runs
 from kldistill.report.sweep.archive import pack, rebuild
 from kldistill.report.sweep.collect import gather
 from kldistill.report.sweep.formats import as_csv
+from tests.helpers import scripts
 from tests.helpers.paths import ROOT
 from tests.helpers.report_material import write_sweep
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("results_script", ROOT / "scripts" / "results.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.script("results")
 
 
 def test_every_committed_table_is_rebuilt_byte_for_byte(script: ModuleType, capsys: pytest.CaptureFixture) -> None:

@@ -1,15 +1,11 @@
 """Links of the documents on the site: those that leave docs/ lead to a page of the site, or become plain text."""
 
-import importlib.util
-
 import pytest
 
 from tests.helpers.paths import ROOT
+from tests.helpers.scripts import script
 
-_SPEC = importlib.util.spec_from_file_location("site_hooks", ROOT / "scripts" / "site.py")
-assert _SPEC and _SPEC.loader
-site_hooks = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(site_hooks)
+site_hooks = script("site")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,37 @@
+"""Work in forks of a process that has its imports behind it: for drivers, which have trained nothing themselves."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+
+def forked(work: Callable[[], object], log: Path | None = None) -> int:
+    """Start ``work`` in a child process; its pid. The child ends with 0, or with 1 after an exception that it prints.
+
+    Args:
+        log: gets all that the child says, at its end; None leaves it where this process writes.
+    """
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        if log is not None:
+            said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(said, 1)
+            os.dup2(said, 2)
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def ended(child: int) -> int:
+    """Wait for a child: its exit code, or minus the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
