@@ -109,7 +109,8 @@ def _nothing(split: str, left_out: Counter[str]) -> str:
             " Where a template changes earlier turns when more follow, answers are found only if it marks them "
             "({% generation %}), or in conversations of one answer; or set corpus.answers_only=false."
         )
-    return f"The model's chat template renders none of the {split} conversations ({reasons(left_out) or 'there are none'}).{advice}"
+    why = reasons(left_out) or "there are none"
+    return f"The model's chat template renders none of the {split} conversations ({why}).{advice}"
 
 
 class Template:

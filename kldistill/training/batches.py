@@ -144,8 +144,8 @@ class Steps(Dataset[list[Batch]]):
         smallest = min(len(indices) for indices in order)
         if smallest < share.world:
             raise ConfigError(
-                f"{stage}.batch_size: a batch of {smallest} snippets cannot be shared by {share.world} processes; give at "
-                "least one to each (a larger batch_size, or more text)."
+                f"{stage}.batch_size: a batch of {smallest} snippets cannot be shared by {share.world} processes; give "
+                "at least one to each (a larger batch_size, or more text)."
             )
         self.cuts, self.order = cuts, order
         self.chunk, self.online, self.budget, self.share = chunk, online, budget, share
