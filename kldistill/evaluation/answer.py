@@ -1,12 +1,14 @@
 """Stage ``generate``: one model of the run answers one suite of tasks, by writing, ranking or reading, and is judged.
 
 Every answer is kept. A stage that was killed goes on where it stopped: the records that are there count, and the
-missing tasks get the same answers as without a stop.
+missing tasks get the same answers as without a stop. Several processes share the missing tasks, each with a file of
+records of its own, which the main one gathers.
 """
 
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
@@ -21,15 +23,18 @@ from kldistill.evaluation.generation.batching import Completion, Request, genera
 from kldistill.evaluation.generation.ranking import Likelihood, likelihoods, rank
 from kldistill.evaluation.generation.spelling import Spelling, adoption
 from kldistill.evaluation.outcomes import compared, summarise
-from kldistill.evaluation.sandbox import Outcome, Sandbox
+from kldistill.evaluation.sandbox import Outcome, Sandbox, cores
 from kldistill.evaluation.suites.task import TASKS, Task, read, stripped_lines
 from kldistill.model.load import vocabulary_size
-from kldistill.runtime.devices import device_of
+from kldistill.runtime.devices import accelerator, device_of
 from kldistill.runtime.files import append, dump, read_lines, replace, write_summary
 from kldistill.runtime.job import Job
+from kldistill.runtime.processes import launched_here
+from kldistill.runtime.shares import Share
 from kldistill.training.load import load_model, load_tokenizer
 
 RECORDS = "records.jsonl"
+PART = "records.{}.jsonl"  # what one process writes, by its rank, until all of them are done
 OF_LINES = ("text", "solution")  # kinds of tasks whose reference may stand in what the model has read
 
 
@@ -44,17 +49,24 @@ def build(cfg: GenerateConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     tasks = read(inputs["tasks"] / TASKS)
     kind = tasks[0].kind
     snippets = trained_lines(inputs["teacher"]) if "teacher" in inputs and kind in OF_LINES else set()
-    path = out / RECORDS
+    share = Share.of(accelerator(job.runtime, "no"))
     answers = measured if kind in ("choice", "solution") else written
-    records = finished(path, cfg.n_samples if answers is written else 1)
-    done = {record["task"] for record in records}
+    n_samples = cfg.n_samples if answers is written else 1
+    if share.main:
+        gather(out, n_samples)
+    share.meet()
+    done = {json.loads(line)["task"] for line in read_lines(out / RECORDS)}
     missing = [task for task in tasks if task.id not in done]
-    if records:
+    if done:
         job.say(f"{cfg.suite}: {len(done)} of {len(tasks)} tasks were answered before")
-    if missing:
-        for record in answers(cfg, missing, inputs, job):
+    if mine := share.mine(missing):
+        path = out / PART.format(share.rank)
+        for record in answers(cfg, mine, inputs, job):
             append(path, dump(record))
-            records.append(record)
+    share.meet()
+    if not share.main:
+        return
+    path, records = out / RECORDS, gather(out, n_samples)
     order = {task.id: place for place, task in enumerate(tasks)}
     if kind in OF_LINES:
         where = {task.id: seen_in(task, snippets) for task in tasks}
@@ -71,15 +83,20 @@ def build(cfg: GenerateConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     job.log(summary)
 
 
-def finished(path: Path, n_samples: int) -> list[dict[str, Any]]:
-    """Records of the tasks that an interrupted run has finished with all their samples; the rest is forgotten."""
-    lines = read_lines(path)
-    records = [json.loads(line) for line in lines]
-    counts: dict[str, int] = {}
-    for record in records:
-        counts[record["task"]] = counts.get(record["task"], 0) + 1
-    kept = [record for record in records if counts[record["task"]] == n_samples]
-    replace(path, [dump(record) for record in kept])
+def gather(out: Path, n_samples: int) -> list[dict[str, Any]]:
+    """Put what every process has written into ``records.jsonl``, and give it: the records of the tasks that have all
+    their samples. Of the others, which an interrupted run left, nothing is kept.
+    """
+    parts = sorted(out.glob(PART.format("*")))
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for file in (out / RECORDS, *parts):
+        for record in map(json.loads, read_lines(file)):
+            found[record["task"], record["sample"]] = record
+    counts = Counter(task for task, _ in found)
+    kept = [record for (task, _), record in found.items() if counts[task] == n_samples]
+    replace(out / RECORDS, [dump(record) for record in kept])
+    for part in parts:
+        part.unlink()
     return kept
 
 
@@ -116,7 +133,10 @@ def written(
     Programs run beside the generation of what comes after them.
     """
     programs = tasks[0].kind == "program"
-    with Sandbox(cfg.limits, allow_unsandboxed=cfg.allow_unsandboxed) if programs else nullcontext() as sandbox:
+    workers = max(1, cores() // launched_here())
+    with (
+        Sandbox(cfg.limits, workers=workers, allow_unsandboxed=cfg.allow_unsandboxed) if programs else nullcontext()
+    ) as sandbox:
         model, spelling, size = loaded(inputs, job)
         requests = [Request(task.prompt, task.budget, task.stop, cfg.n_samples, key=task.id) for task in tasks]
         running: list[tuple[dict[str, Any], Future[Outcome]]] = []

@@ -175,6 +175,7 @@ def _generation(of: str, suites: Sequence[str], inputs: Mapping[str, str]) -> di
             group="evaluate",
             resumable=True,
             version=3,
+            together=True,
         )
     return steps
 

@@ -1,11 +1,15 @@
 """Where tensors live: accelerate's choice, or the user's. Only the CPU is tested; the rest is accelerate's promise."""
 
+from datetime import timedelta
+
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
 from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.errors import ConfigError
+
+PATIENCE = timedelta(days=2)  # with a process that is still at work: shares of generation differ by hours, not minutes
 
 
 def check_device(runtime: RuntimeConfig) -> None:
@@ -55,7 +59,7 @@ def process_state(runtime: RuntimeConfig) -> PartialState:
     # Without an accelerator, accelerate joins several processes only if it is told that they are for the CPU.
     cpu = wanted == "cpu" or (wanted == "auto" and not torch.accelerator.is_available())
     try:
-        made = PartialState(cpu=cpu)
+        made = PartialState(cpu=cpu, timeout=PATIENCE)
     except (ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(f"runtime.device={wanted}: {error}") from error
     assert made.device is not None

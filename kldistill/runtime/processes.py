@@ -1,14 +1,14 @@
 """The processes of one run, as ``accelerate launch`` starts them: who builds an artifact, who joins in, who waits.
 
-Most stages run in the main process alone, while the others wait for its word. A stage that trains runs in all of them,
-on the same folder, where only the main process writes. Words are single integers on a gloo group of their own with a
-long timeout: the main process may be busy for hours, and one that ends closes its connections, so nobody waits for it.
+Most stages run in the main process alone, while the others wait for its word. A stage that trains, scores or generates
+runs in all of them, on the same folder, which the main process leaves as it is to be. Words are single integers on a
+gloo group of their own with a long timeout: the main process may be busy for hours, and one that ends closes its
+connections, so nobody waits for it.
 """
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,20 @@ from torch import distributed
 
 from kldistill.runtime.artifacts import Store
 from kldistill.runtime.config import RuntimeConfig
-from kldistill.runtime.devices import process_state
+from kldistill.runtime.devices import PATIENCE, process_state
 from kldistill.runtime.errors import ConfigError, ProcessError
 
-PATIENCE = timedelta(days=2)  # the longest stage of a main process that is still at work
 _JOIN, _DONE, _FAILED = 1, 2, 3
 
 
 def launched() -> int:
     """How many processes the launcher says that there are."""
     return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def launched_here() -> int:
+    """How many of them the launcher says that it started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or launched())
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from kldistill.rows.rows import Rows
 from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.job import Job
 from tests.helpers.artifacts import MakeModel, MakeTokens
+from tests.helpers.launched import together
+from tests.helpers.paths import HELPERS
 
 LINES = [line for line in tiny.training_text()[0].splitlines() if len(line) > 50][:12]
 Build = Callable[..., list[dict[str, Any]]]
@@ -108,6 +111,28 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_answers(
     again = build(tasks, "killed", **settings)
     assert timeless(again) == timeless(whole)
     assert [record for record in again if record["task"] in ("line1", "line2")] == [json.loads(line) for line in kept]
+
+
+def test_two_processes_share_the_tasks_and_give_the_answers_of_one(
+    build: Build, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Also where an interrupted run of three processes has left some: by each some, and a task without all samples."""
+    tasks, settings = text_tasks(), {"n_samples": 2, "temperature": 0.7}
+    whole = build(tasks, "whole", **settings)
+    lines = (tmp_path / "whole" / "records.jsonl").read_text().splitlines(keepends=True)
+    out = tmp_path / "shared"
+    out.mkdir()
+    (out / "records.jsonl").write_text("".join(lines[:2]))
+    (out / "records.0.jsonl").write_text(lines[4])
+    (out / "records.2.jsonl").write_text("".join(lines[8:10]) + lines[6][:40])
+    arguments = [folders["model"], tmp_path / "tasks", out, "2"]
+    ends = together([sys.executable, HELPERS / "answers_driver.py", *arguments])
+    assert [code for _, code in ends] == [0, 0], ends
+    given = [json.loads((tmp_path / f"given{rank}.json").read_text()) for rank in range(2)]
+    assert given == [["line1", "line3"], ["line2", "line5"]]
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    assert timeless(records) == timeless(whole)
+    assert sorted(file.name for file in out.iterdir()) == ["records.jsonl", "summary.json"]
 
 
 def test_the_extended_model_is_compared_on_the_same_tasks(build: Build, tmp_path: Path) -> None:

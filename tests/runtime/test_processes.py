@@ -1,9 +1,7 @@
 """Several processes of one run: who builds, what the others get, and what they learn when one of them fails."""
 
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,23 +13,13 @@ import pytest
 
 from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.processes import Processes, join, launched
-from tests.helpers.paths import HELPERS, ROOT
+from tests.helpers.launched import environment, free_port, together
+from tests.helpers.paths import HELPERS
 from tests.helpers.patience import PATIENCE
 from tests.helpers.runs import overrides_of, read_run, run, write_corpus
 
 # Of two runs that are the same but for the number of processes. Gradients are added up in another order.
 CLOSE = {"rel": 2e-5, "abs": 1e-6}
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
 
 
 # ---- building
@@ -41,14 +29,8 @@ def environment(**more: str) -> dict[str, str]:
 def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
     """What became of every case in each of two processes, by rank."""
     folder = tmp_path_factory.mktemp("processes")
-    port = str(free_port())
-    processes = []
-    for rank in range(2):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        command = [sys.executable, HELPERS / "processes_driver.py", folder / "artifacts", folder / f"told{rank}.json"]
-        env = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **place)
-        processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
-    ends = [(process.communicate(timeout=PATIENCE)[1], process.returncode) for process in processes]
+    driver = [sys.executable, HELPERS / "processes_driver.py", folder / "artifacts"]
+    ends = together(driver, *([folder / f"told{rank}.json"] for rank in range(2)))
     assert [code for _, code in ends] == [0, 3], ends
     return [{end["case"]: end for end in json.loads((folder / f"told{rank}.json").read_text())} for rank in range(2)]
 

@@ -4,6 +4,6 @@
 """
 
 from kldistill.evaluation.sandbox.limits import Limits, Outcome, SandboxError, Verdict
-from kldistill.evaluation.sandbox.pool import Sandbox, unavailable
+from kldistill.evaluation.sandbox.pool import Sandbox, cores, unavailable
 
-__all__ = ["Limits", "Outcome", "Sandbox", "SandboxError", "Verdict", "unavailable"]
+__all__ = ["Limits", "Outcome", "Sandbox", "SandboxError", "Verdict", "cores", "unavailable"]
