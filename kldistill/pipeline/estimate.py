@@ -23,6 +23,7 @@ BYTES_PER_TOKEN = 3.3  # of code, in the old tokenizer; prose has more
 SHORTER = 0.83  # tokens of the new cut for one of the old
 LOGITS = 4  # blocks of chunk x W numbers that exist at a time: logits, target, softmax, gradient
 ACTIVATIONS = 34  # bytes-per-weight units that a layer keeps for one token's way back (arXiv 2205.05198, eq. 2)
+INPUT = 1  # the same where it keeps its input alone
 EFFICIENCY = 0.5  # of a large matrix product's rate that training reaches, measured on SmolLM2 on two cores
 
 
@@ -114,15 +115,17 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
     unique, batch = (n * d.snippet_bytes / BYTES_PER_TOKEN for n in (snippets, d.batch_size))
     adapter = 14 * d.lora.r * shape.width * shape.layers  # two thin matrices for each of seven linear layers
     weights = shape.parameters * shape.weight_bytes
+    again = d.gradient_checkpointing
+    kept = INPUT * shape.layers + ACTIVATIONS if again else ACTIVATIONS * shape.layers
     plan = [
         Need("memory: frozen weights", weights, "B", "b P"),
         Need("memory: new rows with AdamW", 16 * matrices * n_new * shape.width, "B", "16 N D, twice if two rows"),
         Need("memory: logits of a chunk", 4 * LOGITS * height * cfg.runtime.chunk, "B", "16 W runtime.chunk"),
         Need(
             "memory: activations of a batch",
-            ACTIVATIONS * shape.width * shape.weight_bytes * shape.layers * batch * SHORTER,
+            shape.width * shape.weight_bytes * batch * SHORTER * kept,
             "B",
-            "34 D b a token and layer",
+            "D b a token and layer, 34 D b one layer's" if d.gradient_checkpointing else "34 D b a token and layer",
         ),
     ]
     if d.lora.r:
@@ -141,7 +144,11 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
     seen = d.steps * batch
     if d.teacher == "self":
         plan.append(Need("work: teacher", 2 * shape.body * unique, "FLOP", "2 B a token"))
-    step = SHORTER * (4 * shape.body + 2 * head) + head + (2 * shape.body if d.teacher == "online" else 0)
+    step = (
+        SHORTER * ((6 if again else 4) * shape.body + 2 * head)
+        + head
+        + (2 * shape.body if d.teacher == "online" else 0)
+    )
     plan.append(Need("work: distillation", seen * step, "FLOP", "forward, back through a frozen body, two heads"))
     if tuned.method != "none":
         passes = {"full": 6, "lora": 4, "rows": 4}[tuned.method] * shape.body + 3 * head

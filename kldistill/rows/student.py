@@ -39,7 +39,7 @@ class Student(nn.Module):
         self.embedding = embedding_of(model)
         self.lm_head = head_of(model)
         self.teacher_head = teacher_head
-        self.body_learns = False  # whether the body is in training mode (dropout, checkpointing) when the student is
+        self.body_learns = False  # whether the body is in training mode (dropout) when the student is
         config = model.config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and later
         # Cohere multiplies its logits, Granite divides them.

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +21,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from kldistill.rows.rows import Rows
@@ -54,7 +57,8 @@ def unfreeze(model: PreTrainedModel, rows: Rows, old_size: int, learns: Training
     With ``full`` the weights become float32, and the student keeps a frozen copy of the head for its teacher.
 
     Raises:
-        ConfigError: ``lora.target_modules`` names no linear layer of the body, or the head.
+        ConfigError: ``lora.target_modules`` names no linear layer of the body, or the head; or see
+            ``run_layers_again``.
     """
     full = learns.method == "full"
     student = Student(model, rows, old_size, frozen_head(model) if full else None)
@@ -66,11 +70,27 @@ def unfreeze(model: PreTrainedModel, rows: Rows, old_size: int, learns: Training
     if full:
         nn.Module.to(model, torch.float32).requires_grad_(True)
     rows.requires_grad_(learns.rows and len(rows.input) > 0)
-    if learns.checkpointing and student.body_learns:
-        # The newer name, where transformers has it: it warns of the older one.
-        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
+    if learns.checkpointing:
+        run_layers_again(student)
     return student.train(), adapter
+
+
+def run_layers_again(student: Student) -> None:
+    """Let each layer of the body keep its input alone for the way back, and run again there.
+
+    transformers' own switch works in training mode alone, in which a frozen body would drop out.
+
+    Raises:
+        ConfigError: the body has no layers that transformers marks as fit for this.
+    """
+    layers = [module for module in student.body.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(
+            f"gradient_checkpointing=true: {type(student.model).__name__} has no layers that can be run again. Use a "
+            "smaller batch_size, or runtime.pass_tokens."
+        )
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def frozen_head(model: PreTrainedModel) -> nn.Linear:

@@ -177,6 +177,8 @@ class DistillConfig:
         betas: of AdamW: how long it remembers the gradient, and its square.
         clip: the gradient's norm is cut to this.
         precision: ``no`` (float32), ``bf16`` or ``fp16`` (accelerate's mixed precision; untested on accelerators).
+        gradient_checkpointing: keep only each layer's input for the way back, and run the layer again there: a third
+            more time, a fraction of the memory that grows with the batch. The results are the same.
         validate_every: steps; validation also runs before the first and after the last step.
         best_by: what is written is what was best by this figure of validation, ``bits_per_byte`` or
             ``kl_to_teacher``; null: what the last step made.
@@ -206,6 +208,7 @@ class DistillConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     clip: float = 1.0
     precision: str = choice("no", *PRECISIONS)
+    gradient_checkpointing: bool = False
     validate_every: int = 20
     best_by: str | None = None
     seed: int = 0
@@ -270,8 +273,7 @@ class FinetuneConfig:
             as the teacher's states are stored for these alone.
         general: share of fresh snippets that are of general text (see ``DistillConfig``).
         snippet_bytes: documents are cut at lines into snippets of about this many bytes.
-        gradient_checkpointing: run each layer again on the way back rather than keep what it made: slower, less
-            memory.
+        gradient_checkpointing: as in ``distill``.
         lr: of the body's weights.
         rows_lr: of the new rows, in ``lr_unit``; null: the body's, as it is.
         lr_unit: of ``rows_lr``, as in ``distill``.

@@ -42,7 +42,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     tokenizer = load_extended_tokenizer(inputs["tokens"])
     torch.manual_seed(cfg.seed)
     model = load_original(inputs["model"], device)
-    learns = adapters.Training("lora" if cfg.lora.r else "rows", cfg.lora)
+    learns = adapters.Training("lora" if cfg.lora.r else "rows", cfg.lora, checkpointing=cfg.gradient_checkpointing)
     rows = Rows.load(inputs["init"])
     if cfg.solve.iterations and rows.output is None and not cfg.solve.tie:
         rows = Rows(rows.input, rows.input, rows.made_by)  # a tied model: from here on two rows a token

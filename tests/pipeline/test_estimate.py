@@ -56,6 +56,9 @@ def test_what_a_choice_costs() -> None:
     online = amounts(needs(planned("distill.teacher=online"), SEVEN))
     assert "disk: the teacher's states" in plain and "disk: the teacher's states" not in online
     assert online["work: distillation"] > 1.3 * plain["work: distillation"] and "work: teacher" not in online
+    again = amounts(needs(planned("distill.gradient_checkpointing=true"), SEVEN))
+    assert again["memory: activations of a batch"] < 0.1 * plain["memory: activations of a batch"]
+    assert again["work: distillation"] > 1.3 * plain["work: distillation"]
     twice = amounts(needs(planned("distill.steps=300"), SEVEN))
     assert twice["work: distillation"] == pytest.approx(2 * plain["work: distillation"])
     adapted = amounts(needs(planned("distill=lora"), SEVEN))

@@ -24,7 +24,7 @@ from kldistill.runtime.job import Job
 from kldistill.tokens.artifact import load_extended_tokenizer, read_new_tokens
 from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
-from kldistill.training import distill, states, teacher
+from kldistill.training import adapters, distill, states, teacher
 from kldistill.training.batches import Batch, Steps
 from kldistill.training.config import DistillConfig, LoraConfig, LossConfig, LossTerm, SolveConfig, TeacherConfig
 from kldistill.training.cuts import TwoCuts
@@ -347,6 +347,31 @@ def test_a_teacher_that_runs_in_the_same_step_gives_the_same_losses(inputs: Inpu
         found[kind] = [line[name] for line in log for name in ("loss", "kl", "hidden", KL) if name in line]
     assert len(found["self"]) > 20
     assert found["online"] == pytest.approx(found["self"], rel=1e-5)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_layers_that_run_again_give_the_same_loss_and_gradients_with_less_kept(inputs: Inputs, rank: int) -> None:
+    """Bit for bit, also where the adapter drops out; and a frozen body, which never does, stays as it is."""
+    found: dict[bool, list[Tensor]] = {}
+    kept = dict.fromkeys((False, True), 0)
+    for again in kept:
+        torch.manual_seed(0)
+        learns = adapters.Training("lora" if rank else "rows", LoraConfig(r=rank, dropout=0.2), checkpointing=again)
+        student, _ = adapters.unfreeze(
+            load_original(inputs.folders["model"]), Rows.load(inputs.folders["init"]), 512, learns
+        )
+        objective = Objective(student, distill.terms_of(configured(terms=["kl", "ce"]).loss))
+
+        def keep(tensor: Tensor, again: bool = again) -> Tensor:
+            kept[again] += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss, _ = objective(first_batch(inputs))
+        wanted = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+        found[again] = [loss, *torch.autograd.grad(loss, wanted)]
+    assert all(torch.equal(one, other) for one, other in zip(*found.values(), strict=True))
+    assert kept[True] < 0.7 * kept[False], kept
 
 
 def test_evaluation_of_original_and_extended_model(inputs: Inputs) -> None:

@@ -397,8 +397,7 @@ def test_gradients_of_all_weights_are_those_of_a_plain_model(
 ) -> None:
     """The extended model of transformers on the same ids: its embedding's gradient is old and new rows' together."""
     folders = make(tied)
-    student, found = gradients(folders, configured("full", gradient_checkpointing=True))
-    assert sum(getattr(module, "gradient_checkpointing", False) for module in student.model.modules()) >= 2
+    _, found = gradients(folders, configured("full", gradient_checkpointing=True))
     plain = load_model(folders["model"], folders["init"]).requires_grad_(True)
     texts = states.read(folders["teacher"], "train").snippets[:2]
     tokenizer = AutoTokenizer.from_pretrained(folders["tokens"] / "tokenizer")
