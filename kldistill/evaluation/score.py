@@ -13,6 +13,8 @@ from pathlib import Path
 from kldistill.corpus.documents import has_split, read_documents
 from kldistill.corpus.snippets import cut, draw
 from kldistill.evaluation.config import EvaluateConfig
+from kldistill.evaluation.generation.spelling import Spelling
+from kldistill.evaluation.marginal import add_gaps
 from kldistill.evaluation.metrics import Name
 from kldistill.evaluation.statistics import ratio_interval, with_ends
 from kldistill.model.load import load_original_config, load_original_tokenizer
@@ -90,9 +92,10 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
     for name in TEXTS:
         if not states.exists(inputs["evaluate_original"], name):
             continue
+        cuts = TwoCuts.read(inputs["evaluate_original"], name, tokenizer, pieces)
         scores[name] = score_student(
             student,
-            TwoCuts.read(inputs["evaluate_original"], name, tokenizer, pieces),
+            cuts,
             teacher=pieces.exact,
             batch_size=job.runtime.score_batch,
             chunk=job.runtime.chunk,
@@ -100,6 +103,16 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
             description=f"{cfg.model.capitalize()} model on {name} text",
             share=share,
         )
+        if name == "domain":
+            add_gaps(
+                student,
+                Spelling(tokenizer),
+                cuts,
+                scores[name],
+                cfg.eval.marginal_words,
+                description=f"All cuts of words, {cfg.model} model",
+                share=share,
+            )
     # Text without a single new token: both models see the same contexts, so any distance is mass that new tokens took.
     plain = [score for of_text in scores.values() for score in of_text if not score.n_new]
     if plain:

@@ -7,7 +7,8 @@ from kldistill.evaluation.metrics import DOMAIN, GENERAL, MODELS, parse, rates
 TITLE = (
     "Held-out text, 95 % intervals over documents (none below eight; documents: of domain and general text).\n"
     "extended: before distillation; saved: share of tokens; KL: to the original model, in nats a position and, to\n"
-    "compare vocabularies, a byte; new tokens: their share of the tokens of domain text"
+    "compare vocabularies, a byte; new tokens: their share of the tokens of domain text; other cuts: bits/B\n"
+    "domain that are saved where all cuts of words with new tokens are summed"
 )
 
 COLUMNS = [
@@ -22,6 +23,7 @@ COLUMNS = [
     "KL/B domain",
     "new tokens",
     "documents",
+    "other cuts",
 ]
 
 
@@ -49,9 +51,18 @@ def final_rows(metrics: Mapping[str, float]) -> list[list[str]]:
                 "–" if original else with_interval(metrics, f"eval/{key}/domain/kl_per_byte"),
                 "–" if own_cut else f"{metrics.get(f'eval/{key}/domain/new_token_share', 0.0):.1%}",
                 " / ".join(_number(metrics, f"eval/{key}/{text}/documents", ",.0f") for text in (DOMAIN, GENERAL)),
+                with_interval(metrics, f"eval/{key}/domain/marginal_gap"),
             ]
         )
     return rows
+
+
+def final_table(metrics: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
+    """The columns and rows of that table, without what is not always measured and was not here."""
+    rows = final_rows(metrics)
+    if any(row[-1] != "–" for row in rows):
+        return COLUMNS, rows
+    return COLUMNS[:-1], [row[:-1] for row in rows]
 
 
 def with_interval(metrics: Mapping[str, float], key: str, sign: bool = False) -> str:

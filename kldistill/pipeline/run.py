@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kldistill.evaluation.table import COLUMNS, SUITES_COLUMNS, SUITES_TITLE, TITLE, final_rows, suite_rows
+from kldistill.evaluation.table import SUITES_COLUMNS, SUITES_TITLE, TITLE, final_table, suite_rows
 from kldistill.pipeline.about import about, program
 from kldistill.pipeline.checks import check, check_surroundings
 from kldistill.pipeline.compose import Config, defaults
@@ -99,9 +99,10 @@ def _report_on(
 
 def _show(metrics: Mapping[str, float], folder: Path, tracker: Tracker) -> None:
     """The tables at the end of a run, and its pictures."""
-    if rows := final_rows(metrics):
+    columns, rows = final_table(metrics)
+    if rows:
         tracker.say(TITLE, wrap=True)
-        tracker.table("result", COLUMNS, rows)
+        tracker.table("result", columns, rows)
     if rows := suite_rows(metrics):
         tracker.say(SUITES_TITLE, wrap=True)
         tracker.table("suites", SUITES_COLUMNS, rows)

@@ -156,7 +156,7 @@ def _evaluation(of: str, rows: str, suites: Sequence[str], tokens: str = "tokens
     inputs = {"model": "model", "tokens": tokens, "rows": rows}
     sources = {**inputs, **_same("evaluate_original")}
     score = Step(
-        _later("evaluation.score.evaluate_student"), _evaluate(of), sources, group="evaluate", version=3, together=True
+        _later("evaluation.score.evaluate_student"), _evaluate(of), sources, group="evaluate", version=4, together=True
     )
     return {f"evaluate_{of}": score, **_generation(of, suites, inputs)}
 
@@ -204,7 +204,12 @@ def _teacher(cfg: "Config") -> TeacherConfig:
 
 
 def _evaluate(of: str) -> Callable[["Config"], EvaluateConfig]:
-    return lambda cfg: EvaluateConfig(of, cfg.eval.scoring())
+    def cut(cfg: "Config") -> EvaluateConfig:
+        scoring = cfg.eval.scoring()
+        # The original model has no new tokens.
+        return EvaluateConfig(of, replace(scoring, marginal_words=0) if of == "original" else scoring)
+
+    return cut
 
 
 def _tasks(suite: str) -> Callable[["Config"], TasksConfig]:

@@ -21,6 +21,10 @@ class Score:
             minus the log of it, summed.
         unresolved: teacher mass that the KL could not resolve, summed (an upper bound).
         left_out, contradictions: positions that are no common boundary; observed cuts that contradict the forest.
+        n_words, canonical_mass, old_mass: words with new tokens of which all cuts were summed, and the shares of that
+            sum which the canonical cut and the cuts in old tokens alone have, summed over these words.
+        gap_nats, gap_bytes: nats by which all cuts of the text's words are likelier than the canonical one, as the
+            words that were looked at tell it, and the text's bytes; 0 where none of its words was to be looked at.
     """
 
     document: str
@@ -35,6 +39,11 @@ class Score:
     unresolved: float = 0.0
     left_out: int = 0
     contradictions: int = 0
+    n_words: int = 0
+    canonical_mass: float = 0.0
+    old_mass: float = 0.0
+    gap_nats: float = 0.0
+    gap_bytes: int = 0
 
 
 class Ratio(NamedTuple):
@@ -68,6 +77,9 @@ SUMS = {
     "unresolved_mass": Ratio("unresolved", "n_common"),
     "left_out": Ratio("left_out", "n_tokens"),
     "contradictions": Ratio("contradictions", "n_tokens"),
+    "marginal_gap": Ratio("gap_nats", "gap_bytes", 1 / math.log(2), needs="n_words"),
+    "canonical_mass": Ratio("canonical_mass", "n_words"),
+    "old_mass": Ratio("old_mass", "n_words"),
 }
 
 

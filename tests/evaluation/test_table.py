@@ -1,6 +1,14 @@
 """The table at the end of a run."""
 
-from kldistill.evaluation.table import COLUMNS, SUITES_COLUMNS, final_names, final_rows, suite_rows, with_interval
+from kldistill.evaluation.table import (
+    COLUMNS,
+    SUITES_COLUMNS,
+    final_names,
+    final_rows,
+    final_table,
+    suite_rows,
+    with_interval,
+)
 
 METRICS = {
     "tokens/old_size": 49152,
@@ -25,10 +33,32 @@ METRICS = {
 def test_rows_of_the_models_that_were_evaluated() -> None:
     original, distilled = final_rows(METRICS)
     assert len(COLUMNS) == len(original) == len(distilled)
-    assert original == ["original", "49,152", "300.0", "–", "0.985 [0.90,1.05]", "1.200", "–", "–", "–", "–", "14 / 9"]
+    assert original == [
+        "original",
+        "49,152",
+        "300.0",
+        "–",
+        "0.985 [0.90,1.05]",
+        "1.200",
+        "–",
+        "–",
+        "–",
+        "–",
+        "14 / 9",
+        "–",
+    ]
     assert distilled == [
-        "distilled", "49,664", "240.0", "20.0%", "1.011", "1.250", "0.300", "0.050", "0.075", "15.5%", "– / –",
+        "distilled", "49,664", "240.0", "20.0%", "1.011", "1.250", "0.300", "0.050", "0.075", "15.5%", "– / –", "–",
     ]  # fmt: skip
+
+
+def test_the_column_of_other_cuts_is_there_where_they_were_measured() -> None:
+    columns, rows = final_table(METRICS)
+    assert columns == COLUMNS[:-1] and {len(row) for row in rows} == {len(columns)}
+    gap = {"eval/distilled/domain/marginal_gap": 0.0131}
+    gap |= {"eval/distilled/domain/marginal_gap/low": 0.0085, "eval/distilled/domain/marginal_gap/high": 0.0178}
+    columns, rows = final_table(METRICS | gap)
+    assert columns == COLUMNS and [row[-1] for row in rows] == ["–", "0.013 [0.01,0.02]"]
 
 
 def test_models_come_in_the_order_of_the_pipeline() -> None:

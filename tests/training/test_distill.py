@@ -376,7 +376,7 @@ def test_layers_that_run_again_give_the_same_loss_and_gradients_with_less_kept(i
 
 def test_evaluation_of_original_and_extended_model(inputs: Inputs) -> None:
     job = Job(RuntimeConfig(device="cpu"))
-    settings = ScoringConfig(domain_bytes=1500, general_bytes=1500, window_bytes=300)
+    settings = ScoringConfig(domain_bytes=1500, general_bytes=1500, window_bytes=300, marginal_words=100)
     folders = {**inputs.folders, "rows": inputs.folders["init"], "evaluate_original": inputs.root / "evaluate_original"}
     figures: dict[str, float] = {}
     for of, stage in (("original", evaluate_original), ("init", evaluate_student)):
@@ -399,3 +399,5 @@ def test_evaluation_of_original_and_extended_model(inputs: Inputs) -> None:
         assert figures[f"eval/init/{density}"] < figures[f"eval/original/{density}"]
         assert f"eval/original/{kind}/kl_to_teacher" not in figures
         assert figures[f"eval/init/{kind}/new_token_share"] > 0
+    gap = {name for name in figures if name.endswith(("/marginal_gap", "/canonical_mass", "/old_mass"))}
+    assert gap == {f"eval/init/domain/{name}" for name in ("marginal_gap", "canonical_mass", "old_mass")}

@@ -113,6 +113,7 @@ def test_without_a_teacher_there_is_no_kl(setting: Setting) -> None:
 def test_figures_by_hand() -> None:
     one = Score("a", n_bytes=100, n_tokens=20, nats=math.log(2) * 150, kl=3.0, n_common=19, n_new=4, adopted=1.0)
     two = Score("b", n_bytes=300, n_tokens=60, nats=math.log(2) * 50, kl=9.0, n_common=61, new_nats=8.0, left_out=4)
+    two.n_words, two.canonical_mass, two.old_mass, two.gap_nats, two.gap_bytes = 4, 3.0, 0.5, math.log(2) * 6, 300
     assert summarise([one, two]) == pytest.approx(
         {
             "bits_per_byte": 200 / 400,
@@ -125,6 +126,9 @@ def test_figures_by_hand() -> None:
             "unresolved_mass": 0.0,
             "left_out": 4 / 80,
             "contradictions": 0.0,
+            "marginal_gap": 6 / 300,  # of the texts whose words were looked at
+            "canonical_mass": 3 / 4,
+            "old_mass": 0.5 / 4,
         }
     )
     assert list(summarise([one, two])) == list(SUMS)

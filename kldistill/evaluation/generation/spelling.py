@@ -1,7 +1,7 @@
 """What tokens spell, byte by byte: how a prompt's end is healed, and whether a text is written in canonical tokens."""
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Bool
@@ -18,6 +18,7 @@ class Spelling:
     Attributes:
         tokenizer: the tokenizer itself.
         table: the bytes of every id.
+        longest: bytes of the longest token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -30,11 +31,17 @@ class Spelling:
         self._id_of: dict[bytes, list[int]] = {}
         for spelt, index in entries:
             self._id_of.setdefault(spelt, []).append(index)
-        self._longest = max(len(spelt) for spelt in self._sorted)
+        self.longest = max(len(spelt) for spelt in self._sorted)
 
     def spell(self, ids: Sequence[int]) -> bytes:
         """The bytes of a run of ids."""
         return b"".join(self.table[index] for index in ids)
+
+    def beginnings(self, text: bytes) -> Iterator[tuple[int, int]]:
+        """The tokens with which a text may begin, none of them special: the id of each, and its size in bytes."""
+        for size in range(1, min(len(text), self.longest) + 1):
+            for index in self._id_of.get(text[:size], []):
+                yield index, size
 
     def healed(self, ids: Sequence[int]) -> tuple[list[int], bytes]:
         """Take back the tokens at a prompt's end that one longer token could replace, when the text goes on.
@@ -54,7 +61,7 @@ class Spelling:
         tail = b""
         for start in range(len(ids) - 1, 0, -1):
             tail = self.table[ids[start]] + tail
-            if len(tail) >= self._longest:
+            if len(tail) >= self.longest:
                 break
             if self._begins(tail):
                 best = start

@@ -7,11 +7,10 @@ from typing import Any
 
 from kldistill.evaluation.metrics import MODELS, in_percent
 from kldistill.evaluation.table import (
-    COLUMNS,
     SUITES_COLUMNS,
     SUITES_TITLE,
     TITLE,
-    final_rows,
+    final_table,
     suite_rows,
     with_interval,
 )
@@ -59,7 +58,7 @@ def gather(run: Run) -> dict[str, Any]:
         "last": run.last,
         "answer": answer(run),
         "tiles": tiles(run),
-        "models": {"columns": COLUMNS, "rows": final_rows(run.metrics)},
+        "models": dict(zip(("columns", "rows"), final_table(run.metrics), strict=True)),
         "overrides": run.overrides,
         "changes": list(run.changes),
         "about": [list(fact) for fact in about.facts(run)],
