@@ -49,7 +49,7 @@ def build(cfg: GenerateConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     tasks = read(inputs["tasks"] / TASKS)
     kind = tasks[0].kind
     snippets = trained_lines(inputs["teacher"]) if "teacher" in inputs and kind in OF_LINES else set()
-    share = Share.of(accelerator(job.runtime, "no"))
+    share = Share.of(accelerator(job.runtime, "no"), job.runtime)
     answers = measured if kind in ("choice", "solution") else written
     n_samples = cfg.n_samples if answers is written else 1
     if share.main:

@@ -18,6 +18,7 @@ from kldistill.evaluation.marginal import add_gaps
 from kldistill.evaluation.metrics import Name
 from kldistill.evaluation.statistics import ratio_interval, with_ends
 from kldistill.model.load import load_original_config, load_original_tokenizer
+from kldistill.rows.sharding import home, place
 from kldistill.rows.student import bare
 from kldistill.runtime.devices import accelerator
 from kldistill.runtime.files import write_summary
@@ -45,9 +46,9 @@ def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path
         out: gets ``NAME.jsonl`` and ``NAME.npy`` for every kind of text, ``records.jsonl`` and ``summary.json``.
     """
     accelerate = accelerator(job.runtime, "no")
-    device, share = accelerate.device, Share.of(accelerate)
+    device, share = accelerate.device, Share.of(accelerate, job.runtime)
     tokenizer = load_original_tokenizer(inputs["model"])
-    model = bare(inputs["model"], device)
+    model = place(bare(inputs["model"], home(device, share)), device, share)
     scores: dict[str, list[Score]] = {}
     for name, split in TEXTS.items():
         if not has_split(inputs["corpus"], split):
@@ -84,10 +85,10 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
         out: gets ``records.jsonl`` and ``summary.json``.
     """
     accelerate = accelerator(job.runtime, "no")
-    device, share = accelerate.device, Share.of(accelerate)
+    device, share = accelerate.device, Share.of(accelerate, job.runtime)
     pieces = PieceTable.load(inputs["tokens"])
     tokenizer = load_extended_tokenizer(inputs["tokens"])
-    student = load_student(inputs["model"], inputs["rows"], device)
+    student = place(load_student(inputs["model"], inputs["rows"], home(device, share)), device, share)
     scores: dict[str, list[Score]] = {}
     for name in TEXTS:
         if not states.exists(inputs["evaluate_original"], name):

@@ -74,6 +74,12 @@ def check(cfg: Config) -> None:
             "init.tie=true with model.tied=false: the model has separate input and output embeddings; leave "
             "init.tie=null."
         )
+    require(
+        not cfg.runtime.shard or cfg.finetune.method != "full",
+        "runtime.shard",
+        True,
+        "splits frozen layers, and finetune=full has none; use finetune=lora",
+    )
     for group in ("distill", "finetune"):
         precision = getattr(cfg, group).precision
         require(

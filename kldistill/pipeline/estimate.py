@@ -18,6 +18,7 @@ from kldistill.model.load import read_config
 from kldistill.pipeline.compose import Config
 from kldistill.runtime.devices import device_of
 from kldistill.runtime.errors import ConfigError
+from kldistill.runtime.processes import launched
 
 BYTES_PER_TOKEN = 3.3  # of code, in the old tokenizer; prose has more
 SHORTER = 0.83  # tokens of the new cut for one of the old
@@ -117,8 +118,14 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
     weights = shape.parameters * shape.weight_bytes
     again = d.gradient_checkpointing
     kept = INPUT * shape.layers + ACTIVATIONS if again else ACTIVATIONS * shape.layers
+    held, how = weights, "b P"
+    if cfg.runtime.shard and launched() > 1:
+        # A layer is whole while it runs, and so is the next one.
+        part = shape.body / launched() + 2 * shape.body / shape.layers
+        held = min(weights, (shape.parameters - shape.body + part) * shape.weight_bytes)
+        how = f"embedding and head, two layers, the others' part of {launched()}"
     plan = [
-        Need("memory: frozen weights", weights, "B", "b P"),
+        Need("memory: frozen weights", held, "B", how),
         Need("memory: new rows with AdamW", 16 * matrices * n_new * shape.width, "B", "16 N D, twice if two rows"),
         Need("memory: logits of a chunk", 4 * LOGITS * height * cfg.runtime.chunk, "B", "16 W runtime.chunk"),
         Need(

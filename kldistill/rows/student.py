@@ -177,7 +177,7 @@ def new_bias(bias: Float[Tensor, " H"], old_size: int) -> Float[Tensor, ""]:
     return bias[:old_size].mean()
 
 
-def bare(folder: Path, device: torch.device) -> Student:
+def bare(folder: Path, device: torch.device | str = "cpu") -> Student:
     """The original model alone: a student with no new tokens."""
     model = load_original(folder, device)
     size = vocabulary_size(folder)

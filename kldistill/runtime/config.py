@@ -61,6 +61,10 @@ class RuntimeConfig:
         loader_workers: processes that prepare the batches of the next steps (alignment of both cuts, padding) while
             this one trains. 0 prepares each when it is due: less than a hundredth of a step on a CPU, but an
             accelerator waits for it.
+        shard: split the frozen layers of the model among the processes of a run (FSDP2), each of which then holds its
+            part of them and gathers one layer at a time, for models that one device cannot hold. In the stages in
+            which all processes run one model (teacher, distill, the scoring of text, finetune but for
+            ``method=full``). Embedding, head and all that is trained stay whole in each.
         trust: other packages whose losses, inits, sources and suites may be named by ``_target_``. Only on the command
             line, as their code then runs: a file or a preset cannot say it.
     """
@@ -74,6 +78,7 @@ class RuntimeConfig:
     chunk: int = 128
     pass_tokens: int | None = None
     loader_workers: int = 0
+    shard: bool = False
     trust: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -9,6 +9,8 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
+from kldistill.runtime.config import RuntimeConfig
+
 
 @dataclass(frozen=True)
 class Share:
@@ -18,16 +20,20 @@ class Share:
         rank: the number of this process, from 0; the process 0 is the main one.
         world: how many processes share the work.
         accelerate: joins the processes; None where nothing is exchanged between them.
+        sharded: each process holds a part of the model's layers (``runtime.shard``), so that all must run them equally
+            often.
     """
 
     rank: int = 0
     world: int = 1
     accelerate: Accelerator | None = None
+    sharded: bool = False
 
     @classmethod
-    def of(cls, accelerate: Accelerator) -> "Share":
+    def of(cls, accelerate: Accelerator, runtime: RuntimeConfig) -> "Share":
         """The share of one of the processes that ``accelerate`` has joined."""
-        return cls(accelerate.process_index, accelerate.num_processes, accelerate)
+        world = accelerate.num_processes
+        return cls(accelerate.process_index, world, accelerate, runtime.shard and world > 1)
 
     @property
     def main(self) -> bool:
@@ -37,6 +43,12 @@ class Share:
     def mine(self, items: Sequence[Any]) -> Sequence[Any]:
         """This process's part of items that all processes have in the same order."""
         return items[self.rank :: self.world]
+
+    def idle(self, items: Sequence[Any]) -> bool:
+        """Whether the others run the model over one more of ``items`` than this process, which then has to run along:
+        it has a part of the layers that they need.
+        """
+        return self.sharded and len(self.mine(items)) < len(items[:: self.world])
 
     def total(self, values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The sum of every process's values, in all of them. Numbers that one process alone has come back exactly."""

@@ -160,8 +160,16 @@ class Steps(Dataset[list[Batch]]):
         world = self.share.world
         totals = {name: sum(getattr(a, name) for a in aligned.values()) / world for name in ("n_next", "n_common")}
         old = self.cuts.states.ids
-        lengths = {index: max(len(old[index]), self.cuts.lengths[index]) for index in self.share.mine(indices)}
-        return [self._batch(group, aligned, totals) for group in passes(lengths, self.budget)]
+        lengths = {index: max(len(old[index]), self.cuts.lengths[index]) for index in indices}
+        groups = [
+            passes({index: lengths[index] for index in indices[rank :: self.share.world]}, self.budget)
+            for rank in range(self.share.world)
+        ]
+        made = [self._batch(group, aligned, totals) for group in groups[self.share.rank]]
+        if self.share.sharded:  # all run the model equally often: over what is there already, for no loss
+            missing = range(max(map(len, groups)) - len(made))
+            made += [replace(made[0], chunks=[], n_tokens=0) for _ in missing]
+        return made
 
     def _batch(self, mine: list[int], aligned: Mapping[int, Alignment], totals: Mapping[str, float]) -> Batch:
         """These snippets of a step, whose losses are divided by the step's ``totals``."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kldistill.model.load import load_original
 from kldistill.rows.rows import Rows
+from kldistill.rows.sharding import home, place
 from kldistill.runtime.devices import accelerator
 from kldistill.runtime.files import write_summary, write_text
 from kldistill.runtime.job import Job
@@ -37,17 +38,17 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
             rank, the body's adapter (see ``kldistill.training.adapters``).
     """
     accelerate = accelerator(job.runtime, cfg.precision)
-    device, share = accelerate.device, Share.of(accelerate)
+    device, share = accelerate.device, Share.of(accelerate, job.runtime)
     pieces = PieceTable.load(inputs["tokens"])
     tokenizer = load_extended_tokenizer(inputs["tokens"])
     torch.manual_seed(cfg.seed)
-    model = load_original(inputs["model"], device)
+    model = load_original(inputs["model"], home(device, share))
     learns = adapters.Training("lora" if cfg.lora.r else "rows", cfg.lora, checkpointing=cfg.gradient_checkpointing)
     rows = Rows.load(inputs["init"])
     if cfg.solve.iterations and rows.output is None and not cfg.solve.tie:
         rows = Rows(rows.input, rows.input, rows.made_by)  # a tied model: from here on two rows a token
     student, adapter = adapters.unfreeze(model, rows, pieces.old_size, learns)
-    student.to(device)
+    place(student, device, share)
     unit = unit_of(student, cfg.lr_unit)
     cuts = TwoCuts.read(inputs["teacher"], "train", tokenizer, pieces)
     sets = held_out(inputs["teacher"], tokenizer, pieces)

@@ -11,6 +11,7 @@ from kldistill.corpus.snippets import Snippet, cut, draw
 from kldistill.losses.facts import loss_facts
 from kldistill.model.load import load_original, load_original_config, load_original_tokenizer
 from kldistill.rows.rows import Rows
+from kldistill.rows.sharding import home, place
 from kldistill.runtime.devices import accelerator
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.files import write_summary
@@ -45,18 +46,18 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     if cfg.method == "none":
         raise ConfigError("finetune.method='none': there is nothing to do; choose lora, full or rows.")
     accelerate = accelerator(job.runtime, cfg.precision)
-    device, share = accelerate.device, Share.of(accelerate)
+    device, share = accelerate.device, Share.of(accelerate, job.runtime)
     pieces = PieceTable.load(inputs["tokens"])
     tokenizer = load_extended_tokenizer(inputs["tokens"])
     text = training_text(cfg, inputs, pieces)
     cuts = TwoCuts.of(text, tokenizer, pieces)
     torch.manual_seed(cfg.seed)
-    model = load_original(inputs["model"], device)
+    model = load_original(inputs["model"], home(device, share))
     dtype = model.dtype
     model = adapters.adapt(model, inputs["rows"])  # where distillation has changed the body, go on from there
     learns = adapters.Training(cfg.method, cfg.lora, cfg.train_rows, cfg.gradient_checkpointing)
     student, adapter = adapters.unfreeze(model, Rows.load(inputs["rows"]), pieces.old_size, learns)
-    student.to(device)
+    place(student, device, share)
     n_trainable = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     # Distillation shuffles by its seed alone; the same seed must not show the text in the same order again.
     order = schedule(cuts.lengths, cfg.batch_size, cfg.steps, f"finetune/{cfg.seed}")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import get_scheduler
 
+from kldistill.rows.sharding import spare
 from kldistill.runtime.devices import accelerator
 from kldistill.runtime.errors import TrainingError
 from kldistill.runtime.job import Job
@@ -108,6 +109,7 @@ def train(
     factor_of = schedule.lr_lambdas[0]
     best = Best(settings.best_by, trainable)
     state = restore(checkpoint, trainable, optimizer, best, accelerate)
+    spare(step_of)
     module, optimizer = accelerate.prepare(step_of, optimizer)
     todo, workers = range(int(state["step"]), settings.steps), job.runtime.loader_workers
     loader = DataLoader(batches, batch_size=None, sampler=todo, num_workers=workers)

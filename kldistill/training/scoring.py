@@ -17,7 +17,7 @@ from kldistill.runtime.progress import Bar
 from kldistill.runtime.shares import ALONE, Share
 from kldistill.training.batches import collate
 from kldistill.training.cuts import TwoCuts
-from kldistill.training.padding import by_length
+from kldistill.training.padding import by_length, pad
 from kldistill.training.states import States, n_scored, scored_rows
 from kldistill.training.sums import Score
 
@@ -70,11 +70,14 @@ def score_student(
         Score(snippet.document, snippet.scored_bytes, n_scored(snippet, new.sizes))
         for snippet, new in zip(cuts.states.snippets, cuts.new, strict=True)
     ]
-    batches = share.mine(by_length(cuts.new_ids, batch_size))
+    every = by_length(cuts.new_ids, batch_size)
+    batches = share.mine(every)
     with Bar(description, total=sum(cuts.lengths[index] for batch in batches for index in batch), unit="tokens") as bar:
         for batch in batches:
             _score_batch([scores[index] for index in batch], student, cuts, batch, teacher, chunk, device)
             bar.advance(sum(len(cuts.new_ids[index]) for index in batch))
+    if share.idle(every):
+        student.hidden(pad([cuts.new_ids[index] for index in every[-1]], device)[0])
     return summed(scores, share)
 
 

@@ -84,7 +84,8 @@ def write(
     texts = States.of(snippets, encoded)
     ids, offsets = texts.ids, texts.offsets
     assert offsets[-1], "no snippet to compute states of"
-    batches, file_of_all = share.mine(by_length(ids, batch_size)), folder / f"{name}.npy"
+    every, file_of_all = by_length(ids, batch_size), folder / f"{name}.npy"
+    batches = share.mine(every)
     kind, width = _STORED[model.embedding.weight.dtype], model.embedding.embedding_dim
     header = {"descr": kind, "fortran_order": False, "shape": (offsets[-1], width)}
     if share.main:
@@ -108,6 +109,8 @@ def write(
                 file.seek(begin + hidden_BTD.element_size() * width * offsets[index])
                 file.write(hidden_BTD[row, : len(ids[index])].numpy().astype(kind).tobytes())
             bar.advance(sum(len(ids[index]) for index in batch))
+    if share.idle(every):
+        model.hidden(pad([ids[index] for index in every[-1]], device)[0])
     share.meet()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from kldistill.corpus.documents import read_documents
 from kldistill.corpus.snippets import Snippet, cover, cut, draw
 from kldistill.model.load import load_original_config, load_original_tokenizer
+from kldistill.rows.sharding import home, place
 from kldistill.rows.student import bare
 from kldistill.runtime.devices import accelerator
 from kldistill.runtime.files import write_summary
@@ -37,7 +38,7 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     """
     tokenizer = load_original_tokenizer(inputs["model"])
     accelerate = accelerator(job.runtime, "no")
-    device, share = accelerate.device, Share.of(accelerate)
+    device, share = accelerate.device, Share.of(accelerate, job.runtime)
     figures: dict[str, float] = {}
     train = cut(read_documents(inputs["corpus"], "train"), cfg.snippet_bytes)
     validation = cut(read_documents(inputs["corpus"], "validation"), cfg.snippet_bytes)
@@ -63,7 +64,7 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
             inputs["corpus"], "validation", cfg.snippet_bytes, n_bytes=max(1, cfg.validation_bytes // 3)
         ),
     }
-    model = None if cfg.states == "none" else bare(inputs["model"], device)
+    model = None if cfg.states == "none" else place(bare(inputs["model"], home(device, share)), device, share)
     config = load_original_config(inputs["model"])
     for name, drawn in {"train": chosen, **held_out}.items():
         if not drawn:

@@ -69,6 +69,10 @@ IMPOSSIBLE = {
     ),
     "a stage that is none": (["stages=[tokens,train]"], "stages=['train']: stages are model, corpus, tokens"),
     "a forced stage that is none": (["force=[evaluat]"], "force=['evaluat']: stages are model, corpus, tokens"),
+    "no frozen layer to split": (
+        ["runtime.shard=true", "finetune=full"],
+        "runtime.shard=True: splits frozen layers, and finetune=full has none; use finetune=lora.",
+    ),
     "half precision on a CPU": (
         ["distill.precision=fp16", "runtime.device=cpu"],
         "distill.precision='fp16': fp16 needs an accelerator; use no or bf16 on a CPU.",

@@ -51,6 +51,15 @@ def test_the_table_of_the_documents() -> None:
     assert found["memory: activations of a batch"] == pytest.approx(3.6e9, rel=0.15)
 
 
+def test_a_process_holds_its_part_of_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    whole, part = (
+        amounts(needs(planned(f"runtime.shard={shard}"), SEVEN))["memory: frozen weights"] for shard in (False, True)
+    )
+    assert whole == 2 * 7.6e9
+    assert part == pytest.approx(2 * (0.6e9 + 7e9 / 8 + 2 * 7e9 / 32))
+
+
 def test_what_a_choice_costs() -> None:
     plain = amounts(needs(planned(), SEVEN))
     online = amounts(needs(planned("distill.teacher=online"), SEVEN))
