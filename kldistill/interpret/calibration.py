@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kldistill.interpret.contexts import Context
-from kldistill.losses.alignment import Alignment
+from kldistill.losses.alignment import Alignment, as_the_forest_says
 from kldistill.losses.kl import Pick, kl_terms, log_masses, log_stop_masses, split_targets
 from kldistill.losses.precision import at_least_float32
 from kldistill.tokens.pieces import PieceTable
@@ -179,14 +179,10 @@ def _resolved(context: Context, pieces: PieceTable) -> Bool[np.ndarray, " P"]:
     }
     resolved = []
     for position, row in enumerate(a.teacher_row.tolist()):
-        node, longest = pieces.roots.get(old[row + 1]), old[row + 1]
-        for piece in old[row + 2 :]:
-            if node is None or piece not in node.next:
-                break
-            node = node.next[piece]
-            longest = node.token if node.token != -1 else longest
-        observed = context.new_ids[int(a.student_row[position]) + 1]
-        resolved.append(longest == observed and (position, old[row + 1]) not in shut)
+        at = int(a.student_row[position])
+        last, observed = context.new_ids[at : at + 2]
+        agrees = as_the_forest_says(pieces, last, observed, old, row + 1)
+        resolved.append(agrees and (position, old[row + 1]) not in shut)
     return np.array(resolved, dtype=bool)
 
 

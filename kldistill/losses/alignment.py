@@ -2,8 +2,9 @@
 
 Shape suffixes and names: M student positions with a next token; P common boundaries with a next token (contexts c
 of the KL); Z forbidden (position, piece) pairs; O open pairs; S splits; C resolved cells (children) of splits; U
-unresolved children; F factors, each one teacher probability p(piece | row); R frontier prefixes; all of these are
-flat index lists (COO), so that the losses need no loop over positions. A *row* is an index into the flattened
+unresolved children; F factors, each one teacher probability p(piece | row); L and Y pieces after which a cell's child
+is, or may be, cut otherwise; R frontier prefixes; all of these are flat index lists (COO), so that the losses need no
+loop over positions. A *row* is an index into the flattened
 hidden states or logits of a sequence or a batch; row j of a sequence predicts what follows its token j.
 
 The construction is our own; see docs/method.md for the derivation.
@@ -20,6 +21,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from kldistill.losses.cut_rules import ByMerges, Chain, LongestMatch
 from kldistill.runtime.errors import TokenizerError
 from kldistill.tokens.pieces import Node, PieceTable
 
@@ -54,13 +56,19 @@ class Alignment:
         cell_split, cell_token: a resolved child of the split's token.
         rest_split, rest_token: an unresolved child of the split's token; it shares a cell with "stop".
         factor_cell, factor_row, factor_piece: teacher probabilities whose product is the cell's target.
+        less_cell, less_row, less_piece: pieces with which, after a cell's child, the text would have been cut
+            otherwise: the cell's target is the product of its factors times 1 less their probability.
+        may_cell, may_row, may_piece: pieces with which it might have been, as what follows decides: the target may be
+            lower by that much. No split has two such cells, as the text spells the child.
         frontier_position, frontier_factor, frontier_row, frontier_piece: teacher probabilities whose products
             bound the unresolved mass from above; ``frontier_factor`` indexes ``frontier_position``.
         n_next, n_common: denominators of "averaged per student position". A chunk keeps its batch's, so chunks add
             up.
         n_left_out: student positions that are no common boundary (left out of the KL).
-        n_contradictions: positions whose observed cut contradicts the forest (their split is dropped).
-        n_unresolved_splits: splits dropped since an earlier token could still have grown into them.
+        n_contradictions: positions whose observed cut is not what merges, or longest match, make of the text (their
+            splits are dropped).
+        n_unresolved_splits: splits dropped as the context rules out some of what is below them, or as a text with the
+            pieces of their token may be cut otherwise.
     """
 
     old_size: int
@@ -84,6 +92,12 @@ class Alignment:
     factor_cell: Int[Tensor, " F"] = field(metadata=_index(into="cell_split"))
     factor_row: Int[Tensor, " F"] = field(metadata=_index(beside="factor_cell", into="teacher"))
     factor_piece: Int[Tensor, " F"] = field(metadata=_index(beside="factor_cell"))
+    less_cell: Int[Tensor, " L"] = field(metadata=_index(into="cell_split"))
+    less_row: Int[Tensor, " L"] = field(metadata=_index(beside="less_cell", into="teacher"))
+    less_piece: Int[Tensor, " L"] = field(metadata=_index(beside="less_cell"))
+    may_cell: Int[Tensor, " Y"] = field(metadata=_index(into="cell_split"))
+    may_row: Int[Tensor, " Y"] = field(metadata=_index(beside="may_cell", into="teacher"))
+    may_piece: Int[Tensor, " Y"] = field(metadata=_index(beside="may_cell"))
     frontier_position: Int[Tensor, " R"] = field(metadata=_index(into="student_row"))
     frontier_factor: Int[Tensor, " G"] = field(metadata=_index(into="frontier_position"))
     frontier_row: Int[Tensor, " G"] = field(metadata=_index(beside="frontier_factor", into="teacher"))
@@ -142,11 +156,13 @@ def align(
             counts["n_left_out"] += 1
             live = []
             continue
-        live = _grown(live, old, boundary[i - 1] if i else 0, boundary[i], pieces)
+        start = boundary[i - 1] if i else 0
+        live = [] if pieces.order else _grown(live, old, start, boundary[i], pieces)
         if i + 1 in starts:
             live = []
         if boundary[i] < len(old):
-            _add_position(lists, counts, i, old, new[i + 1], boundary[i], live, pieces)
+            rule = ByMerges(pieces.order, new[i], start < 0 or i + 1 in starts) if pieces.order else LongestMatch(live)
+            _add_position(lists, counts, i, old, new[i + 1], boundary[i], rule, pieces)
     counts |= {"n_next": len(lists["next_row"]), "n_common": len(lists["student_row"])}
     tensors: dict[str, Any] = {name: torch.tensor(values, dtype=torch.int64) for name, values in lists.items()}
     return Alignment(
@@ -199,7 +215,7 @@ def _add_position(
     old: list[int],
     observed: int,
     start: int,
-    live: list[Node],
+    rule: LongestMatch | ByMerges,
     pieces: PieceTable,
 ) -> None:
     """Add the context that ends at the common boundary ``start`` (pieces) and student row ``row``."""
@@ -207,33 +223,28 @@ def _add_position(
     lists["student_row"].append(row)
     # Text before the first token has no row to be predicted from; start is at least 1 here.
     lists["teacher_row"].append(start - 1)
-    zeros = sorted(frozenset[int]().union(*(node.ends for node in live)))
-    opens = sorted(frozenset[int]().union(*(node.grows for node in live)).difference(zeros))
-    lists["zero_position"] += [position] * len(zeros)
-    lists["zero_piece"] += zeros
-    lists["open_position"] += [position] * len(opens)
-    lists["open_piece"] += opens
+    lists["zero_position"] += [position] * len(rule.zeros)
+    lists["zero_piece"] += rule.zeros
+    lists["open_position"] += [position] * len(rule.opens)
+    lists["open_piece"] += rule.opens
 
     chain = _chain(old, start, pieces)
-    longest = chain[-1][1].token if chain else old[start]
-    if longest != observed or any(old[start] in node.ends for node in live):
+    if rule.contradicts(observed, chain, old[start]):
         counts["n_contradictions"] += 1
         return
+    size = len(pieces.old_pieces(observed))
     for depth, node in chain:
-        if not node.children:
-            continue
-        live_here = live
-        for offset in range(start, start + depth):
-            live_here = [n for n in (node_.next.get(old[offset]) for node_ in live_here) if n and n.next]
-        if live_here:
+        if depth > size or not node.children:
+            continue  # what is spelt beyond the observed token is no part of its choice
+        if rule.resolves(node, old[start : start + depth]):
+            _add_split(lists, position, node, old, start + depth, rule)
+        else:
             counts["n_unresolved_splits"] += 1
-            continue
-        _add_split(lists, position, node, old, start + depth)
 
 
-def _chain(old: list[int], start: int, pieces: PieceTable) -> list[tuple[int, Node]]:
+def _chain(old: list[int], start: int, pieces: PieceTable) -> Chain:
     """Tokens whose pieces are a prefix of the text from ``start``: pairs (number of pieces, node), shortest first."""
-    chain: list[tuple[int, Node]] = []
+    chain: Chain = []
     node = pieces.roots.get(old[start])
     depth = 1
     while node is not None:
@@ -244,7 +255,27 @@ def _chain(old: list[int], start: int, pieces: PieceTable) -> list[tuple[int, No
     return chain
 
 
-def _add_split(lists: dict[str, list[int]], position: int, node: Node, old: list[int], offset: int) -> None:
+def as_the_forest_says(pieces: PieceTable, last: int, observed: int, old: list[int], start: int) -> bool:
+    """Whether the next token of a context is the one that the forest makes of the text, and surely so.
+
+    Args:
+        last, observed: the context's last token and the next one.
+        old: the text's pieces.
+        start: where the context ends in them.
+    """
+    chain = _chain(old, start, pieces)
+    if pieces.order is None:
+        return observed == (chain[-1][1].token if chain else old[start])
+    rule = ByMerges(pieces.order, last, free=False)
+    own = [(depth, node) for depth, node in chain if depth <= len(pieces.old_pieces(observed))]
+    return not rule.contradicts(observed, chain, old[start]) and all(
+        rule.resolves(node, old[start : start + depth]) for depth, node in own
+    )
+
+
+def _add_split(
+    lists: dict[str, list[int]], position: int, node: Node, old: list[int], offset: int, rule: LongestMatch | ByMerges
+) -> None:
     """Add the split at ``node``'s token, whose pieces end at ``offset``, with its resolved and unresolved children."""
     split = len(lists["split_position"])
     lists["split_position"].append(position)
@@ -254,7 +285,9 @@ def _add_split(lists: dict[str, list[int]], position: int, node: Node, old: list
         known = 0  # leading extra pieces that the text shows
         while known < len(extra) and offset + known < len(old) and extra[known] == old[offset + known]:
             known += 1
-        if known < len(extra) - 1:
+        escapes = rule.escapes(token)
+        # What comes after a child is known where the text spells it whole.
+        if known < len(extra) - 1 or escapes is None or (any(escapes) and known < len(extra)):
             lists["rest_split"].append(split)
             lists["rest_token"].append(token)
             frontier.add(extra[: known + 1])
@@ -265,6 +298,10 @@ def _add_split(lists: dict[str, list[int]], position: int, node: Node, old: list
         lists["factor_cell"] += [cell] * len(extra)
         lists["factor_row"] += range(offset - 1, offset - 1 + len(extra))
         lists["factor_piece"] += extra
+        for name, after in (("less", escapes.surely), ("may", escapes.maybe)):
+            lists[f"{name}_cell"] += [cell] * len(after)
+            lists[f"{name}_row"] += [offset - 1 + len(extra)] * len(after)
+            lists[f"{name}_piece"] += after
     for prefix in sorted(frontier):
         index = len(lists["frontier_position"])
         lists["frontier_position"].append(position)

@@ -169,13 +169,46 @@ def split_targets(log_p: Pick, alignment: Alignment) -> tuple[Float[Tensor, " C"
     """What the teacher asks for at every split, given its token.
 
     That is the log-probability of each resolved child, and the probability that is left for stopping there, in [0, 1].
-    ``log_p`` picks the teacher's log-probabilities by row and piece.
+    ``log_p`` picks the teacher's log-probabilities by row and piece. Where what follows a child may cut it otherwise
+    (``may_cell``), its probability is the highest that it can be.
     """
     a = alignment
-    log_p_F = log_p(a.factor_row, a.factor_piece)
-    log_p_C = log_p_F.new_zeros(len(a.cell_split)).index_add(0, a.factor_cell, log_p_F)
+    log_p_C = _products(log_p, a)
+    if len(a.less_cell):
+        less_C = log_p_C.new_zeros(len(log_p_C)).index_add(0, a.less_cell, log_p(a.less_row, a.less_piece).exp())
+        log_p_C = log_p_C + torch.log1p(-less_C.clamp(max=1))
     taken_S = log_p_C.new_zeros(len(a.split_position)).index_add(0, a.cell_split, log_p_C.exp())
     return log_p_C, (1 - taken_S).clamp(0, 1)
+
+
+def _products(log_p: Pick, a: Alignment) -> Float[Tensor, " C"]:
+    """Log-probability of the pieces of each resolved child, given its split's token."""
+    log_p_F = log_p(a.factor_row, a.factor_piece)
+    return log_p_F.new_zeros(len(a.cell_split)).index_add(0, a.factor_cell, log_p_F)
+
+
+@torch.no_grad()
+def _nearest_targets(
+    log_p_C: Float[Tensor, " C"],
+    stop_S: Float[Tensor, " S"],
+    log_q_C: Float[Tensor, " C"],
+    log_stop_S: Float[Tensor, " S"],
+    log_p: Pick,
+    a: Alignment,
+) -> tuple[Float[Tensor, " C"], Float[Tensor, " S"]]:
+    """Of the targets that a child may have whose cut depends on what follows, the one with the least KL.
+
+    The child and stopping share what the others leave, so the KL is least where they share it as the student does, or
+    at the nearest end of what is possible.
+    """
+    may_C = log_p_C.new_zeros(len(log_p_C)).index_add(0, a.may_cell, log_p(a.may_row, a.may_piece).exp())
+    highest_C = log_p_C.exp()
+    lowest_C = (highest_C - _products(log_p, a).exp() * may_C).clamp_min(0)
+    shared_C = highest_C + stop_S[a.cell_split]
+    asked_C = shared_C * torch.sigmoid(log_q_C - log_stop_S[a.cell_split])
+    target_C = torch.where(may_C > 0, asked_C.clamp(lowest_C, highest_C), highest_C)
+    stop_S = stop_S.index_add(0, a.cell_split, highest_C - target_C)
+    return torch.where(may_C > 0, target_C.log(), log_p_C), stop_S
 
 
 def log_stop_masses(log_q: Pick, log_mass: Pick, alignment: Alignment) -> Float[Tensor, " S"]:
@@ -204,6 +237,8 @@ def split_kl(log_q: Pick, log_mass: Pick, log_p: Pick, alignment: Alignment, n: 
     log_whole_S = log_mass(a.split_position, a.split_token)
     log_q_C = log_mass(a.split_position[a.cell_split], a.cell_token) - log_whole_S[a.cell_split]
     log_stop_S = log_stop_masses(log_q, log_mass, a) - log_whole_S
+    if len(a.may_cell):
+        log_p_C, stop_S = _nearest_targets(log_p_C, stop_S, log_q_C, log_stop_S, log_p, a)
     split_S = torch.special.xlogy(stop_S, stop_S) - stop_S * log_stop_S
     split_S = split_S.index_add(0, a.cell_split, log_p_C.exp() * (log_p_C.clamp_min(-1e4) - log_q_C))
     return split_S.new_zeros(n).index_add(0, a.split_position, split_S)

@@ -81,7 +81,7 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool) -> dict[str, Ste
     )
     sources = _same("model", "tokens", "init", "teacher")
     steps["distill"] = Step(
-        _later("training.distill.build"), lambda cfg: cfg.distill, sources, resumable=True, together=True
+        _later("training.distill.build"), lambda cfg: cfg.distill, sources, version=2, resumable=True, together=True
     )
     steps |= _evaluation("distilled", "distill", suites)
     last = "distill"
@@ -92,7 +92,7 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool) -> dict[str, Ste
             _later("training.finetune.build"),
             lambda cfg: cfg.finetune,
             sources,
-            version=2,
+            version=3,
             resumable=True,
             together=True,
         )
@@ -100,7 +100,7 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool) -> dict[str, Ste
     if finetuned == "with control":
         steps |= _control(steps, suites)
     sources = {**_same("model", "tokens", "corpus", "init"), "rows": last}
-    steps["interpret"] = Step(_later("interpret.build"), lambda cfg: cfg.interpret, sources, version=5)
+    steps["interpret"] = Step(_later("interpret.build"), lambda cfg: cfg.interpret, sources, version=6)
     measured = [name for name, step in steps.items() if step.group == "evaluate" and not name.startswith("tasks_")]
     sources = {**_same("model", "tokens"), "rows": last}
     # The model card tells how the rows came about, and what was measured.
@@ -156,7 +156,7 @@ def _evaluation(of: str, rows: str, suites: Sequence[str], tokens: str = "tokens
     inputs = {"model": "model", "tokens": tokens, "rows": rows}
     sources = {**inputs, **_same("evaluate_original")}
     score = Step(
-        _later("evaluation.score.evaluate_student"), _evaluate(of), sources, group="evaluate", version=4, together=True
+        _later("evaluation.score.evaluate_student"), _evaluate(of), sources, group="evaluate", version=5, together=True
     )
     return {f"evaluate_{of}": score, **_generation(of, suites, inputs)}
 

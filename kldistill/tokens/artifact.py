@@ -62,6 +62,15 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     return Vocabulary(**json.loads((Path(folder) / VOCABULARY).read_text(encoding="utf-8")))
 
 
+def read_merges(folder: Path, old_size: int) -> list[tuple[int, int, int]]:
+    """The merges that make new tokens, by rank: triples (left, right, what they become) of ids."""
+    model = json.loads((Path(folder) / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    vocab = model["vocab"]
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+    found = ((vocab[left], vocab[right], vocab[left + right]) for left, right in pairs)
+    return [merge for merge in found if merge[2] >= old_size]
+
+
 def load_extended_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The extended tokenizer of a tokens artifact."""
     return AutoTokenizer.from_pretrained(Path(folder) / "tokenizer")

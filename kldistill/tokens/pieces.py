@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from kldistill.runtime.errors import TokenizerError
-from kldistill.tokens.artifact import read_new_tokens, read_vocabulary
+from kldistill.tokens.artifact import read_merges, read_new_tokens, read_vocabulary
+from kldistill.tokens.merge_order import MergeOrder
 
 
 @dataclass
@@ -43,6 +44,8 @@ class PieceTable:
             marks a token without exact pieces (an ``AddedToken``); the KL losses cannot work with those.
         byte_lengths: bytes of text that each id below W stands for, shape (W,). With it, common boundaries are
             found by byte offset even where the new tokenization is no refinement of the old one.
+        merges: the merges of new tokens in the order of their ranks, as triples (left, right, what they become). They
+            say how texts are cut (see ``MergeOrder``); without them, cuts are taken to be longest matches.
 
     Raises:
         TokenizerError: a new token with one piece, with a piece outside the old vocabulary, or two tokens with
@@ -50,7 +53,11 @@ class PieceTable:
     """
 
     def __init__(
-        self, old_size: int, pieces: Sequence[Sequence[int]], byte_lengths: Sequence[int] | None = None
+        self,
+        old_size: int,
+        pieces: Sequence[Sequence[int]],
+        byte_lengths: Sequence[int] | None = None,
+        merges: Sequence[tuple[int, int, int]] | None = None,
     ) -> None:
         self.old_size = old_size
         self.pieces = [tuple(int(piece) for piece in row) for row in pieces]
@@ -69,12 +76,17 @@ class PieceTable:
             root.token = piece
             self._finish(root)
         self.mass_owner, self.mass_member = self._subtrees()
+        self.order: MergeOrder | None = None
+        if merges is not None:
+            ranks = {(left, right): (rank, token) for rank, (left, right, token) in enumerate(merges)}
+            self.order = MergeOrder(ranks, self.old_pieces, range(old_size, self.new_size))
 
     @classmethod
     def load(cls, folder: Path) -> PieceTable:
         """The table of a ``tokens`` artifact."""
         sizes = read_vocabulary(folder)
-        return cls(sizes.old_size, [token.pieces for token in read_new_tokens(folder)], sizes.byte_lengths)
+        pieces = [token.pieces for token in read_new_tokens(folder)]
+        return cls(sizes.old_size, pieces, sizes.byte_lengths, read_merges(folder, sizes.old_size))
 
     def old_pieces(self, token: int) -> tuple[int, ...]:
         """The old tokens that ``token`` stands for: itself where it is old; empty for a token without exact pieces."""

@@ -6,7 +6,7 @@ prefix of a term is a token too, or AddedTokens, which are found in the text bef
 
 from bisect import bisect_right
 from collections import ChainMap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from kldistill.tokens.boundaries import let_through
 from kldistill.tokens.definition import BYTE_LEVEL, SPACE, Definition, kind, parts, text_bytes
 from kldistill.tokens.encoding import reader
 from kldistill.tokens.joints import any_of
+from kldistill.tokens.merge_order import cut
 from kldistill.tokens.merges import Entry, Rules, combine
 from kldistill.tokens.words import encoder
 
@@ -58,21 +59,6 @@ def read_terms(path: Path) -> list[Term]:
 def variants(term: Term, leading_space: str) -> list[str]:
     """The strings that a term stands for: as it is, after a space, or both."""
     return {"both": [term.text, f" {term.text}"], "with": [f" {term.text}"], "without": [term.text]}[leading_space]
-
-
-def cut(pieces: list[int], ranks: Mapping[tuple[int, int], tuple[int, int]]) -> list[int]:
-    """Apply merges to a word as BPE does: always the lowest rank, leftmost first.
-
-    Args:
-        pieces: the word.
-        ranks: for every pair its rank and the id that it becomes.
-    """
-    while True:
-        candidates = [(ranks[pair][0], i) for i, pair in enumerate(pairwise(pieces)) if pair in ranks]
-        if not candidates:
-            return pieces
-        i = min(candidates)[1]
-        pieces = [*pieces[:i], ranks[pieces[i], pieces[i + 1]][1], *pieces[i + 2 :]]
 
 
 class Chains:

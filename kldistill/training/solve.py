@@ -30,7 +30,7 @@ from kldistill.training.cuts import TwoCuts
 # Lists of an alignment that hold ids of tokens or pieces, which the reduced vocabulary numbers anew.
 _IDS = (
     *("mass_owner", "mass_member", "next_token", "zero_piece", "open_piece", "split_token"),
-    *("cell_token", "rest_token", "factor_piece", "frontier_piece"),
+    *("cell_token", "rest_token", "factor_piece", "less_piece", "may_piece", "frontier_piece"),
 )
 
 

@@ -20,7 +20,7 @@ class Score:
         n_new, adopted, new_nats: new tokens in the text, the probability that the student gave them, summed, and
             minus the log of it, summed.
         unresolved: teacher mass that the KL could not resolve, summed (an upper bound).
-        left_out, contradictions: positions that are no common boundary; observed cuts that contradict the forest.
+        left_out, contradictions: positions that are no common boundary; observed cuts that the merges do not make.
         n_words, canonical_mass, old_mass: words with new tokens of which all cuts were summed, and the shares of that
             sum which the canonical cut and the cuts in old tokens alone have, summed over these words.
         gap_nats, gap_bytes: nats by which all cuts of the text's words are likelier than the canonical one, as the

@@ -72,6 +72,31 @@ class Oracle:
         return torch.tensor(np.array(rows), dtype=torch.float64)
 
 
+class MergeOracle(Oracle):
+    """The same, cut by merges in the order of their ranks: pairs of ids, each making the next new token."""
+
+    def __init__(self, n: int, order: int, merges: Sequence[tuple[int, int]], seed: int) -> None:
+        pieces: list[tuple[int, ...]] = [(piece,) for piece in range(n)]
+        for left, right in merges:
+            pieces.append(pieces[left] + pieces[right])
+        super().__init__(n, order, pieces[n:], seed)
+        self.merges = list(merges)
+
+    def cut(self, text: Sequence[int]) -> list[int]:
+        """One merge after the other, each everywhere from the left, as long as any applies (Sennrich et al., 2016)."""
+        ids = list(text)
+        again = True
+        while again:
+            again = False
+            for number, pair in enumerate(self.merges):
+                places = [at for at in range(len(ids) - 1) if (ids[at], ids[at + 1]) == pair]
+                if places:
+                    ids[places[0] : places[0] + 2] = [self.n + number]
+                    again = True
+                    break
+        return ids
+
+
 def close_under_prefixes(tokens: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """The tokens with all their proper prefixes of at least two pieces, without duplicates."""
     return sorted({token[:k] for token in tokens for k in range(2, len(token) + 1)})

@@ -14,7 +14,7 @@ from kldistill.losses.alignment import Alignment, align
 from kldistill.losses.chunks import concatenate
 from kldistill.losses.kl import kl_terms, log_masses, segment_logsumexp, unresolved_mass
 from kldistill.tokens.pieces import PieceTable
-from tests.helpers.oracle import Oracle, close_under_prefixes
+from tests.helpers.oracle import MergeOracle, Oracle, close_under_prefixes
 
 N = 3  # pieces
 SETTINGS = settings(max_examples=30, deadline=None)
@@ -31,8 +31,10 @@ class Context:
     """One student prefix of an oracle: all texts that go on from it, and the loss at the position after it."""
 
     def __init__(self, new_tokens: list[tuple[int, ...]], text: list[int], length: int, order: int, seed: int) -> None:
-        self.oracle = Oracle(N, order, new_tokens, seed)
-        self.table = PieceTable(N, new_tokens)
+        self._look(Oracle(N, order, new_tokens, seed), PieceTable(N, new_tokens), text, length)
+
+    def _look(self, oracle: Oracle, table: PieceTable, text: list[int], length: int) -> None:
+        self.oracle, self.table = oracle, table
         self.prefix = self.oracle.cut(text)[:length]
         self.texts = self.oracle.texts(self.prefix)
         if not self.texts:
@@ -60,6 +62,30 @@ class Context:
         return sum(p * (np.log(p) - log_q[w]) for w, p in enumerate(self.target) if p > 0)
 
 
+class MergeContext(Context):
+    """The same where texts are cut by merges."""
+
+    def __init__(self, merges: list[tuple[int, int]], text: list[int], length: int, order: int, seed: int) -> None:
+        oracle = MergeOracle(N, order, merges, seed)
+        table = PieceTable(N, oracle.tokens, merges=[(*pair, N + number) for number, pair in enumerate(merges)])
+        self._look(oracle, table, text, length)
+
+
+def merges_of(choices: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Merges of tokens that are there, none of them making what there is, or more than four pieces."""
+    pieces: list[tuple[int, ...]] = [(piece,) for piece in range(N)]
+    merges: list[tuple[int, int]] = []
+    for left, right in choices:
+        pair = (left % len(pieces), right % len(pieces))
+        made = pieces[pair[0]] + pieces[pair[1]]
+        if made not in pieces and len(made) <= 4:
+            merges.append(pair)
+            pieces.append(made)
+    return merges
+
+
+merges = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=5).map(merges_of).filter(len)
+merge_contexts = st.builds(MergeContext, merges, texts, st.integers(1, 3), st.integers(1, 2), st.integers(0, 10**6))
 contexts = st.builds(Context, tokens, texts, st.integers(1, 3), st.integers(1, 2), st.integers(0, 10**6))
 closed_contexts = st.builds(Context, closed_tokens, texts, st.integers(1, 3), st.integers(1, 2), st.integers(0, 10**6))
 
@@ -99,6 +125,48 @@ def test_mean_over_texts_never_exceeds_the_exact_kl(context: Context, seed: int)
 def test_zero_at_the_push_forward(context: Context) -> None:
     row = torch.tensor(np.log(np.maximum(context.target, 1e-40)))
     assert max(abs(first) + abs(split) for _, first, split in context.losses(row)) < 1e-9
+
+
+@settings(max_examples=60, deadline=None)
+@given(merge_contexts, st.integers(0, 999))
+def test_cut_by_merges_it_is_a_lower_bound_and_zero_at_the_push_forward(context: MergeContext, seed: int) -> None:
+    row = student(context, seed)
+    losses = context.losses(row)
+    assert sum(weight * (first + split) for weight, first, split in losses) <= context.exact(row) + 1e-9
+    assert all(first > -1e-9 and split > -1e-9 for _, first, split in losses)
+    at_target = torch.tensor(np.log(np.maximum(context.target, 1e-40)))
+    assert max(abs(first) + abs(split) for _, first, split in context.losses(at_target)) < 1e-9
+
+
+def test_what_was_merged_first_is_no_longest_match() -> None:
+    """With bc merged before ab, ``abc`` is a|bc: after ``ab`` no c can follow, and after ``a`` a b may, as bc.
+
+    Longest match, which knows nothing of this, asks after ``ab`` for all of p(c): unbounded where the student rightly
+    gives it nothing, and above the exact KL for others.
+    """
+    a, b, c = range(3)
+    merges = [(b, c), (a, b)]
+    context = MergeContext(merges, [c, a, b, a, a, a], 2, 1, 3)
+    assert context.prefix == [c, N + 1]
+    assert context.target[[c]] == 0
+    row = torch.tensor(np.log(np.maximum(context.target, 1e-40)))
+    assert max(abs(first) + abs(split) for _, first, split in context.losses(row)) < 1e-9
+    after_a = MergeContext(merges, [c, a, a, a, a, a], 2, 1, 3)
+    assert after_a.prefix == [c, a]
+    assert after_a.target[N] > 0 and after_a.target[b] == 0
+    for one in (context, after_a):
+        merged, longest = one.table, PieceTable(N, one.oracle.tokens)
+        at_target = torch.tensor(np.log(np.maximum(one.target, 1e-40)))
+        far = student(one, 1)
+        values, others = {}, {}
+        for table in (merged, longest):
+            one.table = table
+            values[table] = sum(weight * (first + split) for weight, first, split in one.losses(at_target))
+            others[table] = sum(weight * (first + split) for weight, first, split in one.losses(far))
+        assert abs(values[merged]) < 1e-9 and others[merged] <= one.exact(far) + 1e-9
+        assert values[longest] > (1 if one is context else 0.1)
+        if one is after_a:
+            assert others[longest] > one.exact(far) + 0.01, "by longest match it is no bound"
 
 
 def test_open_pieces_need_a_cell_of_their_own() -> None:

@@ -15,8 +15,9 @@ from kldistill.runtime.errors import ConfigError, TokenizerError
 from kldistill.runtime.job import Job
 from kldistill.tokens import stage as tokens_stage
 from kldistill.tokens.config import TokensConfig
+from kldistill.tokens.merge_order import cut
 from kldistill.tokens.merges import Entry, Rules
-from kldistill.tokens.terms import Chains, Term, cut, read_terms, variants
+from kldistill.tokens.terms import Chains, Term, read_terms, variants
 
 LETTERS = "abcd"
 OLD = [Entry(letter, letter.encode(), (i,)) for i, letter in enumerate(LETTERS)]

@@ -21,7 +21,9 @@ from kldistill.tokens.pieces import Node, PieceTable
 class CanonicalMask(LogitsProcessor):
     """Sets the logits of tokens that cannot follow to minus infinity, for ``model.generate(logits_processor=[...])``.
 
-    A token cannot follow where its first piece would complete a longer token from the start of one of the last tokens.
+    A token cannot follow where the tokenizer's merges would cut the text of the last token and its own otherwise (see
+    ``MergeOrder``: nothing before the last token matters). A table without merges is taken to cut by longest match:
+    there a token cannot follow where its first piece would complete a longer token from the start of one of the last.
     Tokens without exact pieces (AddedTokens) and special tokens forbid nothing and are never forbidden by this rule.
 
     Args:
@@ -60,6 +62,8 @@ class CanonicalMask(LogitsProcessor):
         return list(self._forbidden(tuple(ids[-self.reach :]))) if self.reach else []
 
     def _find(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        if self.pieces.order is not None:
+            return tuple(sorted(self.pieces.order.after(ids[-1]).refused)) if ids else ()
         live: list[Node] = []
         for token in ids:
             pieces = self.pieces.old_pieces(token)

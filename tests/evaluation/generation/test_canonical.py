@@ -89,3 +89,12 @@ def test_generate_takes_it(tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_p
         return sum(token in mask.forbidden(row[:at]) for row in rows for at, token in enumerate(row) if at)
 
     assert breaks(insists) > 0 == breaks(insists, mask)
+
+
+def test_with_merges_it_forbids_exactly_what_no_text_has() -> None:
+    """bc was merged before ab, so after ``ab`` no c can follow, but ``abc`` as a|bc may: after ``a`` b alone cannot."""
+    a, b, c, bc, ab = range(5)
+    mask = CanonicalMask(PieceTable(3, [(b, c), (a, b)], merges=[(b, c, bc), (a, b, ab)]))
+    assert mask.forbidden([a]) == [b] and mask.forbidden([ab]) == [c] and mask.forbidden([c, a, bc]) == []
+    scores = mask(torch.tensor([[c, a]]), torch.zeros(1, 5))
+    assert scores.tolist() == [[0, float("-inf"), 0, 0, 0]]
