@@ -16,6 +16,7 @@ from kldistill.runtime.errors import CorpusError
 
 DOMAIN_SPLITS = ("train", "validation", "test")
 GENERAL_SPLITS = ("general", "general_code")
+WRITTEN = "written"  # what the original model wrote, in an artifact of its own
 # The part of the general texts that training may draw on, and validation during it: no document of the above.
 GENERAL_PARTS = ("train", "validation")
 SPLITS = (*DOMAIN_SPLITS, *GENERAL_SPLITS, *(f"{name}_{part}" for name in GENERAL_SPLITS for part in GENERAL_PARTS))
@@ -206,6 +207,6 @@ def document_of(line: bytes) -> Document:
 
 
 def read_documents(folder: Path, split: str) -> Documents:
-    """The documents of one split, which is one of ``SPLITS``."""
-    assert split in SPLITS, f"no split {split!r}"
+    """The documents of one split, which is one of ``SPLITS``, or of what the original model wrote."""
+    assert split in (*SPLITS, WRITTEN), f"no split {split!r}"
     return Documents(folder / f"{split}.jsonl")

@@ -45,6 +45,8 @@ class EvalConfig(ScoringConfig):
         temperature: the temperature of the sampling; 0 always takes the likeliest token (greedy).
         top_p: share of the probability that is sampled from, the likeliest tokens first.
         seed: seeds the sampling.
+        written: texts of some 64 tokens that the original model writes after beginnings of the test split, scored as
+            ``written``: on these alone the KL is that of the two models. 0: none.
         limits: what every program in the sandbox may use.
         allow_unsandboxed: run generated programs without a sandbox where there is none. Dangerous.
     """
@@ -55,12 +57,14 @@ class EvalConfig(ScoringConfig):
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    written: int = 0
     limits: Limits = field(default_factory=Limits)
     allow_unsandboxed: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.limit is None or self.limit >= 1, "eval.limit", self.limit, "must be at least 1, or null for all")
+        require(self.written >= 0, "eval.written", self.written, "must be at least 0")
         require(self.n_samples >= 1, "eval.n_samples", self.n_samples, "must be at least 1")
         require(self.temperature >= 0, "eval.temperature", self.temperature, "must be 0 (greedy) or more")
         require(0 < self.top_p <= 1, "eval.top_p", self.top_p, "must be above 0 and at most 1")
@@ -93,6 +97,27 @@ def with_suites(names: tuple[str, ...]) -> type[EvalConfig]:
     made = make_dataclass("EvalConfig", suites, bases=(EvalConfig,))
     made.__doc__ = EvalConfig.__doc__
     return made
+
+
+@dataclass
+class WriteConfig:
+    """Slice of the stage ``write``: text of the original model.
+
+    Attributes:
+        key: of the configuration, for errors.
+        split: of the corpus, whose text the model goes on from.
+        n: texts.
+        n_bytes: size of what is written, about.
+        prompt_bytes: size of what it goes on from, about.
+        seed: of the prompts and the drawing.
+    """
+
+    key: str
+    split: str
+    n: int
+    n_bytes: int = 256
+    prompt_bytes: int = 256
+    seed: int = 0
 
 
 @dataclass

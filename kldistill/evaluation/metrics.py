@@ -20,8 +20,8 @@ MODELS = {
     "distilled": "distilled",
     "finetuned": "fine-tuned",
 }
-DOMAIN, GENERAL, GENERAL_CODE, PLAIN = TEXTS = ("domain", "general", "general_code", "plain")
-KL_TEXTS = (DOMAIN, GENERAL, PLAIN)  # on which runs are compared by their distance
+DOMAIN, GENERAL, GENERAL_CODE, WRITTEN, PLAIN = TEXTS = ("domain", "general", "general_code", "written", "plain")
+KL_TEXTS = (DOMAIN, GENERAL, WRITTEN, PLAIN)  # on which runs are compared by their distance
 
 
 class Name(NamedTuple):
@@ -96,7 +96,14 @@ TEXT_METRICS = {
         Metric("bits_per_byte", "Bits per byte", "bits/byte", LOWER, compared=(DOMAIN, GENERAL)),
         Metric("tokens_per_1000_bytes", "Tokens per 1,000 bytes", "tokens", NEITHER),
         Metric("kl_to_teacher", "KL to teacher", "nats/position", LOWER, compared=KL_TEXTS, trained=True),
-        Metric("kl_per_byte", "KL to teacher per byte", "nats/byte", LOWER, compared=(DOMAIN, GENERAL), trained=True),
+        Metric(
+            "kl_per_byte",
+            "KL to teacher per byte",
+            "nats/byte",
+            LOWER,
+            compared=(DOMAIN, GENERAL, WRITTEN),
+            trained=True,
+        ),
         Metric("new_token_share", "Share of new tokens", "share", NEITHER, percent=True),
         Metric("adoption", "Adoption", "probability", HIGHER, percent=True, compared=(DOMAIN,)),
         Metric("new_token_nats", "Nats of a new token", "nats/new token", LOWER, compared=(DOMAIN,), evidence=False),

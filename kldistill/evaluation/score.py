@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from kldistill.corpus.documents import has_split, read_documents
-from kldistill.corpus.snippets import cut, draw
+from kldistill.corpus.documents import WRITTEN, has_split, read_documents
+from kldistill.corpus.snippets import Snippet, cut, draw
 from kldistill.evaluation.config import EvaluateConfig
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.evaluation.marginal import add_gaps
@@ -34,15 +34,16 @@ from kldistill.training.load import load_student
 from kldistill.training.scoring import score_original, score_student
 from kldistill.training.sums import SUMS, Score, summarise
 
-# The split of the corpus that each kind of text comes from. There may be no general code.
-TEXTS = {"domain": "test", "general": "general", "general_code": "general_code"}
+# The split of the corpus that each kind of text comes from, or of what the original model wrote. There may be no
+# general code, and nothing written.
+TEXTS = {"domain": "test", "general": "general", "general_code": "general_code", "written": WRITTEN}
 
 
 def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
     """Score the original model, and store its hidden states of the texts.
 
     Args:
-        inputs: ``model`` and ``corpus``.
+        inputs: ``model`` and ``corpus``; ``written`` where the original model has written.
         out: gets ``NAME.jsonl`` and ``NAME.npy`` for every kind of text, ``records.jsonl`` and ``summary.json``.
     """
     accelerate = accelerator(job.runtime, "no")
@@ -51,10 +52,16 @@ def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path
     model = place(bare(inputs["model"], home(device, share)), device, share)
     scores: dict[str, list[Score]] = {}
     for name, split in TEXTS.items():
-        if not has_split(inputs["corpus"], split):
+        folder = inputs.get("written") if split == WRITTEN else inputs["corpus"]
+        if folder is None or not has_split(folder, split):
             continue
-        size = cfg.eval.domain_bytes if name == "domain" else cfg.eval.general_bytes
-        windows = draw(cut(read_documents(inputs["corpus"], split), cfg.eval.window_bytes), n_bytes=size)
+        if split == WRITTEN:
+            windows = [
+                Snippet(document.id, document.text, document.parts) for document in read_documents(folder, split)
+            ]
+        else:
+            size = cfg.eval.domain_bytes if name == "domain" else cfg.eval.general_bytes
+            windows = draw(cut(read_documents(folder, split), cfg.eval.window_bytes), n_bytes=size)
         windows = within_context(windows, tokenizer, load_original_config(inputs["model"]))
         encoded = encode_snippets(tokenizer, windows)
         description = f"Original model on {name} text"

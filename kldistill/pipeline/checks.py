@@ -51,6 +51,13 @@ def check(cfg: Config) -> None:
     if cfg.finetune.method != "none":
         _check_loss(cfg, "loss@finetune.loss", cfg.finetune.loss)
     _check_suites(cfg)
+    for key, value in {"eval.written": cfg.eval.written, "distill.self_written": cfg.distill.self_written}.items():
+        require(
+            not value or not getattr(cfg.corpus, "messages_field", None),
+            key,
+            value,
+            "the original model goes on from plain text, and this corpus is of conversations; set it to 0",
+        )
     if "export" in cfg.stages:
         _check_export(cfg)
     for side in ("input", "output"):

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kldistill.evaluation.config import EvaluateConfig, GenerateConfig, TasksConfig
+from kldistill.evaluation.config import EvaluateConfig, GenerateConfig, TasksConfig, WriteConfig
 from kldistill.pipeline.step import Step, Steps, stages_of
 from kldistill.tokens.config import TokensConfig
 from kldistill.training.config import TeacherConfig
@@ -26,7 +26,8 @@ def steps_of(cfg: "Config") -> dict[str, Step]:
     """The steps of this configuration, in the order in which they run."""
     covers = cfg.distill.draw == "cover"  # then the text depends on the new tokens
     finetuned = ("with control" if cfg.finetune.control else "yes") if cfg.finetune.method != "none" else ""
-    steps = _steps(list(dict.fromkeys(cfg.eval.suites)), finetuned, covers)
+    writes = [split for split, n in (("train", _n_written(cfg)), ("test", cfg.eval.written)) if n]
+    steps = _steps(list(dict.fromkeys(cfg.eval.suites)), finetuned, covers, writes)
     if getattr(cfg.corpus, "messages_field", None):
         steps = _with_chats(steps)
     if cfg.tokens.method == "none":
@@ -34,7 +35,8 @@ def steps_of(cfg: "Config") -> dict[str, Step]:
     return steps
 
 
-def _steps(suites: Sequence[str], finetuned: str, covers: bool) -> dict[str, Step]:
+def _steps(suites: Sequence[str], finetuned: str, covers: bool, writes: Sequence[str] = ()) -> dict[str, Step]:
+    read = {split: {"written": f"write_{split}"} if split in writes else {} for split in ("train", "test")}
     steps = {
         "model": Step(
             _later("model.stage.build"),
@@ -62,20 +64,24 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool) -> dict[str, Ste
             identity=_later("evaluation.suites.stage.identity"),
             version=2,
         )
+    if "test" in writes:
+        steps["write_test"] = _write("test", "evaluate")
     steps["evaluate_original"] = Step(
         _later("evaluation.score.evaluate_original"),
         _evaluate("original"),
-        _same("model", "corpus"),
+        {**_same("model", "corpus"), **read["test"]},
         group="evaluate",
         version=4,
         together=True,
     )
     steps |= _generation("original", suites, _same("model"))
     steps |= _evaluation("init", "init", [])
+    if "train" in writes:
+        steps["write_train"] = _write("train", "teacher")
     steps["teacher"] = Step(
         _later("training.teacher.build"),
         _teacher,
-        _same("model", "corpus", *(["tokens"] if covers else [])),
+        {**_same("model", "corpus", *(["tokens"] if covers else [])), **read["train"]},
         version=5,
         together=True,
     )
@@ -200,7 +206,27 @@ def _teacher(cfg: "Config") -> TeacherConfig:
         draw=d.draw,
         seed=d.text_seed,
         general=d.general,
+        self_written=d.self_written,
     )
+
+
+def _n_written(cfg: "Config") -> int:
+    """How many snippets of the training text the original model writes."""
+    d = cfg.distill
+    return round((d.snippets or d.steps * d.batch_size) * d.self_written)
+
+
+def _write(split: str, group: str) -> Step:
+    """The step in which the original model goes on from beginnings of a split."""
+
+    def cut(cfg: "Config") -> WriteConfig:
+        if split == "test":
+            return WriteConfig(f"eval.written={cfg.eval.written}", split, cfg.eval.written, seed=cfg.eval.seed)
+        d = cfg.distill
+        key = f"distill.self_written={d.self_written}"
+        return WriteConfig(key, split, _n_written(cfg), d.snippet_bytes, seed=d.text_seed)
+
+    return Step(_later("evaluation.written.build"), cut, _same("model", "corpus"), group=group)
 
 
 def _evaluate(of: str) -> Callable[["Config"], EvaluateConfig]:

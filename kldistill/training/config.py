@@ -165,6 +165,9 @@ class DistillConfig:
         text_seed: of what is drawn; another seed trains on other text.
         general: share of the snippets that are of general text (prose and code in equal parts, where the corpus has
             both), from 0 to below 1: so that what the domain does not show stays as it was.
+        self_written: share of the snippets that the original model wrote, drawn from its whole distribution after
+            beginnings of the train split, from 0 to below 1; together with ``general`` below 1. Only what it wrote is
+            trained on, not the beginnings. The KL is exact in expectation on such text alone.
         validation_bytes: text from the validation split that is scored during training; of general text a third as
             much.
         lr: highest learning rate of AdamW for the new rows, in ``lr_unit``.
@@ -194,6 +197,7 @@ class DistillConfig:
     draw: str = choice("cover", "hash", "cover")
     text_seed: int = 0
     general: float = 0.0
+    self_written: float = 0.0
     validation_bytes: int = 12_000
     lr: float = 0.023
     lr_unit: str = choice("row", "row", "one")
@@ -227,6 +231,12 @@ class DistillConfig:
             "must be above 0, or null",
         )
         require(self.lora_lr > 0, "distill.lora_lr", self.lora_lr, "must be above 0")
+        require(
+            0 <= self.self_written < 1 - self.general,
+            "distill.self_written",
+            self.self_written,
+            f"is a share of the snippets, from 0; with distill.general={self.general} it must stay below 1",
+        )
         require(self.validation_bytes >= 1, "distill.validation_bytes", self.validation_bytes, "must be at least 1")
         check_training(self, "distill")
 
@@ -238,7 +248,7 @@ class TeacherConfig:
     Attributes:
         snippet_bytes: documents are cut at lines into snippets of about this many bytes.
         n_snippets: training snippets at most.
-        draw, seed, general: how they are chosen (see ``DistillConfig``).
+        draw, seed, general, self_written: how they are chosen (see ``DistillConfig``).
         validation_bytes: text of the validation split.
         states: of which text the states are stored: ``all``, ``held_out`` (the teacher runs online in training) or
             ``none`` (a run without a teacher). The ids are written in any case.
@@ -251,6 +261,7 @@ class TeacherConfig:
     draw: str = "hash"
     seed: int = 0
     general: float = 0.0
+    self_written: float = 0.0
 
 
 @dataclass

@@ -29,7 +29,8 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     """Choose the snippets and store the teacher's ids and last hidden states of them.
 
     Args:
-        inputs: ``model`` and ``corpus``; with ``draw=cover`` also ``tokens``.
+        inputs: ``model`` and ``corpus``; with ``draw=cover`` also ``tokens``, and ``written`` where the original model
+            has written text to train on.
         out: gets ``train.jsonl``, ``validation.jsonl``, ``general.jsonl`` (general text for validation, where the
             corpus keeps some) and, of those that ``cfg.states`` says, an ``.npy`` each.
 
@@ -42,7 +43,8 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     figures: dict[str, float] = {}
     train = cut(read_documents(inputs["corpus"], "train"), cfg.snippet_bytes)
     validation = cut(read_documents(inputs["corpus"], "validation"), cfg.snippet_bytes)
-    n_domain = cfg.n_snippets - texts.n_general(cfg.n_snippets, cfg.general)
+    written = texts.self_written(inputs["written"]) if "written" in inputs else []
+    n_domain = cfg.n_snippets - texts.n_general(cfg.n_snippets, cfg.general) - len(written)
     if cfg.draw == "cover":
         candidates = draw(train, n=CANDIDATES * n_domain, seed=cfg.seed)
         chosen, seen = covering(candidates, inputs["tokens"], n_domain)
@@ -54,8 +56,9 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         )
     else:
         chosen = draw(train, n=n_domain, seed=cfg.seed)
+    figures["teacher/train/self_written"] = float(len(written))
     chosen = texts.with_general(
-        chosen, inputs["corpus"], cfg.general, cfg.snippet_bytes, cfg.seed, key="distill.general"
+        [*chosen, *written], inputs["corpus"], cfg.general, cfg.snippet_bytes, cfg.seed, key="distill.general"
     )
     # Every seed is validated on the same text.
     held_out = {

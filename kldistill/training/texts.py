@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kldistill.corpus.documents import GENERAL_SPLITS, has_split, read_documents
+from kldistill.corpus.documents import GENERAL_SPLITS, WRITTEN, has_split, read_documents
 from kldistill.corpus.snippets import Snippet, cut, draw
 from kldistill.runtime.errors import ConfigError
 
@@ -37,6 +37,15 @@ def general(
             assert n_bytes is not None
             drawn += draw(snippets, n_bytes=n_bytes // len(kinds), seed=seed)
     return drawn
+
+
+def self_written(folder: Path) -> list[Snippet]:
+    """The texts that the original model wrote, each after its prompt, which is not scored.
+
+    Args:
+        folder: of the artifact ``write_train``.
+    """
+    return [Snippet(document.id, document.text, document.parts) for document in read_documents(folder, WRITTEN)]
 
 
 def with_general(snippets: list[Snippet], corpus: Path, share: float, size: int, seed: int, key: str) -> list[Snippet]:
