@@ -3,7 +3,6 @@
 import inspect
 import os
 import subprocess
-import sys
 import typing
 from collections.abc import Mapping
 from importlib import import_module
@@ -22,6 +21,7 @@ from kldistill.runtime.job import Job
 from kldistill.tokens.config import TokensConfig
 from kldistill.training.config import TeacherConfig
 from tests.helpers.artifacts import MakeModel
+from tests.helpers.interpreter import python
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import SMALL, write_corpus
 
@@ -108,7 +108,7 @@ def test_the_example_runs(tiny_model: MakeModel, tmp_path: Path) -> None:
     kept = ("corpus.", "distill.", "runtime.")
     settings = [text for text in SMALL if text.startswith(kept)]
     model = tiny_model("gpt2")
-    command = [sys.executable, str(EXAMPLE), str(model), str(texts), str(tmp_path / "out"), *TERMS, *settings]
+    command = [python(), str(EXAMPLE), str(model), str(texts), str(tmp_path / "out"), *TERMS, *settings]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -122,7 +122,7 @@ def test_the_example_runs(tiny_model: MakeModel, tmp_path: Path) -> None:
 
 
 def test_the_example_without_arguments_says_how_it_is_used() -> None:
-    done = subprocess.run([sys.executable, str(EXAMPLE)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([python(), str(EXAMPLE)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("usage: python extend_with_terms.py MODEL (folder or hub id) TEXTS (folder) OUT TERM")
     assert "Traceback" not in done.stderr

@@ -7,7 +7,7 @@ import ast
 import importlib.metadata
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -160,27 +160,38 @@ def _description(distribution: importlib.metadata.Distribution) -> bytes:
 
 def _distributions(packages: list[str], requirements: bool) -> dict[str, importlib.metadata.Distribution]:
     """Installed distributions by canonical name."""
-    installed: dict[str, importlib.metadata.Distribution] = {}
-    for distribution in importlib.metadata.distributions():
-        # The first of a name on the path is the one that Python imports; a broken installation may have no name.
-        metadata = distribution.metadata
-        if metadata and metadata["Name"]:
-            installed.setdefault(canonicalize_name(metadata["Name"]), distribution)
     if not packages:
-        return installed
+        return _by_name(importlib.metadata.distributions())
     chosen: dict[str, importlib.metadata.Distribution] = {}
     waiting = []
     for package in packages:
-        if canonicalize_name(package) not in installed:
+        if not _installed(package):
             raise CorpusError(f"corpus.general.packages: no distribution {package!r} is installed; install or drop it.")
         waiting.append(canonicalize_name(package))
     while waiting:
         name = waiting.pop()
-        if name in chosen or name not in installed:
+        if name in chosen or not (found := _installed(name)):
             continue
-        chosen[name] = installed[name]
-        for text in (installed[name].requires or []) if requirements else []:
+        chosen.update(found)
+        for text in (found[name].requires or []) if requirements else []:
             need = Requirement(text)
             if need.marker is None or need.marker.evaluate({"extra": ""}):
                 waiting.append(canonicalize_name(need.name))
     return chosen
+
+
+def _installed(name: str) -> dict[str, importlib.metadata.Distribution]:
+    """The distribution of a name; empty where it is not installed. The long descriptions of others stay unread."""
+    return _by_name(importlib.metadata.distributions(name=name))
+
+
+def _by_name(
+    distributions: Iterable[importlib.metadata.Distribution],
+) -> dict[str, importlib.metadata.Distribution]:
+    found: dict[str, importlib.metadata.Distribution] = {}
+    for distribution in distributions:
+        # The first of a name on the path is the one that Python imports; a broken installation may have no name.
+        metadata = distribution.metadata
+        if metadata and metadata["Name"]:
+            found.setdefault(canonicalize_name(metadata["Name"]), distribution)
+    return found

@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -124,6 +125,15 @@ def model_config(
 
 def byte_level(kind: str, vocab_size: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE with the splitting rule of ``kind`` (gpt2, smollm, llama3, qwen2)."""
+    tokenizer = Tokenizer.from_str(_byte_level(kind, vocab_size))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|im_end|>")
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+@cache
+def _byte_level(kind: str, vocab_size: int) -> str:
+    """tokenizer.json of such a tokenizer: training takes long beside all else that is tiny here."""
     tokenizer = Tokenizer(models.BPE())
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -150,13 +160,25 @@ def byte_level(kind: str, vocab_size: int) -> PreTrainedTokenizerFast:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<|endoftext|> $A", pair="<|endoftext|> $A $B", special_tokens=[("<|endoftext|>", 0)]
         )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|im_end|>")
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    return tokenizer.to_str()
 
 
 def sentencepiece_style(kind: str, vocab_size: int) -> PreTrainedTokenizerFast:
     """BPE over characters with ``▁`` for spaces and byte fallback, as Llama-2 and Gemma have it in tokenizer.json."""
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_sentencepiece_style(kind, vocab_size)),
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        add_prefix_space=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+@cache
+def _sentencepiece_style(kind: str, vocab_size: int) -> str:
+    """tokenizer.json of such a tokenizer."""
     special = ["<unk>", "<s>", "</s>"]
     fallback = [f"<0x{byte:02X}>" for byte in range(256)]
     space = normalizers.Replace(" ", "▁")
@@ -190,11 +212,7 @@ def sentencepiece_style(kind: str, vocab_size: int) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
     )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", add_prefix_space=False
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    return tokenizer.to_str()
 
 
 def check_size(tokenizer: Tokenizer, wanted: int) -> None:

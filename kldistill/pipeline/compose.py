@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -131,13 +132,19 @@ def own_folders() -> list[Path]:
 
 
 def _store(folders: Sequence[Path]) -> None:
+    _store_schemas()
+    store = ConfigStore.instance()
+    suites = sorted({path.stem for folder in folders for path in (folder / "eval" / "suite").glob("*.yaml")})
+    store.store(group="schema", name="eval", node=with_suites(tuple(suites)))
+    store.store(group="eval/suite", name="all", node={"defaults": [f"{name}@{name}" for name in suites]})
+
+
+@cache
+def _store_schemas() -> None:
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
     for name, schema in SCHEMAS.items():
         store.store(group="schema", name=name, node=schema)
-    suites = sorted({path.stem for folder in folders for path in (folder / "eval" / "suite").glob("*.yaml")})
-    store.store(group="schema", name="eval", node=with_suites(tuple(suites)))
-    store.store(group="eval/suite", name="all", node={"defaults": [f"{name}@{name}" for name in suites]})
 
 
 def experiment_name(choice: str | None) -> str:
@@ -222,9 +229,10 @@ def typed(cfg: DictConfig) -> Config:
         raise ConfigError(f"{key}: {reason}. Give it on the command line, as {key}=VALUE.") from error
 
 
-def defaults() -> dict[str, Any]:
+@cache
+def defaults() -> Mapping[str, Any]:
     """The resolved configuration of the command without any override, nested, as in ``run.json``. The user's own
-    presets have no part in it.
+    presets have no part in it. Composed once a process: all runs of a sweep compare themselves with it.
     """
     register()
     _store([conf_folder()])

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from kldistill.tokens import stage as tokens_stage
 from kldistill.tokens.config import TokensConfig
 from kldistill.training.load import load_student
 from tests.helpers.artifacts import MakeModel
+from tests.helpers.interpreter import python
 
 SIZE = 1_000_000  # bytes
 # Model family, tokenizer, boundary, tied. Qwen's needs a class of its own in the folder; Llama-2's splits nowhere.
@@ -107,7 +107,7 @@ def test_same_ids_on_a_megabyte_and_same_logits(tiny_model: MakeModel, corpus_fo
     made = [make(kind, corpus_folder, tmp_path / "-".join(kind[:3]), tiny_model) for kind in KINDS]
     (tmp_path / "job.json").write_text(json.dumps([texts, [str(folders["out"]) for folders in made]]))
     done = subprocess.run(
-        [sys.executable, "-I", "-c", STRANGER, str(tmp_path / "job.json")], cwd=tmp_path, capture_output=True, text=True
+        [python(), "-I", "-c", STRANGER, str(tmp_path / "job.json")], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == "blocked"

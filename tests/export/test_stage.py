@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from kldistill.rows.student import Student
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.job import Job
 from tests.helpers.artifacts import FAMILIES, MakeModel, MakeTokens, rows_for
+from tests.helpers.interpreter import python
 
 # The fake tokens are the pairs most frequent in the text that the tiny tokenizers learnt from; they occur there.
 TEXTS = [
@@ -76,7 +76,7 @@ def exported(
             jobs.append({"folder": str(out), "texts": TEXTS, "out": str(base / "seen.safetensors")})
     (root / "jobs.json").write_text(json.dumps(jobs))
     done = subprocess.run(
-        [sys.executable, "-I", "-c", STRANGER, str(root / "jobs.json")], cwd=root, capture_output=True, text=True
+        [python(), "-I", "-c", STRANGER, str(root / "jobs.json")], cwd=root, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return {key: (base, load_file(base / "seen.safetensors")) for key, base in folders.items()}

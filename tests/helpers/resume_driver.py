@@ -23,7 +23,7 @@ import torch
 from kldistill.pipeline import compose
 from kldistill.pipeline.run import run_pipeline
 from tests.helpers.forks import ended, forked
-from tests.helpers.runs import config, overrides_of
+from tests.helpers.runs import config, overrides_of, undrawn
 
 WATCHED = {"open": 0, "os.rename": 1, "os.remove": 0}  # audit events, and which argument is the path
 
@@ -59,7 +59,8 @@ def attempt(cfg: compose.Config, job: dict[str, Any]) -> dict[str, float]:
     def work() -> None:
         if job["kill"] is not None:
             kill_at(**job["kill"])
-        run_pipeline(dataclasses.replace(cfg, outputs=job["outputs"]), Path(job["outputs"]) / "runs/run")
+        with undrawn():
+            run_pipeline(dataclasses.replace(cfg, outputs=job["outputs"]), Path(job["outputs"]) / "runs/run")
 
     started = time.time()
     return {"started": started, "code": ended(forked(work, Path(job["log"])))}

@@ -4,17 +4,23 @@ import ast
 import inspect
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
+from kldistill.interpret import pictures as interpret_pictures
 from kldistill.pipeline import compose
-from kldistill.pipeline.run import run_pipeline
+from kldistill.pipeline import run as pipeline
+from kldistill.pipeline.run_record import PAGE
 
 # Few and small steps of everything; the model knows nothing, so nothing is lost.
 SMALL = [
@@ -56,13 +62,22 @@ def config(overrides: Sequence[str]) -> DictConfig:
 def write_corpus(folder: Path) -> Path:
     """A folder of Python files: the functions of two standard modules, one a file."""
     folder.mkdir(parents=True)
+    for name, text in _functions().items():
+        (folder / name).write_text(text)
+    return folder
+
+
+@cache
+def _functions() -> dict[str, str]:
+    """The files of the corpus."""
+    found = {}
     for module in (ast, textwrap):
         source = inspect.getsource(module)
         for node in ast.parse(source).body:
             text = ast.get_source_segment(source, node) or ""
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and 200 < len(text) < 4000:
-                (folder / f"{module.__name__}_{node.name}.py").write_text(text + "\n")
-    return folder
+                found[f"{module.__name__}_{node.name}.py"] = text + "\n"
+    return found
 
 
 def overrides_of(corpus: Path, outputs: Path, *more: str) -> list[str]:
@@ -70,11 +85,24 @@ def overrides_of(corpus: Path, outputs: Path, *more: str) -> list[str]:
     return [*SMALL, f"corpus.path={corpus}", f"outputs={outputs}", *more]
 
 
-def run(corpus: Path, outputs: Path, *more: str, name: str = "run") -> dict[str, Any]:
-    """Run the pipeline in this process, and give the content of its run.json."""
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Here runs draw no pictures and no page: these take longer than all the rest of a small run."""
+    none = SimpleNamespace(learning=lambda folder: None, standing=lambda metrics, folder: None)
+    with (
+        patch.object(interpret_pictures, "draw", lambda report, points, out: {}),
+        patch.object(pipeline, "pictures", none),
+        patch.object(pipeline, "render_run", lambda folder: folder / PAGE),
+    ):
+        yield
+
+
+def run(corpus: Path, outputs: Path, *more: str, name: str = "run", draw: bool = False) -> dict[str, Any]:
+    """Run the pipeline in this process, and give the content of its run.json. With ``draw``, pictures and page too."""
     cfg = compose.typed(config(overrides_of(corpus, outputs, *more)))
     folder = outputs / "runs" / name
-    run_pipeline(cfg, folder)
+    with nullcontext() if draw else undrawn():
+        pipeline.run_pipeline(cfg, folder)
     return read_run(folder)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.helpers.commands import kldistill
+from tests.helpers.interpreter import kldistill
 from tests.helpers.paths import ROOT
 from tests.helpers.patience import PATIENCE
 

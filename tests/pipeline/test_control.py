@@ -22,7 +22,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_original_is_fine_tuned_beside_the_extended_model(corpus: Path, tmp_path: Path) -> None:
-    record = run(corpus, tmp_path, *TUNED, "finetune.control=true", "stages=[evaluate,report]")
+    record = run(corpus, tmp_path, *TUNED, "finetune.control=true", "stages=[evaluate,report]", draw=True)
     metrics, folder = record["metrics"], tmp_path / "runs" / "run"
     bits = {of: metrics[f"eval/{of}/domain/bits_per_byte"] for of in ("original", "control", "finetuned")}
     assert bits["control"] < bits["original"], "it has learnt"
@@ -39,7 +39,7 @@ def test_the_original_is_fine_tuned_beside_the_extended_model(corpus: Path, tmp_
 
 
 def test_a_run_without_new_tokens_is_the_original(corpus: Path, tmp_path: Path) -> None:
-    metrics = run(corpus, tmp_path, "tokens=none", "distill.draw=hash")["metrics"]
+    metrics = run(corpus, tmp_path, "tokens=none", "distill.draw=hash", draw=True)["metrics"]
     for name in ("bits_per_byte", "tokens_per_1000_bytes"):
         assert metrics[f"eval/distilled/domain/{name}"] == pytest.approx(metrics[f"eval/original/domain/{name}"], 1e-6)
     assert metrics["eval/distilled/domain/kl_to_teacher"] == pytest.approx(0, abs=1e-5)

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 
 from kldistill.runtime.errors import StorageError
 from tests.helpers.disks import ROOT_ON_LINUX, Disk, small_disk
+from tests.helpers.interpreter import python
 from tests.helpers.paths import ROOT
 from tests.helpers.patience import PATIENCE
 from tests.helpers.runs import overrides_of, read_run, run, write_corpus
@@ -37,7 +37,7 @@ def test_a_disk_that_is_full_again_and_again_ends_in_the_same_figures(corpus: Pa
     outputs, failed = disk.folder / "outputs", []
     while True:
         try:
-            found = run(corpus, outputs)
+            found = run(corpus, outputs, draw=True)
             break
         except StorageError as error:
             assert "no space is left there: free some" in str(error)
@@ -53,7 +53,7 @@ def test_a_disk_that_is_full_again_and_again_ends_in_the_same_figures(corpus: Pa
         disk.grow(48)
     print(f"full {len(failed)} times, in {dict.fromkeys(failed)}")
     assert len(set(failed)) >= 6, "in many stages"
-    whole = run(corpus, tmp_path / "whole")
+    whole = run(corpus, tmp_path / "whole", draw=True)
     timed = ("seconds", "per_second", "memory")
     for name, value in whole["metrics"].items():
         assert any(word in name for word in timed) or found["metrics"][name] == value, name
@@ -81,7 +81,7 @@ def test_a_disk_that_cannot_be_written_is_told_before_anything_is_built(corpus: 
 def command(corpus: Path, outputs: Path, *more: str) -> "subprocess.Popen[str]":
     """The command line, with both of its outputs in one."""
     return subprocess.Popen(
-        [sys.executable, "-m", "kldistill", *overrides_of(corpus, outputs, *more), f"hydra.run.dir={outputs}/runs/run"],
+        [python(), "-m", "kldistill", *overrides_of(corpus, outputs, *more), f"hydra.run.dir={outputs}/runs/run"],
         cwd=outputs.parent,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

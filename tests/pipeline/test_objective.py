@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from omegaconf import OmegaConf
 from kldistill.pipeline.cli import no_objective, objective
 from kldistill.pipeline.compose import overrides_name
 from kldistill.runtime.errors import ConfigError
+from tests.helpers.interpreter import python
 from tests.helpers.paths import ROOT
 from tests.helpers.patience import PATIENCE
 from tests.helpers.runs import overrides_of, write_corpus
@@ -78,7 +78,7 @@ def test_a_sweeper_that_optimises_is_told_what_each_run_came_to(tmp_path: Path) 
     conf = tmp_path / "conf/hydra/sweeper"
     conf.mkdir(parents=True)
     (conf / "doubling.yaml").write_text(json.dumps(sweeper))
-    command = [sys.executable, "-m", "kldistill", "-m", "--config-dir", str(tmp_path / "conf")]
+    command = [python(), "-m", "kldistill", "-m", "--config-dir", str(tmp_path / "conf")]
     # The share of tokens saved grows with the number of tokens: the smaller number has the smaller one.
     more = ["hydra/sweeper=doubling", "stages=[tokens]", "objective=tokens/saved"]
     done = subprocess.run(
@@ -108,7 +108,7 @@ def optuna(folder: Path, *given: str) -> tuple[dict[Any, Any], list[dict[str, An
     small = overrides_of(write_corpus(folder / "files"), folder / "outputs", "corpus.general_train=0.5")
     small = ["corpus.general.packages=[rich,numpy]" if "general.packages" in word else word for word in small]
     done = subprocess.run(
-        [sys.executable, "-m", "kldistill", "-m", *given, *small, "eval.suites=[]"],
+        [python(), "-m", "kldistill", "-m", *given, *small, "eval.suites=[]"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from kldistill.pipeline import command, compose
 from kldistill.runtime.errors import ConfigError
+from tests.helpers.interpreter import python
 from tests.helpers.paths import ROOT
 from tests.helpers.patience import PATIENCE
 from tests.helpers.runs import SMALL, write_corpus
@@ -155,7 +155,7 @@ def command_line(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     # A corpus of one's own need not have the second general text that the package's presets bring.
     small = [word for word in SMALL if not word.startswith("corpus/general_code=")]
     return subprocess.run(
-        [sys.executable, "-m", "kldistill", "--config-dir", "my", *small, *more],
+        [python(), "-m", "kldistill", "--config-dir", "my", *small, *more],
         env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from bisect import bisect
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from kldistill.pipeline import compose
 from kldistill.pipeline.steps import steps_of
+from tests.helpers.interpreter import python
 from tests.helpers.paths import HELPERS, ROOT
 from tests.helpers.patience import PATIENCE
 from tests.helpers.runs import SMALL, config, read_run, write_corpus
@@ -100,7 +100,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
         jobs += [{**{key: str(path) for key, path in places.items()}, "kill": moment} for moment in [*plan, None]]
     (folder / "jobs.json").write_text(json.dumps({"overrides": OVERRIDES, "jobs": jobs}))
     subprocess.run(
-        [sys.executable, HELPERS / "resume_driver.py", folder / "jobs.json", folder / "ends.json"],
+        [python(), HELPERS / "resume_driver.py", folder / "jobs.json", folder / "ends.json"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=True,
         timeout=PATIENCE,

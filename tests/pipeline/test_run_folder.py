@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -31,6 +30,7 @@ from kldistill.runtime.faults import held
 from kldistill.runtime.files import write_summary, write_text
 from kldistill.runtime.job import Job
 from tests.helpers.disks import ROOT_ON_LINUX, small_disk
+from tests.helpers.interpreter import python
 from tests.helpers.paths import ROOT
 from tests.helpers.patience import PATIENCE
 from tests.helpers.runs import SMALL, config, overrides_of, read_run
@@ -368,7 +368,7 @@ with held(folder):
 def test_run_json_says_failed_on_a_disk_that_is_really_full(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", kib=512) as disk:
         program = FULL.format(root=str(ROOT))
-        command = [sys.executable, "-c", program, disk.folder / "run"]
+        command = [python(), "-c", program, disk.folder / "run"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         assert json.loads((disk.folder / "run/run.json").read_text())["error"].startswith("OSError: [Errno 28]")

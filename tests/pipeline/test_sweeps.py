@@ -5,7 +5,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from kldistill.pipeline.checks import check
 from kldistill.pipeline.run import is_finished
 from kldistill.pipeline.sweeps import Member
 from kldistill.runtime.errors import ConfigError
+from tests.helpers.interpreter import python
 from tests.helpers.paths import ROOT
 from tests.helpers.patience import PATIENCE
 from tests.helpers.runs import config, overrides_of, read_run, write_corpus
@@ -230,7 +230,7 @@ def sweep(folder: Path, corpus: Path, *more: str) -> subprocess.CompletedProcess
     """Run the command with ``-m`` on tiny models, up to the training."""
     overrides = overrides_of(corpus, folder / "out", "stages=[distill]", "runtime.workers=1")
     return subprocess.run(
-        [sys.executable, "-m", "kldistill", "-m", *overrides, *more],
+        [python(), "-m", "kldistill", "-m", *overrides, *more],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 
 from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.processes import Processes, join, launched
+from tests.helpers.interpreter import python
 from tests.helpers.launched import environment, free_port, together
 from tests.helpers.paths import HELPERS
 from tests.helpers.patience import PATIENCE
@@ -29,7 +29,7 @@ CLOSE = {"rel": 2e-5, "abs": 1e-6}
 def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
     """What became of every case in each of two processes, by rank."""
     folder = tmp_path_factory.mktemp("processes")
-    driver = [sys.executable, HELPERS / "processes_driver.py", folder / "artifacts"]
+    driver = [python(), HELPERS / "processes_driver.py", folder / "artifacts"]
     ends = together(driver, *([folder / f"told{rank}.json"] for rank in range(2)))
     assert [code for _, code in ends] == [0, 3], ends
     return [{end["case"]: end for end in json.loads((folder / f"told{rank}.json").read_text())} for rank in range(2)]
@@ -84,7 +84,7 @@ def launched_command(overrides: list[str]) -> list[str]:
     """The command with two processes of ``accelerate launch``."""
     launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", str(free_port())]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    return [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", "kldistill", *overrides]
+    return [python(), "-m", "accelerate.commands.launch", *launch, "-m", "kldistill", *overrides]
 
 
 def test_two_processes_train_like_one(tmp_path: Path) -> None:

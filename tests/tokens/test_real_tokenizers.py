@@ -32,6 +32,7 @@ from kldistill.tokens.definition import CHAR_OF_BYTE, definition, token_bytes
 from kldistill.tokens.encoding import reader, special_ids
 from kldistill.tokens.folder import save
 from kldistill.tokens.occurrences import miscounted
+from tests.helpers.interpreter import python
 
 
 class Package(NamedTuple):
@@ -208,7 +209,7 @@ def test_a_real_tokenizer_is_extended(name: str, tmp_path: Path) -> None:
     loaded = PreTrainedTokenizerFast.from_pretrained(out)
     assert (loaded.bos_token, loaded.eos_token) == (old.bos_token, old.eos_token)
     assert loaded.get_chat_template() == old.get_chat_template() if old.chat_template else not loaded.chat_template
-    command = [sys.executable, "-c", ALONE, str(out), json.dumps(TEXTS)]
+    command = [python(), "-c", ALONE, str(out), json.dumps(TEXTS)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     with_special = [loaded(text)["input_ids"] for text in TEXTS]
     assert json.loads(done.stdout.splitlines()[-1]) == with_special

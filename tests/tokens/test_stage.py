@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from kldistill.tokens.artifact import read_new_tokens
 from kldistill.tokens.config import TokensConfig
 from kldistill.tokens.merges import Entry
 from kldistill.tokens.texts import up_to
+from tests.helpers.interpreter import python
 
 SPLITS = {"train": slice(0, 3), "validation": slice(3, 4), "test": slice(4, 5)}
 FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3")
@@ -109,7 +109,7 @@ def test_a_stranger_gets_the_same_ids(build: Build, tiny_model) -> None:
         text = UNSEEN + " ".join(token.string for token in read_new_tokens(alone.parent))
         cases += [(family, alone, text), (family, beside, text)]
     lines = "".join(json.dumps([str(folder), text]) + "\n" for _, folder, text in cases)
-    command = [sys.executable, "-c", STRANGER]
+    command = [python(), "-c", STRANGER]
     run = subprocess.run(command, input=lines, capture_output=True, text=True, check=True, cwd="/")
     for (family, folder, text), line in zip(cases, run.stdout.splitlines(), strict=True):
         old = load_original_tokenizer(tiny_model(family))

@@ -4,13 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.helpers.artifacts import MakeModel, MakeTokens
+from tests.helpers.interpreter import python
 from tests.helpers.paths import HELPERS, ROOT
 from tests.helpers.patience import PATIENCE
 from tests.helpers.setting import make_inputs
@@ -59,7 +59,7 @@ def outcomes(
     work = {"folders": {name: str(path) for name, path in {**folders, "rows": folders["init"]}.items()}, "jobs": jobs}
     (root / "jobs.json").write_text(json.dumps(work))
     done = subprocess.run(
-        [sys.executable, HELPERS / "finetune_driver.py", root / "jobs.json", root / "codes.json"],
+        [python(), HELPERS / "finetune_driver.py", root / "jobs.json", root / "codes.json"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -191,7 +191,7 @@ def test_leaving_kills_what_runs_and_gives_no_verdict() -> None:
 def test_a_killed_evaluation_leaves_nothing_behind() -> None:
     code = """
         from kldistill.evaluation.sandbox import Limits, Sandbox
-        sandbox = Sandbox(Limits(output_bytes=7654321))
+        sandbox = Sandbox(Limits(output_bytes=7654321), workers=2)
         sandbox.submit("import time\\ntime.sleep(100)")
         sandbox.submit("while True: pass")
         print(flush=True)
@@ -199,9 +199,9 @@ def test_a_killed_evaluation_leaves_nothing_behind() -> None:
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()
-    assert wait_until(
-        lambda: len(processes_with("7654321")) >= 2 + 2
-    )  # of each: bubblewrap, supervisor, perhaps program
+    # Of each: bubblewrap, supervisor, perhaps program.
+    assert wait_until(lambda: process.poll() is not None or len(processes_with("7654321")) >= 2 + 2)
+    assert process.poll() is None, "both programs run longer than this takes"
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert wait_until(lambda: not processes_with("7654321"))

@@ -1,0 +1,52 @@
+"""An executable that is ``python`` without the seconds of its imports, and the command of the package run by it."""
+
+import os
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+from tests.helpers.paths import HELPERS, ROOT
+from tests.helpers.patience import PATIENCE
+
+
+@cache
+def python() -> str:
+    """Path of the executable; each start of it is a fork of one process of this session that has all slow packages.
+
+    Takes ``-c CODE``, ``-m MODULE`` or a file, after ``-I`` or ``-u``. What must not find these packages loaded, or
+    gives a variable that they read when they are imported, starts ``sys.executable``. So does a test that kills what it
+    starts and at once looks at what is left: the fork is gone some milliseconds after the process that stands for it.
+    """
+    folder = Path(mkdtemp(prefix="kldistill-python-"))
+    served, executable = folder / "socket", folder / "python"
+    # It ends with this process, as its standard input does.
+    server = subprocess.Popen(
+        [sys.executable, HELPERS / "interpreter_server.py", served],
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    client = [sys.executable, "-S", "-E", str(HELPERS / "interpreter_client.py"), str(served), str(executable)]
+    # The controller of submitit's jobs names them by its process id, which has to be that of what was started.
+    itself = f'[ "$2" = submitit.local._local ] && exec {shlex.quote(sys.executable)} "$@"'
+    executable.write_text(f'#!/bin/sh\n{itself}\nexec {shlex.join(client)} "$@"\n')
+    executable.chmod(0o755)
+    assert server.stdout is not None and server.stdout.readline() == "ready\n"
+    return str(executable)
+
+
+def kldistill(*arguments: str, folder: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command in ``folder``, as a user would."""
+    return subprocess.run(
+        [python(), "-m", "kldistill", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )

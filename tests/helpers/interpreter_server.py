@@ -1,0 +1,196 @@
+"""Python interpreters as forks of one process that has loaded all slow packages. Started by ``interpreter.py``.
+
+It has loaded other people's packages alone and has run nothing, so each fork is as good as a new interpreter, without
+the seconds of its imports. ``interpreter_client.py`` asks for a fork: it sends arguments, folder, environment and its
+own open files, is told the process id, and at last how the fork ended. A client that dies takes its fork with it.
+"""
+
+import atexit
+import fcntl
+import gc
+import importlib
+import json
+import multiprocessing.spawn
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from types import ModuleType
+from typing import Any, NoReturn
+
+PACKAGES = (
+    "accelerate",
+    "datasets",
+    "gguf",
+    "hydra.main",
+    "jaxtyping",
+    "matplotlib.pyplot",
+    "peft",
+    "rich.progress",
+    "rich.table",
+    "scipy.optimize",
+    "scipy.stats",
+    "torch.distributed.run",
+    "transformers.modeling_utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "wandb",
+)
+SIZE = 8  # bytes of a message's length, of a process id, of an exit code
+
+
+class Server:
+    """Waits at a Unix socket, and forks."""
+
+    def __init__(self, path: str) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.forks: dict[int, socket.socket] = {}
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen(64)
+        self.ended, self.wake = socket.socketpair()  # a signal wakes ``select`` by this alone
+        for end in (self.ended, self.wake):
+            end.setblocking(False)
+        for file in (0, self.listener, self.ended):
+            self.selector.register(file, selectors.EVENT_READ)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.set_wakeup_fd(self.wake.fileno(), warn_on_full_buffer=False)
+
+    def serve(self) -> dict[str, Any] | None:
+        """Until standard input ends: None. Comes back in every fork, too, with its request."""
+        while True:
+            for key, _ in self.selector.select():
+                if key.fileobj == 0:
+                    return None
+                if key.fileobj is self.ended:
+                    self.ended.recv(4096)
+                elif key.fileobj is self.listener:
+                    if (request := self.forked()) is not None:
+                        return request
+                else:  # a client never says a second thing: it has died
+                    self.selector.unregister(key.fileobj)
+                    os.kill(key.data, signal.SIGKILL)
+            self.tell()
+
+    def forked(self) -> dict[str, Any] | None:
+        """Fork for the next client; its request in the fork, None in the server."""
+        client, _ = self.listener.accept()
+        head, files, _, _ = socket.recv_fds(client, SIZE, 250)
+        text = b""
+        while len(text) < int.from_bytes(head):
+            text += client.recv(1 << 20)
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self.selector.close()
+            for end in (self.listener, self.ended, self.wake, client, *self.forks.values()):
+                end.close()
+            return {**json.loads(text), "received": files}
+        for file in files:
+            os.close(file)
+        client.sendall(pid.to_bytes(SIZE))
+        self.forks[pid] = client
+        self.selector.register(client, selectors.EVENT_READ, pid)
+        return None
+
+    def tell(self) -> None:
+        """Tell the clients of forks that have ended how they did."""
+        for pid in list(self.forks):
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                client = self.forks.pop(pid)
+                if client in self.selector.get_map():
+                    self.selector.unregister(client)
+                    client.sendall(os.waitstatus_to_exitcode(status).to_bytes(SIZE, signed=True))
+                client.close()
+
+
+def read_already(environment: dict[str, str]) -> dict[str, str]:
+    """The variables that packages read when they are imported, so that a fork must have the server's."""
+    names = ("HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "PYTHONHASHSEED")
+    return {name: environment[name] for name in names if name in environment}
+
+
+def become(request: dict[str, Any]) -> None:
+    """Be the interpreter that was asked for, until what it runs has ended."""
+    high = 10 + max(request["files"])
+    kept = [fcntl.fcntl(file, fcntl.F_DUPFD, high) for file in request["received"]]
+    for file in request["received"]:
+        os.close(file)
+    for number, held in zip(request["files"], kept, strict=True):
+        os.dup2(held, number)
+    for held in kept:
+        os.close(held)
+    os.setsid()
+    os.chdir(request["folder"])
+    if read_already(request["environment"]) != read_already(dict(os.environ)):
+        sys.exit(f"needs an interpreter of its own: {read_already(request['environment'])}")
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    # What it starts is forked, too.
+    sys.executable = request["executable"]
+    multiprocessing.spawn.set_executable(sys.executable)
+    run(request["arguments"])
+
+
+def run(words: list[str]) -> None:
+    """What ``python WORDS`` runs: ``-c CODE``, ``-m MODULE`` or a file, after ``-I`` or ``-u``."""
+    isolated = False
+    while words[0] in ("-I", "-u"):
+        isolated = isolated or words[0] == "-I"
+        if words[0] == "-u":
+            sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+        words = words[1:]
+    kind, what = (words[0], words[1]) if words[0] in ("-c", "-m") else ("file", words[0])
+    sys.argv = [kind, *words[2:]] if kind != "file" else list(words)
+    first = {"-c": "", "-m": os.getcwd(), "file": os.path.dirname(os.path.realpath(what))}[kind]
+    given = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    sys.path[:0] = [] if isolated else [first, *given]
+    importlib.invalidate_caches()
+    if kind == "-m":
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    elif kind == "file":
+        runpy.run_path(what, run_name="__main__")
+    else:
+        main = sys.modules["__main__"] = ModuleType("__main__")
+        exec(compile(what, "<string>", "exec"), main.__dict__)
+
+
+def end(error: BaseException | None) -> NoReturn:
+    """An interpreter's end, but for taking apart all modules, which would take longer than most of what is run here."""
+    code = 0
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+    elif error is not None:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for file in (sys.stdout, sys.stderr):
+        with suppress(ValueError):  # it has been closed
+            file.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    del sys.path[0]  # where this file is
+    for package in PACKAGES:
+        importlib.import_module(package)
+    gc.collect()
+    gc.freeze()
+    server = Server(sys.argv[1])
+    print("ready", flush=True)
+    error = None
+    try:
+        if (request := server.serve()) is not None:
+            become(request)
+    except BaseException as raised:
+        error = raised
+    end(error)
