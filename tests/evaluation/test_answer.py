@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from kldistill.rows.rows import Rows
 from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.job import Job
 from tests.helpers.artifacts import MakeModel, MakeTokens
+from tests.helpers.interpreter import python
 from tests.helpers.launched import together
 from tests.helpers.paths import HELPERS
 
@@ -126,7 +126,7 @@ def test_two_processes_share_the_tasks_and_give_the_answers_of_one(
     (out / "records.0.jsonl").write_text(lines[4])
     (out / "records.2.jsonl").write_text("".join(lines[8:10]) + lines[6][:40])
     arguments = [folders["model"], tmp_path / "tasks", out, "2"]
-    ends = together([sys.executable, HELPERS / "answers_driver.py", *arguments])
+    ends = together([python(), HELPERS / "answers_driver.py", *arguments])
     assert [code for _, code in ends] == [0, 0], ends
     given = [json.loads((tmp_path / f"given{rank}.json").read_text()) for rank in range(2)]
     assert given == [["line1", "line3"], ["line2", "line5"]]

@@ -1,7 +1,6 @@
 """Several processes that share a model's layers compute what one process does."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from kldistill.rows.rows import Rows
 from kldistill.runtime.config import RuntimeConfig
 from tests.helpers.artifacts import MakeModel, MakeTokens
+from tests.helpers.interpreter import python
 from tests.helpers.launched import together
 from tests.helpers.paths import HELPERS
 from tests.helpers.setting import make_inputs
@@ -22,7 +22,7 @@ def test_two_processes_with_half_of_the_layers_each_give_what_one_gives(
     folders = make_inputs(source, fake_tokens(source), tmp_path / "inputs", tied=False)
     alone = work(folders, tmp_path / "one", RuntimeConfig(device="cpu", threads=1))
     named = json.dumps({name: str(folder) for name, folder in folders.items()})
-    driver = [sys.executable, HELPERS / "sharding_driver.py", named, tmp_path / "two"]
+    driver = [python(), HELPERS / "sharding_driver.py", named, tmp_path / "two"]
     ends = together(driver, *([str(rank)] for rank in range(2)))
     assert [code for _, code in ends] == [0, 0], ends
     told = [json.loads((tmp_path / "two" / f"told{rank}.json").read_text()) for rank in range(2)]
