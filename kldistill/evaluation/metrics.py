@@ -122,6 +122,7 @@ TASK_METRICS = {
         Metric("exact_match", "exact match", "of tasks", HIGHER, percent=True),
         Metric("edit_similarity", "edit similarity", "of tasks", HIGHER, percent=True),
         Metric("accuracy", "accuracy", "of tasks", HIGHER, percent=True),
+        Metric("bits_per_choice", "bits per choice", "bits", LOWER),
         Metric("bits_per_byte", "bits per byte", "bits/byte", LOWER),
         Metric("adoption", "adoption in free text", "of new tokens", HIGHER, percent=True),
     )

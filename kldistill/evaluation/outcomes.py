@@ -31,8 +31,8 @@ def rates(kind: str, records: Sequence[Record]) -> dict[str, dict[str, float]]:
 
     Returns:
         ``{"pass@1": {task: value}}`` for programs (unbiased, Chen et al., 2021), ``exact_match`` and
-        ``edit_similarity`` for texts (means over samples), ``accuracy`` for choices, ``bits_per_byte`` of canonical
-        completions for solutions.
+        ``edit_similarity`` for texts (means over samples), ``accuracy`` and ``bits_per_choice`` for choices,
+        ``bits_per_byte`` of canonical completions for solutions.
     """
     by_task: dict[str, list[Record]] = {}
     for record in records:
@@ -43,13 +43,23 @@ def rates(kind: str, records: Sequence[Record]) -> dict[str, dict[str, float]]:
         return {f"pass@{k}": {t: pass_at_k(len(by_task[t]), c, k) for t, c in passed.items()} for k in KS if k <= n}
     if kind == "solution":
         return {"bits_per_byte": {t: r["nats"] / math.log(2) / r["bytes"] for t, (r,) in by_task.items()}}
-    keys = {"exact_match": "exact_match", "edit_similarity": "edit_similarity"}
     if kind == "choice":
-        keys = {"accuracy": "correct"}
+        return {
+            "accuracy": {task: float(r["correct"]) for task, (r,) in by_task.items()},
+            "bits_per_choice": {task: bits_of_choice(r["log_probabilities"]) for task, (r,) in by_task.items()},
+        }
+    keys = {"exact_match": "exact_match", "edit_similarity": "edit_similarity"}
     return {
         name: {task: sum(float(r[key]) for r in samples) / len(samples) for task, samples in by_task.items()}
         for name, key in keys.items()
     }
+
+
+def bits_of_choice(log_probabilities: Sequence[float]) -> float:
+    """What it takes to tell the first option, given that it is one of them: -log2 of its share of their probability."""
+    top = max(log_probabilities)
+    total = top + math.log(sum(math.exp(value - top) for value in log_probabilities))
+    return (total - log_probabilities[0]) / math.log(2)
 
 
 def summarise(kind: str, records: Sequence[Record]) -> dict[str, float]:

@@ -180,7 +180,7 @@ def _generation(of: str, suites: Sequence[str], inputs: Mapping[str, str]) -> di
             sources,
             group="evaluate",
             resumable=True,
-            version=3,
+            version=4,
             together=True,
         )
     return steps

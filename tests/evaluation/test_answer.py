@@ -193,6 +193,9 @@ def test_choices_are_ranked_by_their_total_log_probability(build: Build, tmp_pat
         assert all(value < 0 for value in record["log_probabilities"])
     found = summary(tmp_path / "original")
     assert found["eval/original/some/accuracy"] == sum(record["correct"] for record in records) / 4
+    shares = [torch.tensor(record["log_probabilities"], dtype=torch.float64).softmax(0)[0].item() for record in records]
+    bits = sum(-math.log2(share) for share in shares) / 4
+    assert found["eval/original/some/bits_per_choice"] == pytest.approx(bits, rel=1e-4)
     assert "eval/original/some/tokens_per_task" not in found
 
 

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from kldistill.pipeline import cli, compose, sweeps
 from kldistill.pipeline.checks import check
 from kldistill.pipeline.run import is_finished
+from kldistill.pipeline.steps import steps_of
 from kldistill.pipeline.sweeps import Member
 from kldistill.runtime.errors import ConfigError
 from tests.helpers.interpreter import python
@@ -31,6 +32,8 @@ SWEEPS = {
         "init": ["random", "mean", "subtoken_mean", "last_piece_subtoken_mean"],
         "seed": ["0", "1", "2"],
     },
+    "controls": {"loss": ["kl", "ce", "kl_first", "kl_old", "hidden"], "seed": ["0", "1", "2"]},
+    "thesis": {"loss": ["kl", "ce", "kl_ce_light"], "init": ["random", "mean", "subtoken_mean", "solved"]},
     "init_grid": {"seed": ["0", "1", "2"]},
     "vocab_size": {"tokens.n_new": ["128", "512", "2048"], "tokens.boundary": ["word", "dotted"]},
 }
@@ -98,6 +101,39 @@ def test_kl_vs_ce_trains_every_loss_and_kind_of_init_at_its_own_rate(initialised
     for overrides, name in ((["loss=hidden"], "hidden"), (["loss=ce", "init=first_piece"], "first_piece")):
         with pytest.raises(Exception, match=f"no value for {name}"):
             rate(*overrides)
+
+
+def test_the_thesis_fine_tunes_every_arm_and_asks_all_tasks(initialised: None) -> None:
+    runs = sweeps.members(multirun("experiment=thesis", "seed=0,1"))
+    assert len(runs) == 24
+    made = [compose.typed(config(list(member.overrides))) for member in runs]
+    steps = steps_of(made[0])
+    suites = ["completion", "humaneval", "mbpp", "choice", "solution", "cloze"]
+    for model in ("original", "finetuned", "control"):
+        assert all(f"generate_{model}_{suite}" in steps for suite in suites)
+    assert made[0].eval.limit is None and made[0].eval.all_suites()["mbpp"]["split"] == "all"
+    assert {cfg.distill.solve.iterations for cfg in made} == {0, 12}
+    assert {cfg.finetune.method for cfg in made} == {"lora"} and all(cfg.finetune.control for cfg in made)
+    for key in ("model", "corpus", "tokens", "eval"):
+        assert len({str(getattr(cfg, key)) for cfg in made}) == 1, key
+    assert {steps_of(cfg)["teacher"].config(cfg).seed for cfg in made} == {0}, "one teacher for all"
+
+
+def test_solved_rows_are_a_start_like_any_other(initialised: None) -> None:
+    solved, mean = (compose.typed(config([f"init={init}"])) for init in ("solved", "subtoken_mean"))
+    assert (solved.distill.solve.iterations, mean.distill.solve.iterations) == (12, 0)
+    assert solved.init == mean.init
+    with pytest.raises(ConfigError, match="a loss of hidden states says nothing of output rows"):
+        check(compose.typed(config(["model=tiny", "init=solved", "loss=hidden"])))
+
+
+def test_the_controls_train_each_loss_at_its_own_rate(initialised: None) -> None:
+    rates = {loss: compose.typed(config([f"loss={loss}"])).loss.lr for loss in ("kl", "kl_first", "kl_old", "hidden")}
+    for loss, rate in rates.items():
+        made = compose.typed(config(["experiment=controls", f"loss={loss}"]))
+        assert (made.loss.name, made.distill.lr, made.finetune.method) == (loss, rate, "none")
+    own = compose.typed(config(["experiment=controls", "loss=ce", "distill.self_written=0.9"]))
+    assert steps_of(own)["write_train"].config(own).n == 135
 
 
 def test_swept_experiments_have_a_folder_each(initialised: None) -> None:
