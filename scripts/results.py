@@ -7,10 +7,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from kldistill.report.sweep.archive import ARCHIVE, pack, rebuild
+from kldistill.report.sweep.archive import ARCHIVE, differences, pack, rebuild
 from kldistill.runtime.errors import KldistillError
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+PAIRS = "differences.yaml"  # which models are compared with which
 
 
 def main(arguments: list[str] | None = None, results: Path = RESULTS) -> int:
@@ -25,8 +26,10 @@ def main(arguments: list[str] | None = None, results: Path = RESULTS) -> int:
             pack(Path(given.pack[0]), results / f"{given.pack[1]}{ARCHIVE}")
         archives = sorted(results.glob(f"*{ARCHIVE}"))
         packed = {path.name.removesuffix(ARCHIVE) for path in archives}
-        for path in [*archives, *(path for path in sorted(results.glob("*.csv")) if path.stem not in packed)]:
-            for name, text in rebuild(path).items():
+        tables = [*archives, *(path for path in sorted(results.glob("*.csv")) if path.stem not in packed)]
+        for path in [*tables, *results.glob(PAIRS)]:
+            made = differences(path) if path.name == PAIRS else rebuild(path)
+            for name, text in made.items():
                 target = results / name
                 if not target.is_file() or target.read_text(encoding="utf-8") != text:
                     stale.append(name)

@@ -3,16 +3,18 @@
 import csv
 import json
 import math
+import re
 import statistics
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 from kldistill.evaluation.outcomes import compared
-from kldistill.report.data import find_runs
-from kldistill.report.sweep.archive import pack, rebuild
+from kldistill.report.data import ReportError, find_runs
+from kldistill.report.sweep.archive import differences, pack, rebuild
 from kldistill.report.sweep.collect import gather
 from kldistill.report.sweep.formats import as_csv
 from tests.helpers import scripts
@@ -44,6 +46,47 @@ def test_the_figures_of_canonical_solutions_are_those_of_their_records() -> None
         value, *ends = (difference[f"bits_per_byte/minus_original{end}"] for end in ("", "/low", "/high"))
         said = "" if model == "original" else f"{value:+.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
         assert f"| {model} | {bits:.3f} | {said}{' ' if said else ''}| {tokens:.1f} |" in page
+
+
+def test_every_difference_that_the_documents_tell_is_one_of_the_records() -> None:
+    """An interval of a difference in README or docs/results/quickstart.md stands in differences.md, or in the table of
+    canonical solutions, which a test of its own recomputes.
+    """
+    rows = (ROOT / "docs/results/differences.md").read_text(encoding="utf-8").splitlines()
+    ends = [tuple(float(end) for end in re.findall(r"[-+][\d.]+", row.split("|")[4])) for row in rows if "| [" in row]
+    per_cent = [tuple(float(end) for end in re.findall(r"([-+][\d.]+) pp", row)[-2:]) for row in rows if " pp" in row]
+    known = {f"{low:.3f}, {high:.3f}" for low, high in ends}
+    known |= {f"{low / 100:.3f}, {high / 100:.3f}" for low, high in per_cent}
+    known |= {f"{low:.1f}, {high:.1f}" for low, high in per_cent}
+    said = []
+    for name in ("README.md", "docs/results/quickstart.md"):
+        text = (ROOT / name).read_text(encoding="utf-8").partition("## Canonical solutions")
+        for part in (text[0], text[2].partition("## Then a fine-tuning")[2]):
+            said += re.findall(r"[-+]\d\.\d+(?: [a-z/]+)? \[(-?\d+\.\d+,\s-?\d+\.\d+)\]", part)
+    said = [re.sub(r"\s", " ", interval) for interval in said]
+    assert len(said) > 15
+    solutions = {"-0.008, 0.001", "-0.011, -0.004"}
+    zero = {interval.replace("-0.000", "0.000") for interval in known} | known | solutions
+    assert [interval for interval in said if interval not in zero] == []
+
+
+def test_a_difference_of_models_that_are_not_there_is_refused(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    write_sweep(runs, {"ce": 0.0}, seeds=1, inits=1)
+    pack(runs, tmp_path / "mine.tar.xz")
+    names = sorted(run.below(runs) for run in find_runs(runs))
+    ours = {"archive": "mine", "run": names[0], "model": "distilled"}
+
+    def asked(theirs: dict[str, str]) -> Path:
+        (tmp_path / "differences.yaml").write_text(yaml.safe_dump([{"name": "a", "ours": ours, "theirs": theirs}]))
+        return tmp_path / "differences.yaml"
+
+    with pytest.raises(ReportError, match=r"no archive other\.tar\.xz"):
+        differences(asked(ours | {"archive": "other"}))
+    with pytest.raises(ReportError, match="has no run 'nowhere'"):
+        differences(asked(ours | {"run": "nowhere"}))
+    with pytest.raises(ReportError, match="no records of the same"):
+        differences(asked(ours | {"model": "finetuned"}))
 
 
 def test_means_of_the_grid_are_those_of_its_rows() -> None:

@@ -9,7 +9,9 @@ import csv
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 from kldistill.report.data import RUN, ReportError, Run, find_runs
 from kldistill.report.sweep.collect import gather
 from kldistill.report.sweep.formats import as_csv, as_markdown
+from kldistill.report.sweep.pairs import page
 from kldistill.runtime.files import SUMMARY
 
 ARCHIVE = ".tar.xz"
@@ -68,13 +71,40 @@ def rebuild(path: Path, *, factor: str = "loss", baseline: str = "ce") -> dict[s
         note = "which keeps no records of single documents, so no difference gets a verdict"
         return {f"{path.stem}.md": _page(table, path.name, note)}
     name = path.name.removesuffix(ARCHIVE)
-    with TemporaryDirectory() as scratch:
-        folder = Path(scratch) / name
-        with tarfile.open(path) as archive:
-            archive.extractall(folder, filter="data")
+    with unpacked(path) as folder:
         table = gather(find_runs(folder), folder, factor, baseline)
     note = "which holds the record of every text and task"
     return {f"{name}.csv": as_csv(table), f"{name}.md": _page(table, path.name, note)}
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """A folder with the runs of an archive, as long as the context lasts."""
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch) / path.name.removesuffix(ARCHIVE)
+        with tarfile.open(path) as archive:
+            archive.extractall(folder, filter="data")
+        yield folder
+
+
+def differences(pairs: Path) -> dict[str, str]:
+    """The page of the differences that a file lists, by file name (see ``kldistill.report.sweep.pairs``); its archives
+    are beside it.
+
+    Raises:
+        ReportError: an entry names an archive, a run or a model that is not there.
+    """
+    with ExitStack() as stack:
+
+        @cache
+        def runs_of(archive: str) -> dict[str, Run]:
+            path = pairs.parent / f"{archive}{ARCHIVE}"
+            if not path.is_file():
+                raise ReportError(f"{pairs}: there is no archive {path.name} beside it.")
+            folder = stack.enter_context(unpacked(path))
+            return {run.below(folder): run for run in find_runs(folder)}
+
+        return {f"{pairs.stem}.md": page(pairs, runs_of)}
 
 
 def from_csv(path: Path) -> list[Run]:

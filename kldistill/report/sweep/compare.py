@@ -131,13 +131,15 @@ def _entry(metric: Metric, values: Sequence[float], pairs: Sequence[tuple[Run, R
     }
 
 
-def sums_of(run: Run, metric: Metric) -> Sums | None:
-    """What the run's records keep of a figure of its last model, a text or a task each; None where they do not."""
-    name = parse(metric.name)
-    if name is None or run.last is None:
+def sums_of(run: Run, metric: Metric, model: str | None = None) -> Sums | None:
+    """What the run's records keep of a figure of one model (None: its last), a text or a task each; None where they do
+    not.
+    """
+    name, model = parse(metric.name), model or run.last
+    if name is None or model is None:
         return None
     for folder in run.artifacts.values():
-        if (folder / "records.jsonl").is_file() and (run.last, name.subject) in _subjects(folder):
+        if (folder / "records.jsonl").is_file() and (model, name.subject) in _subjects(folder):
             if name.of_text:
                 return _of_texts(folder / "records.jsonl", name.subject, name.metric) if name.metric in SUMS else None
             return _of_tasks(folder / "records.jsonl", name.metric) if name.metric in _TASK_SUMS else None
