@@ -52,7 +52,8 @@ def gather(runs: Sequence[Run], folder: Path, factor: str, baseline: str) -> dic
     Returns:
         ``factor`` and ``baseline`` (None where no run has it); ``factors``: every factor's values; ``is_grid``: whether
         missing cells are listed; ``best``: the run with the fewest bits/byte on domain text; ``metrics``; ``runs``: a
-        row a run or missing cell, with its ``status``, ``factors`` and ``figures``; ``means`` and ``differences``: see
+        row a run or missing cell, with its ``status``, ``factors`` and ``figures``; ``means``, ``references`` and
+        ``differences``: see
         ``kldistill.report.sweep.compare``.
     """
     values, labels = factors(runs, factor)
@@ -88,6 +89,7 @@ def gather(runs: Sequence[Run], folder: Path, factor: str, baseline: str) -> dic
             "metrics": [metric._asdict() for metric in metrics],
             "runs": rows,
             "means": compare.means(kept, own, metrics),
+            "references": compare.references(kept, metrics),
             "differences": compare.differences(kept, own, metrics, factor, baseline) if comparable else [],
         }
     )

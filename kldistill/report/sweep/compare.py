@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kldistill.evaluation.metrics import Metric, parse
+from kldistill.evaluation.metrics import MODELS, Metric, parse
 from kldistill.evaluation.outcomes import unseen
 from kldistill.evaluation.statistics import Sums, difference_over_documents, mean_over_runs
 from kldistill.report.data import FINISHED, Run, lines
@@ -37,6 +37,32 @@ def means(runs: Sequence[Run], labels: Sequence[Labels], metrics: Sequence[Metri
                 low, high = estimate.interval() if estimate else (None, None)
                 entry = {"cell": dict(cell), "metric": metric.name, "n": len(values), "mean": float(np.mean(values))}
                 entries.append({**entry, "low": low, "high": high})
+    return entries
+
+
+def references(runs: Sequence[Run], metrics: Sequence[Metric]) -> list[dict[str, Any]]:
+    """What no arm of the sweep is, on the same texts and tasks: the original model, and the original fine-tuned.
+
+    One entry for each of these models and metric: ``model``, ``metric``, ``n`` different values (the fine-tuned one may
+    have one a seed), their ``mean``, and ``low`` and ``high``: of one value its own interval, of several that of the
+    mean.
+    """
+    entries = []
+    for model in ("original", "control"):
+        for metric in metrics:
+            name = parse(metric.name)
+            if name is None:
+                continue
+            key = str(name._replace(model=model))
+            found = {run.metrics[key]: run for run in runs if run.status == FINISHED and key in run.metrics}
+            if not found:
+                continue
+            estimate = mean_over_runs(list(found))
+            own = next(iter(found.values())).metrics
+            ends = estimate.interval() if estimate else (own.get(f"{key}/low"), own.get(f"{key}/high"))
+            mean = float(np.mean(list(found)))
+            entry = {"model": MODELS[model], "metric": metric.name, "n": len(found), "mean": mean}
+            entries.append({**entry, "low": ends[0], "high": ends[1]})
     return entries
 
 

@@ -39,6 +39,13 @@ def as_markdown(table: Mapping[str, Any]) -> str:
         shown = [with_interval(metric, entries.get(metric.name)) for metric in metrics]
         rows.append([*cell, str(n), *shown])
     parts += [markdown_table([*names, "n", *(f"{metric.label} ({metric.unit})" for metric in metrics)], rows), ""]
+    if table["references"]:
+        parts += ["On the same texts and tasks, with 95 % intervals over documents or tasks:", ""]
+        rows = [
+            [model, *(with_interval(metric, entries.get(metric.name)) for metric in metrics)]
+            for model, entries in by_model(table["references"]).items()
+        ]
+        parts += [markdown_table(["model", *(f"{metric.label} ({metric.unit})" for metric in metrics)], rows), ""]
     if table["differences"]:
         what = f"{table['factor']}: difference to {table['baseline']}"
         parts += [f"{what}, paired within everything else and the seed; 95 % intervals over seeds and documents.", ""]
@@ -71,6 +78,14 @@ def by_cell(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], dict[
     for entry in entries:
         cells.setdefault(tuple(entry["cell"].values()), {})[entry["metric"]] = entry
     return cells
+
+
+def by_model(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """Entries of ``references`` by model and metric."""
+    models: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for entry in entries:
+        models.setdefault(entry["model"], {})[entry["metric"]] = entry
+    return models
 
 
 def cell_names(entry: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from kldistill.report.sweep.factors import FOLDER, SEED
 from kldistill.report.sweep.formats import (
     DIFFERENCE,
     by_cell,
+    by_model,
     cell_names,
     difference,
     interval,
@@ -61,6 +62,7 @@ def html(folder: Path, table: Mapping[str, Any], runs: Sequence[Run]) -> str:
             {"names": cell, "n": max(entry["n"] for entry in means_of_cell.values()), "means": means_of_cell}
             for cell, means_of_cell in by_cell(table["means"]).items()
         ],
+        reference_models=by_model(table["references"]),
         named=metrics,
         compared=[
             {"names": cell_names(entry, table), "metric": metrics[entry["metric"]], "entry": entry, "shown": shown}

@@ -64,6 +64,29 @@ def test_a_grid_is_gathered(tmp_path: Path) -> None:
     assert {f"{BITS}/low", f"{BITS}/high", "tokens/saved"} <= rows[0].keys()
 
 
+def test_the_original_stands_beside_the_arms(tmp_path: Path) -> None:
+    table = collect(write_sweep(tmp_path, LOSSES, inits=2))
+    found = {(entry["model"], entry["metric"]): entry for entry in table["references"]}
+    run = json.loads(next(tmp_path.rglob("run.json")).read_text())["metrics"]
+    entry = found["original", BITS]
+    assert entry["mean"] == pytest.approx(run["eval/original/domain/bits_per_byte"]) and entry["n"] == 1
+    assert entry["low"] == run["eval/original/domain/bits_per_byte/low"] < entry["mean"] < entry["high"]
+    assert "On the same texts and tasks" in (tmp_path / "results.md").read_text()
+    assert "What no arm is" in (tmp_path / "report.html").read_text()
+    assert not any(model != "original" for model, _ in found), "no control was trained"
+
+
+def test_a_fine_tuned_original_is_averaged_over_seeds(tmp_path: Path) -> None:
+    write_sweep(tmp_path, {"ce": 0.0}, inits=1)
+    for seed, path in enumerate(sorted(tmp_path.rglob("run.json"))):
+        content = json.loads(path.read_text())
+        content["metrics"]["eval/control/domain/bits_per_byte"] = 0.7 + 0.01 * seed
+        path.write_text(json.dumps(content))
+    (entry,) = [one for one in gather(tmp_path)["references"] if one["model"] == "original, fine-tuned"]
+    assert (entry["metric"], entry["n"]) == (BITS, 3)
+    assert entry["mean"] == pytest.approx(0.71) and entry["low"] < 0.7 < 0.72 < entry["high"]
+
+
 def test_differences_are_paired_and_judged(tmp_path: Path) -> None:
     table = collect(write_sweep(tmp_path, LOSSES, inits=2))
     bits, kl = entries(table, BITS, "kl"), entries(table, KL, "kl")
