@@ -1,7 +1,7 @@
 """Measure what must be fast. Prints figures of this machine, and ratios between two ways within the same run.
 
 python scripts/bench.py tokens --tokenizer FOLDER [--megabytes 5] [--merges 512] [--plain]
-python scripts/bench.py generation --model FOLDER [--tasks 32] [--batch 32]
+python scripts/bench.py generation --model FOLDER [--tasks 164] [--batch 64] [--single 12]
 python scripts/bench.py train --run FOLDER [--loss kl,ce] [--lora 16] [--steps 8] [--batch 2]
 python scripts/bench.py processes --run FOLDER [--loss kl,ce] [--lora 16] [--steps 8] [--batch 4]
 """
@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kldistill import losses
 from kldistill.evaluation.generation.batching import Completion, Request, generate
+from kldistill.evaluation.generation.layout import by_columns
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.evaluation.suites.humaneval import HumanEval
 from kldistill.evaluation.suites.task import Sources
@@ -142,14 +143,18 @@ def tokens(args: argparse.Namespace) -> None:
 
 
 def generation(args: argparse.Namespace) -> None:
-    """Write completions of HumanEval, batched, and with a loop of single calls of model.generate."""
+    """Write completions of HumanEval, batched, and some of them with a loop of single calls of model.generate.
+
+    The ratio is of tokens a second: those of the loop are of every so many-th task, as all would take long.
+    """
     sources = Sources(Path(), Path(), passes=None)  # HumanEval needs none of them
     tasks = HumanEval().tasks(sources)[: args.tasks]
     requests = [Request(task.prompt, task.budget, task.stop) for task in tasks]
-    model: Any = AutoModelForCausalLM.from_pretrained(args.model).eval()
+    model: Any = by_columns(AutoModelForCausalLM.from_pretrained(args.model).eval())
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     spelling = Spelling(tokenizer)
     written: dict[int, Completion] = {}
+    chosen = range(0, len(requests), max(1, len(requests) // args.single))
 
     def batched() -> None:
         found = generate(model, spelling, requests, batch_size=args.batch)
@@ -157,18 +162,21 @@ def generation(args: argparse.Namespace) -> None:
 
     def single() -> None:
         """The same tasks, prompts healed too, and as many tokens for each as were written above."""
-        for index, request in enumerate(requests):
-            kept, _ = spelling.healed(encode(tokenizer, [request.prompt])[0])
+        for index in chosen:
+            kept, _ = spelling.healed(encode(tokenizer, [requests[index].prompt])[0])
             n = len(written[index].token_ids)
             model.generate(torch.tensor([kept]), max_new_tokens=n, min_new_tokens=n, do_sample=False)
 
     seconds, cpu = timed(batched)
-    tokens = sum(completion.n_tokens for completion in written.values())
     alone, alone_cpu = timed(single)
-    for name, wall, used in (("batched", seconds, cpu), ("single ", alone, alone_cpu)):
-        rates = f"{len(requests) / wall:6.2f} tasks/s  {tokens / wall:6.1f} tokens/s"
-        print(f"{name}  {rates}  ({wall:.1f} s, {used:.1f} s of processor)")
-    print(f"batched is {alone / seconds:.1f} times as fast, with {cpu / alone_cpu:.0%} of the processor's time")
+    rates, costs = [], []
+    ways = {"batched": (range(len(requests)), seconds, cpu), "single ": (chosen, alone, alone_cpu)}
+    for name, (indices, wall, used) in ways.items():
+        tokens = sum(len(written[index].token_ids) for index in indices)
+        rates.append(tokens / wall)
+        costs.append(used / tokens)
+        print(f"{name}  {len(indices):4} tasks  {rates[-1]:6.1f} tokens/s  ({wall:.1f} s, {used:.1f} s of processor)")
+    print(f"batched is {rates[0] / rates[1]:.1f} times as fast, with {costs[0] / costs[1]:.0%} of the processor's time")
 
 
 def train(args: argparse.Namespace) -> None:
@@ -277,8 +285,9 @@ def main(argv: list[str]) -> None:
     command = commands.add_parser("generation", help=generation.__doc__)
     command.set_defaults(run=generation)
     command.add_argument("--model", required=True, help="folder or hub id of a model with its tokenizer")
-    command.add_argument("--tasks", type=int, default=32)
-    command.add_argument("--batch", type=int, default=32)
+    command.add_argument("--tasks", type=int, default=164)
+    command.add_argument("--batch", type=int, default=64)
+    command.add_argument("--single", type=int, default=12, help="tasks that the loop writes too")
     for run, batch in ((train, 2), (processes, 4)):
         command = commands.add_parser(run.__name__, help=(run.__doc__ or "").split("\n", maxsplit=1)[0])
         command.set_defaults(run=run)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from kldistill.evaluation import judge
 from kldistill.evaluation.config import GenerateConfig
 from kldistill.evaluation.generation.batching import Completion, Request, generate
+from kldistill.evaluation.generation.layout import by_columns
 from kldistill.evaluation.generation.ranking import Likelihood, likelihoods, rank
 from kldistill.evaluation.generation.spelling import Spelling, adoption
 from kldistill.evaluation.outcomes import compared, summarise
@@ -120,7 +121,7 @@ def head(task: Task, sample: int) -> dict[str, Any]:
 
 def loaded(inputs: Mapping[str, Path], job: Job) -> tuple[PreTrainedModel, Spelling, int]:
     """The model, what its tokens spell, and V."""
-    model = load_model(inputs["model"], inputs.get("rows"), device_of(job.runtime))
+    model = by_columns(load_model(inputs["model"], inputs.get("rows"), device_of(job.runtime)))
     size = vocabulary_size(inputs["model"])
     return model, Spelling(load_tokenizer(inputs["model"], inputs.get("tokens"))), size
 

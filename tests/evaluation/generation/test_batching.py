@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from kldistill.evaluation.generation import decoding
 from kldistill.evaluation.generation.batching import Completion, Request, alike, common_prefix, generate
 from kldistill.evaluation.generation.decoding import Row, draw
+from kldistill.evaluation.generation.layout import by_columns
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.model import tiny
 from kldistill.model.load import load_original
@@ -25,7 +27,7 @@ TEXT = tiny.training_text()[0]
 PROMPTS = [TEXT[at : at + size] for at, size in ((100, 40), (700, 90), (1500, 25), (2100, 160), (3000, 60), (3900, 75))]
 
 
-def load(folder: Path) -> tuple[torch.nn.Module, Spelling]:
+def load(folder: Path) -> tuple[PreTrainedModel, Spelling]:
     return load_model(folder, None), Spelling(load_tokenizer(folder, None))
 
 
@@ -50,7 +52,13 @@ def unhealed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_ids_are_those_of_plain_generation(family: str, tiny_model: MakeModel) -> None:
     model, spelling = load(tiny_model(family, pad_to=1))  # plain generation may choose a padding row
     requests = [Request(prompt, budget=60) for prompt in PROMPTS]
-    for request, (completion,) in zip(requests, answers(model, spelling, requests), strict=True):
+    laid_out = by_columns(load(tiny_model(family, pad_to=1))[0])
+    for (name, theirs), (_, ours) in zip(model.named_parameters(), laid_out.named_parameters(), strict=True):
+        assert torch.equal(theirs, ours), name
+    head, embedding = (laid_out.get_output_embeddings().weight, laid_out.get_input_embeddings().weight)
+    assert head.stride() == (1, head.shape[0]), "by columns"
+    assert (head is embedding) == laid_out.config.get_text_config().tie_word_embeddings
+    for request, (completion,) in zip(requests, answers(laid_out, spelling, requests), strict=True):
         ids = torch.tensor(encode(spelling.tokenizer, [request.prompt]))
         n = len(completion.token_ids) + (completion.ended == "eos")
         plain = model.generate(ids, max_new_tokens=n, do_sample=False)[0, ids.shape[1] :].tolist()  # type: ignore[operator]
