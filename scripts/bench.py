@@ -4,6 +4,7 @@ python scripts/bench.py tokens --tokenizer FOLDER [--megabytes 5] [--merges 512]
 python scripts/bench.py generation --model FOLDER [--tasks 164] [--batch 64] [--single 12]
 python scripts/bench.py train --run FOLDER [--loss kl,ce] [--lora 16] [--steps 8] [--batch 2]
 python scripts/bench.py processes --run FOLDER [--loss kl,ce] [--lora 16] [--steps 8] [--batch 4]
+python scripts/bench.py memory --run FOLDER [--loss kl,ce] [--lora 16] [--steps 8] [--batch 16] [--again]
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 from sysconfig import get_path
 from typing import Any
 
+import psutil
 import torch
 from tokenizers import Tokenizer
 from torch import distributed
@@ -28,19 +30,21 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kldistill import losses
+from kldistill.corpus.documents import Document
+from kldistill.corpus.snippets import cut
 from kldistill.evaluation.generation.batching import Completion, Request, generate
 from kldistill.evaluation.generation.layout import by_columns
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.evaluation.suites.humaneval import HumanEval
 from kldistill.evaluation.suites.task import Sources
 from kldistill.losses.weighted import Term
-from kldistill.model.load import load_original, old_size
+from kldistill.model.load import load_original, load_original_tokenizer, old_size
 from kldistill.rows.rows import Rows
 from kldistill.runtime.shares import Share
 from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.boundaries import widen
 from kldistill.tokens.definition import Definition, definition
-from kldistill.tokens.encoding import encode
+from kldistill.tokens.encoding import encode, encode_snippets
 from kldistill.tokens.merges import Rules, choose
 from kldistill.tokens.pieces import PieceTable
 from kldistill.tokens.stage import entries_of, use_cores
@@ -51,6 +55,7 @@ from kldistill.training.config import LoraConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import forget_peak, peak_memory
 from kldistill.training.objective import Objective
+from kldistill.training.states import States
 
 
 def python_sources(megabytes: float) -> Iterator[str]:
@@ -224,12 +229,55 @@ def train(args: argparse.Namespace) -> None:
     )
 
 
+def memory(args: argparse.Namespace) -> None:
+    """The most that training on a large corpus holds, with a teacher that runs in the same step and stores nothing.
+
+    The text is the Python of the installed packages in snippets of 50 or so tokens. Both cuts of all of it are held.
+    """
+    pieces, tokenizer = of_tokens(args)
+    documents = (Document(str(number), text) for number, text in enumerate(python_sources(3.3 * args.tokens / 1e6)))
+    snippets = list(cut(documents, args.bytes))
+    texts = States.of(snippets, encode_snippets(load_original_tokenizer(folders_of(args)["model"]), snippets))
+    cuts = TwoCuts.of(texts, tokenizer, pieces)
+    held = resident()
+    objective, _ = of_run(args)
+    order = schedule(cuts.lengths, args.batch, args.steps, 0)
+    batches = Steps(cuts, order, chunk=args.chunk, online=True, budget=args.pass_tokens)
+    optimizer = torch.optim.AdamW([each for each in objective.parameters() if each.requires_grad], lr=1e-6)
+    before = resident()
+    forget_peak(torch.device("cpu"))
+    for number in range(args.steps):
+        for batch in batches[number]:
+            objective(batch)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    count = sum(map(len, texts.ids)) / 1e6
+    print(f"{count:.2f}M tokens in {len(snippets):,} snippets, {args.batch} a step, {args.loss}, LoRA rank {args.lora}")
+    print(f"{held / 1e9:.2f} GB with the text, {before / 1e9:.2f} GB with the model")
+    print(f"at most {peak_memory(torch.device('cpu')) / 1e9:.2f} GB in {args.steps} steps")
+
+
+def resident() -> float:
+    """Bytes that this process holds."""
+    return float(psutil.Process().memory_info().rss)
+
+
+def folders_of(args: argparse.Namespace) -> dict[str, Path]:
+    """The artifacts of the run in ``args.folder``."""
+    record = json.loads((Path(args.folder) / "run.json").read_text())
+    return {name: Path(args.folder) / where for name, where in record["artifacts"].items()}
+
+
+def of_tokens(args: argparse.Namespace) -> tuple[PieceTable, Any]:
+    """The table and the extended tokenizer of the run in ``args.folder``."""
+    folder = folders_of(args)["tokens"]
+    return PieceTable.load(folder), load_extended_tokenizer(folder)
+
+
 def of_run(args: argparse.Namespace) -> tuple[Objective, TwoCuts]:
     """What the run in ``args.folder`` trained: the student as it began, with the losses asked for, and its text."""
-    record = json.loads((Path(args.folder) / "run.json").read_text())
-    folders = {name: Path(args.folder) / where for name, where in record["artifacts"].items()}
-    pieces, tokenizer = PieceTable.load(folders["tokens"]), load_extended_tokenizer(folders["tokens"])
-    learns = adapters.Training("lora" if args.lora else "rows", LoraConfig(r=args.lora))
+    folders, (pieces, tokenizer) = folders_of(args), of_tokens(args)
+    learns = adapters.Training("lora" if args.lora else "rows", LoraConfig(r=args.lora), checkpointing=args.again)
     rows = Rows.load(folders["init"])
     student, _ = adapters.unfreeze(load_original(folders["model"]), rows, pieces.old_size, learns)
     terms = {name: Term(getattr(losses, name), 1.0) for name in args.loss.split(",")}
@@ -288,7 +336,7 @@ def main(argv: list[str]) -> None:
     command.add_argument("--tasks", type=int, default=164)
     command.add_argument("--batch", type=int, default=64)
     command.add_argument("--single", type=int, default=12, help="tasks that the loop writes too")
-    for run, batch in ((train, 2), (processes, 4)):
+    for run, batch in ((train, 2), (processes, 4), (memory, 16)):
         command = commands.add_parser(run.__name__, help=(run.__doc__ or "").split("\n", maxsplit=1)[0])
         command.set_defaults(run=run)
         command.add_argument("--run", dest="folder", required=True, help="folder of a run that has trained")
@@ -297,6 +345,10 @@ def main(argv: list[str]) -> None:
         command.add_argument("--steps", type=int, default=8)
         command.add_argument("--batch", type=int, default=batch)
         command.add_argument("--chunk", type=int, default=128)
+        command.add_argument("--again", action="store_true", help="run layers again (gradient_checkpointing)")
+    command.add_argument("--tokens", type=float, default=1e6, help="of the text")
+    command.add_argument("--bytes", type=int, default=165, help="of a snippet")
+    command.add_argument("--pass_tokens", type=int)
     args = parser.parse_args(argv)
     args.run(args)
 

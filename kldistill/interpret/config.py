@@ -7,7 +7,7 @@ from kldistill.runtime.config import require
 
 @dataclass
 class InterpretConfig:
-    """How much text the stage looks at. The defaults take about a minute on two cores for a model of 135M parameters.
+    """How much text the stage looks at. The defaults take a minute or less on two cores for a model of 135M.
 
     Attributes:
         n_contexts: snippets of the test split, each with a new token in it.
@@ -19,10 +19,10 @@ class InterpretConfig:
         seed: draws contexts, uses and listed tokens.
     """
 
-    n_contexts: int = 24
+    n_contexts: int = 16
     context_bytes: int = 1_000
-    n_uses: int = 96
-    attention_contexts: int = 6
+    n_uses: int = 64
+    attention_contexts: int = 4
     neighbours: int = 12
     completions: int = 5
     seed: int = 0
