@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,14 @@ def overrides_of(arguments: list[str]) -> list[str]:
     return [re.sub(r"^([^=]*=[^\[\],{]*),.*$", r"\1", text) for text in kept]
 
 
+@cache
+def check_overrides(overrides: tuple[str, ...]) -> None:
+    """Compose and check a configuration, each once: documents repeat their commands."""
+    cfg = compose.typed(runs.config(overrides))
+    if not cfg.eval.suites or shell_lines.has_sandbox():
+        check(cfg)
+
+
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_shell_line_means_something(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each line goes through a real shell to stand-ins; what reaches kldistill is composed and checked."""
@@ -96,9 +105,7 @@ def test_every_shell_line_means_something(path: Path, tmp_path: Path, monkeypatc
             arguments = shell_lines.arguments(words)
             if arguments is None or "--help" in arguments:
                 continue
-            cfg = compose.typed(runs.config(overrides_of(arguments)))
-            if not cfg.eval.suites or shell_lines.has_sandbox():
-                check(cfg)
+            check_overrides(tuple(overrides_of(arguments)))
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,10 +1,23 @@
 """Work in forks of a process that has its imports behind it: for drivers, which have trained nothing themselves."""
 
+import importlib
 import os
+import pkgutil
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+
+import kldistill
+from kldistill.pipeline import compose
+
+
+def warm() -> None:
+    """Do once what every run would do for itself: import all of the package, and compose its defaults."""
+    for module in pkgutil.walk_packages(kldistill.__path__, "kldistill."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    compose.defaults()
 
 
 def forked(work: Callable[[], object], log: Path | None = None) -> int:

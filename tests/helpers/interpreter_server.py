@@ -38,6 +38,7 @@ PACKAGES = (
     "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
+    *(f"transformers.models.{family}.modeling_{family}" for family in ("gpt2", "llama", "qwen2", "gemma2", "gemma3")),
     "wandb",
 )
 SIZE = 8  # bytes of a message's length, of a process id, of an exit code

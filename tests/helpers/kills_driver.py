@@ -24,7 +24,7 @@ import torch
 from kldistill.pipeline import compose
 from kldistill.pipeline.run import run_pipeline
 from kldistill.pipeline.steps import steps_of
-from tests.helpers.forks import forked
+from tests.helpers.forks import forked, warm
 from tests.helpers.runs import config, overrides_of, read_run
 
 PATIENCE = 20.0  # seconds for what a killed process has started to end
@@ -67,6 +67,7 @@ def attempt(cfg: compose.Config, folder: Path, step: str | None, after: float) -
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    warm()
     work, ends = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     root = Path(work["folder"])
     cfg = compose.typed(config(overrides_of(Path(work["corpus"]), root / "outputs", *work["overrides"])))

@@ -22,7 +22,7 @@ import torch
 
 from kldistill.pipeline import compose
 from kldistill.pipeline.run import run_pipeline
-from tests.helpers.forks import ended, forked
+from tests.helpers.forks import ended, forked, warm
 from tests.helpers.runs import config, overrides_of, undrawn
 
 WATCHED = {"open": 0, "os.rename": 1, "os.remove": 0}  # audit events, and which argument is the path
@@ -68,6 +68,7 @@ def attempt(cfg: compose.Config, job: dict[str, Any]) -> dict[str, float]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    warm()
     work = json.loads(Path(sys.argv[1]).read_text())
     first = work["jobs"][0]
     composed = config(overrides_of(Path(first["corpus"]), Path(first["outputs"]), *work["overrides"]))

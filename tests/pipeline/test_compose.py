@@ -22,6 +22,7 @@ from tests.helpers.runs import config
 
 CONF = ROOT / "conf"
 PRESETS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+DEFAULT = Path("config.yaml")  # what is composed of it without any choice has every suite in it, too
 # Values without which a preset means nothing.
 NEEDED = {
     "model/hf": ["model.path=some/model"],
@@ -57,7 +58,7 @@ def choice_of(preset: Path) -> list[str]:
     return [f"{group}={name}"]
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=str)
+@pytest.mark.parametrize("preset", [DEFAULT, *(preset for preset in PRESETS if choice_of(preset))], ids=str)
 def test_every_preset_composes_and_is_valid(preset: Path, tmp_path: Path) -> None:
     (tmp_path / "terms.txt").write_text("word\n")
     key = preset.with_suffix("").as_posix()

@@ -24,7 +24,7 @@ from kldistill.runtime.errors import ConfigError
 from tests.helpers.interpreter import python
 from tests.helpers.paths import ROOT
 from tests.helpers.patience import PATIENCE
-from tests.helpers.runs import config, overrides_of, read_run, write_corpus
+from tests.helpers.runs import config, overrides_of, read_run, undrawn, write_corpus
 
 SWEEPS = {
     "kl_vs_ce": {
@@ -344,7 +344,8 @@ def test_a_finished_run_is_known_by_what_it_would_build(tmp_path: Path, corpus: 
 
     folder = tmp_path / "runs/run"
     assert not is_finished(made(), folder), "there is nothing"
-    run_pipeline(made(), folder)
+    with undrawn():
+        run_pipeline(made(), folder)
     assert is_finished(made(), folder)
     assert is_finished(made("runtime.checkpoint_every=1", "distill.steps=9"), folder), "nothing that it reads"
     assert not is_finished(made("tokens.n_new=20"), folder)
