@@ -5,12 +5,14 @@ python scripts/bench.py generation --model FOLDER [--tasks 164] [--batch 64] [--
 python scripts/bench.py train --run FOLDER [--loss kl,ce] [--lora 16] [--steps 8] [--batch 2]
 python scripts/bench.py processes --run FOLDER [--loss kl,ce] [--lora 16] [--steps 8] [--batch 4]
 python scripts/bench.py memory --run FOLDER [--loss kl,ce] [--lora 16] [--steps 8] [--batch 16] [--again]
+python scripts/bench.py all --run FOLDER
 """
 
 import argparse
 import json
 import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -319,6 +321,24 @@ def _one_of(rank: int, world: int, args: argparse.Namespace, folder: str) -> Non
     distributed.destroy_process_group()
 
 
+def everything(args: argparse.Namespace) -> None:
+    """All of the others, each in a process of its own, in some minutes on two cores: for docs/performance.md."""
+    model, run = str(folders_of(args)["model"]), ["--run", args.folder]
+    for command in (
+        ["tokens", "--tokenizer", model, "--megabytes", "50", "--merges", "4096"],
+        ["train", *run, "--loss", "kl"],
+        ["train", *run, "--loss", "kl,ce"],
+        ["train", *run, "--loss", "kl", "--lora", "16"],
+        ["memory", *run, "--steps", "3"],
+        ["memory", *run, "--steps", "3", "--tokens", "1e5", "--pass_tokens", "160"],
+        ["memory", *run, "--steps", "3", "--tokens", "1e5", "--again"],
+        ["processes", *run, "--steps", "6"],
+        ["generation", "--model", model],
+    ):
+        print("\n$ python scripts/bench.py", *command, flush=True)
+        subprocess.run([sys.executable, __file__, *command], check=True)
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -336,6 +356,9 @@ def main(argv: list[str]) -> None:
     command.add_argument("--tasks", type=int, default=164)
     command.add_argument("--batch", type=int, default=64)
     command.add_argument("--single", type=int, default=12, help="tasks that the loop writes too")
+    command = commands.add_parser("all", help=(everything.__doc__ or "").split(":", maxsplit=1)[0])
+    command.set_defaults(run=everything)
+    command.add_argument("--run", dest="folder", required=True, help="folder of a run that has trained")
     for run, batch in ((train, 2), (processes, 4), (memory, 16)):
         command = commands.add_parser(run.__name__, help=(run.__doc__ or "").split("\n", maxsplit=1)[0])
         command.set_defaults(run=run)

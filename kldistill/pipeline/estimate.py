@@ -116,6 +116,8 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
     unique, batch = (n * d.snippet_bytes / BYTES_PER_TOKEN for n in (snippets, d.batch_size))
     adapter = 14 * d.lora.r * shape.width * shape.layers  # two thin matrices for each of seven linear layers
     weights = shape.parameters * shape.weight_bytes
+    # What one process holds: its share of a batch, or as much of it as runs at a time.
+    in_pass = min(batch * SHORTER / launched(), cfg.runtime.pass_tokens or float("inf"))
     again = d.gradient_checkpointing
     kept = INPUT * shape.layers + ACTIVATIONS if again else ACTIVATIONS * shape.layers
     held, how = weights, "b P"
@@ -129,8 +131,8 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
         Need("memory: new rows with AdamW", 16 * matrices * n_new * shape.width, "B", "16 N D, twice if two rows"),
         Need("memory: logits of a chunk", 4 * LOGITS * height * cfg.runtime.chunk, "B", "16 W runtime.chunk"),
         Need(
-            "memory: activations of a batch",
-            shape.width * shape.weight_bytes * batch * SHORTER * kept,
+            "memory: activations of a pass",
+            shape.width * shape.weight_bytes * in_pass * kept,
             "B",
             "D b a token and layer, 34 D b one layer's" if d.gradient_checkpointing else "34 D b a token and layer",
         ),

@@ -48,7 +48,7 @@ def test_the_table_of_the_documents() -> None:
     assert found["memory: frozen weights"] == pytest.approx(15e9, rel=0.02)
     assert found["memory: new rows with AdamW"] == pytest.approx(0.13e9 * 2, rel=0.05)  # untied: two rows
     assert found["memory: logits of a chunk"] == pytest.approx(0.27e9, rel=0.02)
-    assert found["memory: activations of a batch"] == pytest.approx(3.6e9, rel=0.15)
+    assert found["memory: activations of a pass"] == pytest.approx(3.6e9, rel=0.15)
 
 
 def test_a_process_holds_its_part_of_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,8 +66,10 @@ def test_what_a_choice_costs() -> None:
     assert "disk: the teacher's states" in plain and "disk: the teacher's states" not in online
     assert online["work: distillation"] > 1.3 * plain["work: distillation"] and "work: teacher" not in online
     again = amounts(needs(planned("distill.gradient_checkpointing=true"), SEVEN))
-    assert again["memory: activations of a batch"] < 0.1 * plain["memory: activations of a batch"]
+    assert again["memory: activations of a pass"] < 0.1 * plain["memory: activations of a pass"]
     assert again["work: distillation"] > 1.3 * plain["work: distillation"]
+    passes = amounts(needs(planned("distill.batch_size=64", "runtime.pass_tokens=1000"), SEVEN))
+    assert passes["memory: activations of a pass"] == 34 * 4096 * 2 * 32 * 1000
     twice = amounts(needs(planned("distill.steps=300"), SEVEN))
     assert twice["work: distillation"] == pytest.approx(2 * plain["work: distillation"])
     adapted = amounts(needs(planned("distill=lora"), SEVEN))
