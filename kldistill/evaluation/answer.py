@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from kldistill.evaluation import judge
 from kldistill.evaluation.config import GenerateConfig
 from kldistill.evaluation.generation.batching import Completion, Request, generate
+from kldistill.evaluation.generation.cuts import cut_of
 from kldistill.evaluation.generation.layout import by_columns
 from kldistill.evaluation.generation.ranking import Likelihood, likelihoods, rank
 from kldistill.evaluation.generation.spelling import Spelling, adoption
@@ -32,6 +33,7 @@ from kldistill.runtime.files import append, dump, read_lines, replace, write_sum
 from kldistill.runtime.job import Job
 from kldistill.runtime.processes import launched_here
 from kldistill.runtime.shares import Share
+from kldistill.tokens.pieces import PieceTable
 from kldistill.training.load import load_model, load_tokenizer
 
 RECORDS = "records.jsonl"
@@ -149,6 +151,7 @@ def written(
             temperature=cfg.temperature,
             top_p=cfg.top_p,
             seed=cfg.seed,
+            cut=cut_of(cfg.cut, PieceTable.load(inputs["tokens"])) if "tokens" in inputs else None,
             description=f"{cfg.model.capitalize()} model on {cfg.suite}",
         ):
             task = tasks[index]

@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 from kldistill.evaluation.sandbox import Limits
-from kldistill.runtime.config import require
+from kldistill.runtime.config import check_choices, choice, require
 
 
 @dataclass
@@ -45,6 +45,10 @@ class EvalConfig(ScoringConfig):
         temperature: the temperature of the sampling; 0 always takes the likeliest token (greedy).
         top_p: share of the probability that is sampled from, the likeliest tokens first.
         seed: seeds the sampling.
+        cut: of what an extended model writes. ``free``: as it writes it, which may be old tokens that together spell a
+            new one. ``merged``: the new token takes their place as soon as they stand there, so that the text stays
+            and what follows is predicted from the tokenizer's own cut. ``masked``: what the tokenizer would not cut
+            so cannot be written (``CanonicalMask``); the model then writes other text.
         written: texts of some 64 tokens that the original model writes after beginnings of the test split, scored as
             ``written``: on these alone the KL is that of the two models. 0: none.
         limits: what every program in the sandbox may use.
@@ -57,6 +61,7 @@ class EvalConfig(ScoringConfig):
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    cut: str = choice("free", "free", "merged", "masked")
     written: int = 0
     limits: Limits = field(default_factory=Limits)
     allow_unsandboxed: bool = False
@@ -74,6 +79,7 @@ class EvalConfig(ScoringConfig):
             self.n_samples,
             "all samples of a task would be the same at eval.temperature=0; give a temperature, such as 0.8",
         )
+        check_choices(self, "eval")
         unknown = [name for name in self.suites if name not in self.all_suites()]
         require(not unknown, "eval.suites", unknown, f"suites are {', '.join(self.all_suites())}")
 
@@ -144,6 +150,7 @@ class GenerateConfig:
     Attributes:
         model: ``original``, ``distilled``, ``finetuned`` or ``control``.
         suite: the suite's name. The other keys are those of ``EvalConfig``.
+        cut: ``free`` for models without new tokens.
     """
 
     model: str
@@ -154,6 +161,7 @@ class GenerateConfig:
     limits: Limits = field(default_factory=Limits)
     allow_unsandboxed: bool = False
     seed: int = 0
+    cut: str = "free"
 
 
 @dataclass

@@ -250,7 +250,10 @@ def _tasks(suite: str) -> Callable[["Config"], TasksConfig]:
 def _generate(of: str, suite: str) -> Callable[["Config"], GenerateConfig]:
     def cut(cfg: "Config") -> GenerateConfig:
         names = {item.name for item in fields(GenerateConfig)} - {"model", "suite"}
-        return GenerateConfig(of, suite, **{name: getattr(cfg.eval, name) for name in names})
+        own = {name: getattr(cfg.eval, name) for name in names}
+        if of in ("original", "control"):
+            own["cut"] = "free"  # they have no new tokens
+        return GenerateConfig(of, suite, **own)
 
     return cut
 

@@ -116,6 +116,14 @@ def test_fine_tuning_adds_its_steps_and_is_what_is_exported() -> None:
     assert plan(tuned, ["export"])[-3:] == ["distill", "finetune", "export"]
 
 
+def test_models_without_new_tokens_write_the_same_whatever_the_cut() -> None:
+    chosen = ["finetune=lora", "finetune.control=true", "eval.suites=[completion]", "eval.cut=merged"]
+    cfg = compose.typed(config([*SMALL, "corpus.path=.", *chosen]))
+    models = ("original", "control", "distilled", "finetuned")
+    cuts = {of: steps_of(cfg)[f"generate_{of}_completion"].config(cfg).cut for of in models}
+    assert cuts == {"original": "free", "control": "free", "distilled": "merged", "finetuned": "merged"}
+
+
 def test_every_suite_is_answered_by_every_model_after_the_original() -> None:
     found = steps("finetune=rows", "eval.suites=[humaneval,completion]")
     for suite in ("humaneval", "completion"):

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
+from kldistill.evaluation.generation.canonical import CanonicalMask
+from kldistill.evaluation.generation.cuts import Merging
 from kldistill.evaluation.generation.decoding import Row, Rows
 from kldistill.evaluation.generation.shared_prefix import Prefix
 from kldistill.evaluation.generation.spelling import Spelling
@@ -86,6 +88,7 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    cut: CanonicalMask | Merging | None = None,
     description: str = "Generating",
 ) -> Iterator[tuple[int, list[Completion]]]:
     """Complete every request.
@@ -94,6 +97,7 @@ def generate(
         model: in eval mode, with the vocabulary of ``spelling``'s tokenizer (padding rows are never chosen).
         batch_size: rows at a time; it changes the results by no more than rounding does.
         temperature: 0 takes the most probable token each time.
+        cut: how what is written is cut (see ``kldistill.evaluation.generation.cuts``).
 
     Yields:
         The index of a request and its completions, as they are finished.
@@ -119,7 +123,7 @@ def generate(
             reach = max(len(prompt.ids) + 2 * requests[prompt.index].budget + 65 for prompt in group)
             prefix = Prefix(model, group[0].ids[:shared]) if shared >= ALIKE and reach <= window_of(model) else None
             skipped = shared if prefix is not None else 0
-            rows = Rows(model, spelling, eos_of(model, spelling), temperature, top_p, prefix)
+            rows = Rows(model, spelling, eos_of(model, spelling), temperature, top_p, prefix, cut)
             queue = deque(sorted(group, key=lambda prompt: -len(prompt.ids)))
             while queue or rows.rows:
                 done: list[Row] = []
@@ -202,7 +206,15 @@ def rows_of(request: Request, prompt: Prompt, seed: int) -> list[Row]:
     """The rows of a request, each with random numbers of its own."""
     stop = [text.encode() for text in request.stop]
     return [
-        Row(prompt.index, sample, prompt.rest, request.budget, stop, random.Random(f"{seed}\0{request.key}\0{sample}"))
+        Row(
+            prompt.index,
+            sample,
+            prompt.rest,
+            request.budget,
+            stop,
+            random.Random(f"{seed}\0{request.key}\0{sample}"),
+            prompt.ids,
+        )
         for sample in range(request.n)
     ]
 

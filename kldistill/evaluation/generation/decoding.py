@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from kldistill.evaluation.generation.cache import Cache
+from kldistill.evaluation.generation.canonical import CanonicalMask
+from kldistill.evaluation.generation.cuts import Merging
 from kldistill.evaluation.generation.shared_prefix import Prefix
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.training.padding import pad_in_front
@@ -34,9 +36,11 @@ class Row:
         budget: bytes of the completion, at most.
         stop: the byte strings before which the completion ends.
         chance: the row's own random numbers, so that nothing depends on its neighbours.
+        before: ids of the prompt.
         ids: the tokens that were written.
+        counted: for each of them, whether it holds at least a byte of the completion.
+        gone: columns of the cache, the row's last ones, whose tokens were replaced by the one to be run next.
         text: the bytes of the completion so far.
-        n_tokens: tokens that hold at least a byte of the completion.
         seconds: its share of the wall time.
         ended: ``stop``, ``budget`` or ``eos``; empty while it goes on.
     """
@@ -47,11 +51,18 @@ class Row:
     budget: int
     stop: Sequence[bytes]
     chance: random.Random
+    before: Sequence[int] = ()
     ids: list[int] = field(default_factory=list)
+    counted: list[bool] = field(default_factory=list)
+    gone: int = 0
     text: bytes = b""
-    n_tokens: int = 0
     seconds: float = 0.0
     ended: str = ""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that hold at least a byte of the completion."""
+        return sum(self.counted)
 
     def take(self, index: int, spelt: bytes, eos: bool) -> None:
         """Add one token, and see whether that ends the completion."""
@@ -60,7 +71,7 @@ class Row:
             return
         self.ids.append(index)
         spelt, self.rest = spelt[len(self.rest) :], self.rest[len(spelt) :]
-        self.n_tokens += not self.rest and bool(spelt)  # a token that only spells the prompt is no part of the answer
+        self.counted.append(not self.rest and bool(spelt))  # one that only spells the prompt is no part of the answer
         searched = max(0, len(self.text) - max(map(len, self.stop), default=1) + 1)
         self.text += spelt
         stops = [place for stop in self.stop if (place := self.text.find(stop, searched)) >= 0]
@@ -69,9 +80,28 @@ class Row:
         elif len(self.text) >= self.budget or len(self.ids) > 2 * self.budget + 64:  # the latter: tokens without text
             self.text, self.ended = self.text[: self.budget], "budget"
 
+    def merge(self, merging: Merging) -> int | None:
+        """Replace tokens at the end of what was written by the new one that they spell, as long as there is one.
+
+        Returns:
+            The token that is to be run next in place of the last one; None where nothing was replaced.
+        """
+        merged = None
+        while not self.rest and (found := merging.find(self.ids)):
+            count, merged = found
+            self.ids[-count:] = [merged]
+            self.counted[-count:] = [any(self.counted[-count:])]
+            self.gone += count - 1  # the last token of all has not been run yet
+        return merged
+
 
 class Rows:
-    """The rows that are being written with one model, all after the same ``prefix`` if there is one."""
+    """The rows that are being written with one model, all after the same ``prefix`` if there is one.
+
+    Args:
+        cut: how what is written is cut (see ``kldistill.evaluation.generation.cuts``); None: as it is written. Layers
+            with a sliding window count the columns of tokens that were replaced, too.
+    """
 
     def __init__(
         self,
@@ -81,8 +111,9 @@ class Rows:
         temperature: float,
         top_p: float,
         prefix: Prefix | None = None,
+        cut: CanonicalMask | Merging | None = None,
     ) -> None:
-        self.model, self.spelling, self.eos, self.prefix = model, spelling, eos, prefix
+        self.model, self.spelling, self.eos, self.prefix, self.cut = model, spelling, eos, prefix, cut
         self.temperature, self.top_p = temperature, top_p
         self.rows: list[Row] = []
         self.cache = Cache()
@@ -137,6 +168,7 @@ class Rows:
     def step(self) -> list[Row]:
         """Write one more token in every row; returns those that ended with it."""
         begun = time.perf_counter()
+        self._forget()
         self.mask_BT = F.pad(self.mask_BT, (0, 1), value=1)
         logits_BW = self._forward(self.next_B[:, None], self.mask_BT, self.position_B[:, None], self.cache)
         self.position_B = self.position_B + 1
@@ -167,13 +199,27 @@ class Rows:
                 if row.rest not in self._masks:
                     self._masks[row.rest] = self.spelling.allowed(row.rest).to(logits_BW.device)
                 logits_BW[place] = logits_BW[place].masked_fill(~self._masks[row.rest], -torch.inf)
+            elif isinstance(self.cut, CanonicalMask):
+                logits_BW[place, self.cut.forbidden([*row.before, *row.ids])] = -torch.inf
         if self.temperature == 0:
             chosen_B = logits_BW.argmax(-1)
         else:
             chosen_B = draw(logits_BW / self.temperature, self.top_p, [row.chance.random() for row in rows])
         for row, index in zip(rows, chosen_B.tolist(), strict=True):
             row.take(index, self.spelling.table[index], index in self.eos)
+        if isinstance(self.cut, Merging):
+            for place, row in enumerate(rows):
+                if (merged := row.merge(self.cut)) is not None:
+                    chosen_B[place] = merged
         return chosen_B
+
+    def _forget(self) -> None:
+        """Mask the columns of tokens that were replaced; the next token stands where the first of them stood."""
+        for place, row in enumerate(self.rows):
+            if row.gone:
+                self.mask_BT[place, self.mask_BT[place].nonzero().flatten()[-row.gone :]] = 0
+                self.position_B[place] -= row.gone
+                row.gone = 0
 
     def _merge(self, cache: Cache, mask_BT: Int[Tensor, "B T"], position_B: Int[Tensor, " B"]) -> None:
         """Put the rows of another cache below those of this one; the shorter one is padded in front."""
