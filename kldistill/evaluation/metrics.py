@@ -110,7 +110,7 @@ TEXT_METRICS = {
         Metric("unresolved_mass", "Unresolved mass", "probability", NEITHER),
         Metric("left_out", "Positions left out", "share", NEITHER, percent=True),
         Metric("contradictions", "Contradicting cuts", "share", NEITHER, percent=True),
-        Metric("marginal_gap", "Bits per byte in other cuts", "bits/byte", NEITHER),
+        Metric("marginal_gap", "Bits per byte in other cuts", "bits/byte", NEITHER, compared=(DOMAIN,)),
         Metric("canonical_mass", "Mass of the canonical cut", "share", NEITHER, percent=True),
         Metric("old_mass", "Mass of cuts in old tokens", "share", NEITHER, percent=True),
     )
