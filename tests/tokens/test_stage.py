@@ -22,6 +22,7 @@ from kldistill.tokens.texts import up_to
 from tests.helpers.interpreter import python
 
 SPLITS = {"train": slice(0, 3), "validation": slice(3, 4), "test": slice(4, 5)}
+SIZE = 50_000  # bytes of each document
 FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3")
 UNSEEN = "def attention_mask(self):\n    return self.__init__ + naïve_中文 - 'don't' * 128  # 😀\n"
 
@@ -29,7 +30,7 @@ UNSEEN = "def attention_mask(self):\n    return self.__init__ + naïve_中文 - 
 @pytest.fixture(scope="session")
 def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("corpus")
-    documents = tiny.training_text()
+    documents = ["".join(up_to(text.splitlines(keepends=True), SIZE)) for text in tiny.training_text()]
     for split, part in SPLITS.items():
         lines = [json.dumps({"id": str(i), "text": text}) for i, text in enumerate(documents[part])]
         (out / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
