@@ -10,76 +10,31 @@ python scripts/bench.py all --run FOLDER
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
-import tempfile
-import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from sysconfig import get_path
 from typing import Any
 
-import psutil
 import torch
+from bench_training import folders_of, memory, processes, python_sources, timed, train
 from tokenizers import Tokenizer
-from torch import distributed
-from torch.multiprocessing.spawn import spawn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kldistill import losses
-from kldistill.corpus.documents import Document
-from kldistill.corpus.snippets import cut
 from kldistill.evaluation.generation.batching import Completion, Request, generate
 from kldistill.evaluation.generation.layout import by_columns
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.evaluation.suites.humaneval import HumanEval
 from kldistill.evaluation.suites.task import Sources
-from kldistill.losses.weighted import Term
-from kldistill.model.load import load_original, load_original_tokenizer, old_size
-from kldistill.rows.rows import Rows
-from kldistill.runtime.shares import Share
-from kldistill.tokens.artifact import load_extended_tokenizer
+from kldistill.model.load import old_size
 from kldistill.tokens.boundaries import widen
 from kldistill.tokens.definition import Definition, definition
-from kldistill.tokens.encoding import encode, encode_snippets
+from kldistill.tokens.encoding import encode
 from kldistill.tokens.merges import Rules, choose
-from kldistill.tokens.pieces import PieceTable
 from kldistill.tokens.stage import entries_of, use_cores
 from kldistill.tokens.words import count_words
-from kldistill.training import adapters
-from kldistill.training.batches import Batch, Steps, schedule
-from kldistill.training.config import LoraConfig
-from kldistill.training.cuts import TwoCuts
-from kldistill.training.loop import forget_peak, peak_memory
-from kldistill.training.objective import Objective
-from kldistill.training.states import States
-
-
-def python_sources(megabytes: float) -> Iterator[str]:
-    """Python files of the installed packages, in the order of their paths, up to a size."""
-    left = megabytes * 1e6
-    for path in sorted(Path(get_path("purelib")).rglob("*.py")):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (UnicodeDecodeError, OSError):
-            continue
-        if left <= 0:
-            return
-        left -= len(text.encode())
-        yield text
-
-
-def timed(function: Callable[[], object]) -> tuple[float, float]:
-    """Wall and processor seconds (this process and its finished children) of a call."""
-    before, wall = os.times(), time.perf_counter()
-    function()
-    after, seconds = os.times(), time.perf_counter() - wall
-    return seconds, sum(after[:4]) - sum(before[:4])
 
 
 def plain(tokenizer: Tokenizer, texts: list[str], merges: int) -> None:
@@ -184,141 +139,6 @@ def generation(args: argparse.Namespace) -> None:
         costs.append(used / tokens)
         print(f"{name}  {len(indices):4} tasks  {rates[-1]:6.1f} tokens/s  ({wall:.1f} s, {used:.1f} s of processor)")
     print(f"batched is {rates[0] / rates[1]:.1f} times as fast, with {costs[0] / costs[1]:.0%} of the processor's time")
-
-
-def train(args: argparse.Namespace) -> None:
-    """Training steps on a finished run's artifacts, against the time that their products of matrices alone would take.
-
-    The floor is counted, not measured step by step: 4 FLOP a weight of the body and token (forward, and back to what
-    goes in), 2 a weight of the head three times, at the rate that a product of the layers' own shapes reaches here,
-    which is measured between the steps. So other work on the machine slows both down alike.
-    """
-    objective, cuts = of_run(args)
-    student, model = objective.student, objective.student.model
-    batches = Steps(cuts, schedule(cuts.lengths, args.batch, args.steps + 1, 0), chunk=args.chunk)
-    optimizer = torch.optim.AdamW([parameter for parameter in student.parameters() if parameter.requires_grad], lr=1e-6)
-    head = student.lm_head.weight.numel()
-    body = sum(parameter.numel() for parameter in student.body.parameters()) - student.embedding.weight.numel()
-    config = model.config.get_text_config()
-    spent, floor, rates = 0.0, 0.0, list[float]()
-    new = old = 0
-    for number in range(args.steps + 1):
-        (batch,) = batches[number]
-
-        def step(batch: Batch = batch) -> None:
-            objective(batch)[0].backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        _, cpu = timed(step)
-        left = torch.randn(batch.new_ids.numel(), config.hidden_size)
-        right = torch.randn(config.hidden_size, config.intermediate_size)
-        _, product = timed(lambda left=left, right=right: [left @ right for _ in range(100)])
-        rate = 100 * 2 * left.numel() * right.shape[1] / product
-        if number == 0:
-            forget_peak(torch.device("cpu"))
-            continue  # the first one warms up
-        spent += cpu
-        rates.append(rate)
-        read = sum(len(cuts.states.ids[index]) for index in batches.order[number])
-        floor += (batch.n_tokens * (4 * body + 2 * 2 * head) + read * 2 * head) / rate
-        new, old = new + batch.n_tokens, old + read
-    print(f"{args.steps} steps of {args.loss}, LoRA rank {args.lora}, {new / args.steps:.0f} new tokens each")
-    print(f"{new / spent:.0f} new and {old / spent:.0f} old tokens a processor second; products reach "
-          f"{sum(rates) / len(rates) / 1e9:.0f} GFLOP/s a thread")  # fmt: skip
-    print(
-        f"{spent / floor:.2f} times the floor; at most {peak_memory(torch.device('cpu')) / 1e9:.2f} GB in this process"
-    )
-
-
-def memory(args: argparse.Namespace) -> None:
-    """The most that training on a large corpus holds, with a teacher that runs in the same step and stores nothing.
-
-    The text is the Python of the installed packages in snippets of 50 or so tokens. Both cuts of all of it are held.
-    """
-    pieces, tokenizer = of_tokens(args)
-    documents = (Document(str(number), text) for number, text in enumerate(python_sources(3.3 * args.tokens / 1e6)))
-    snippets = list(cut(documents, args.bytes))
-    texts = States.of(snippets, encode_snippets(load_original_tokenizer(folders_of(args)["model"]), snippets))
-    cuts = TwoCuts.of(texts, tokenizer, pieces)
-    held = resident()
-    objective, _ = of_run(args)
-    order = schedule(cuts.lengths, args.batch, args.steps, 0)
-    batches = Steps(cuts, order, chunk=args.chunk, online=True, budget=args.pass_tokens)
-    optimizer = torch.optim.AdamW([each for each in objective.parameters() if each.requires_grad], lr=1e-6)
-    before = resident()
-    forget_peak(torch.device("cpu"))
-    for number in range(args.steps):
-        for batch in batches[number]:
-            objective(batch)[0].backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    count = sum(map(len, texts.ids)) / 1e6
-    print(f"{count:.2f}M tokens in {len(snippets):,} snippets, {args.batch} a step, {args.loss}, LoRA rank {args.lora}")
-    print(f"{held / 1e9:.2f} GB with the text, {before / 1e9:.2f} GB with the model")
-    print(f"at most {peak_memory(torch.device('cpu')) / 1e9:.2f} GB in {args.steps} steps")
-
-
-def resident() -> float:
-    """Bytes that this process holds."""
-    return float(psutil.Process().memory_info().rss)
-
-
-def folders_of(args: argparse.Namespace) -> dict[str, Path]:
-    """The artifacts of the run in ``args.folder``."""
-    record = json.loads((Path(args.folder) / "run.json").read_text())
-    return {name: Path(args.folder) / where for name, where in record["artifacts"].items()}
-
-
-def of_tokens(args: argparse.Namespace) -> tuple[PieceTable, Any]:
-    """The table and the extended tokenizer of the run in ``args.folder``."""
-    folder = folders_of(args)["tokens"]
-    return PieceTable.load(folder), load_extended_tokenizer(folder)
-
-
-def of_run(args: argparse.Namespace) -> tuple[Objective, TwoCuts]:
-    """What the run in ``args.folder`` trained: the student as it began, with the losses asked for, and its text."""
-    folders, (pieces, tokenizer) = folders_of(args), of_tokens(args)
-    learns = adapters.Training("lora" if args.lora else "rows", LoraConfig(r=args.lora), checkpointing=args.again)
-    rows = Rows.load(folders["init"])
-    student, _ = adapters.unfreeze(load_original(folders["model"]), rows, pieces.old_size, learns)
-    terms = {name: Term(getattr(losses, name), 1.0) for name in args.loss.split(",")}
-    return Objective(student, terms), TwoCuts.read(folders["teacher"], "train", tokenizer, pieces)
-
-
-def processes(args: argparse.Namespace) -> None:
-    """Training steps in one process of one thread, and the same steps shared by two such processes (gloo)."""
-    seconds = {}
-    for world in (1, 2):
-        with tempfile.TemporaryDirectory() as folder:
-            spawn(_one_of, (world, args, folder), nprocs=world)
-            seconds[world] = float((Path(folder) / "seconds").read_text())
-        print(f"{args.steps} steps of {args.batch} snippets, {world} of one thread: {seconds[world]:.1f} s", flush=True)
-    print(f"two are {seconds[1] / seconds[2]:.2f} times as fast as one")
-
-
-def _one_of(rank: int, world: int, args: argparse.Namespace, folder: str) -> None:
-    """One process's part of ``processes``; the first writes the seconds into ``folder``."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
-    objective, cuts = of_run(args)
-    order = schedule(cuts.lengths, args.batch, args.steps + 1, 0)
-    batches = Steps(cuts, order, chunk=args.chunk, share=Share(rank, world))
-    module = DistributedDataParallel(objective) if world > 1 else objective
-    optimizer = torch.optim.AdamW([each for each in objective.parameters() if each.requires_grad], lr=1e-6)
-    begun = 0.0
-    for number in range(args.steps + 1):
-        (batch,) = batches[number]
-        module(batch)[0].backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if number == 0:  # which warms up
-            distributed.barrier()
-            begun = time.perf_counter()
-    distributed.barrier()
-    if rank == 0:
-        (Path(folder) / "seconds").write_text(str(time.perf_counter() - begun))
-    distributed.destroy_process_group()
 
 
 def everything(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ So are the embedding and the head, which are read by rows and in parts, not by c
 
 import torch
 from torch import nn
-from torch.distributed import init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
