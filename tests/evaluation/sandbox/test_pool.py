@@ -189,9 +189,10 @@ def test_leaving_kills_what_runs_and_gives_no_verdict() -> None:
 
 
 def test_a_killed_evaluation_leaves_nothing_behind() -> None:
-    code = """
+    mark = str(7_000_000 + os.getpid())  # another suite may run beside this one
+    code = f"""
         from kldistill.evaluation.sandbox import Limits, Sandbox
-        sandbox = Sandbox(Limits(output_bytes=7654321), workers=2)
+        sandbox = Sandbox(Limits(output_bytes={mark}), workers=2)
         sandbox.submit("import time\\ntime.sleep(100)")
         sandbox.submit("while True: pass")
         print(flush=True)
@@ -200,11 +201,11 @@ def test_a_killed_evaluation_leaves_nothing_behind() -> None:
     assert process.stdout is not None
     process.stdout.readline()
     # Of each: bubblewrap, supervisor, perhaps program.
-    assert wait_until(lambda: process.poll() is not None or len(processes_with("7654321")) >= 2 + 2)
+    assert wait_until(lambda: process.poll() is not None or len(processes_with(mark)) >= 2 + 2)
     assert process.poll() is None, "both programs run longer than this takes"
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert wait_until(lambda: not processes_with("7654321"))
+    assert wait_until(lambda: not processes_with(mark))
 
 
 def test_a_sandbox_that_does_not_start_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:

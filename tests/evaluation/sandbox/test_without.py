@@ -1,5 +1,6 @@
 """Without bubblewrap: the refusal, and the plain process that a user may choose instead. Also what needs no sandbox."""
 
+import os
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from kldistill.runtime.errors import ConfigError
 from tests.helpers.patience import PATIENCE
 from tests.helpers.sandboxes import processes_with, small, wait_until
 
-MARK = 65431  # a limit that is found in the command lines of these processes
+MARK = 100_000 + os.getpid()  # a limit by which these processes, and no other suite's, are found
 Run = Callable[[str], Outcome]
 
 
