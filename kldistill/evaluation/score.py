@@ -146,5 +146,9 @@ def report(
                 metrics |= with_ends(str(Name(cfg.model, text, name)), value, interval)
             metrics[str(Name(cfg.model, text, "bytes"))] = sum(score.n_bytes for score in of_text)
             metrics[str(Name(cfg.model, text, "documents"))] = len(set(documents))
+            if n_words := sum(score.n_words for score in of_text):
+                metrics[str(Name(cfg.model, text, "marginal_words"))] = n_words
+                looked_at = {score.document for score in of_text if score.gap_bytes}
+                metrics[str(Name(cfg.model, text, "marginal_documents"))] = len(looked_at)
     write_summary(out, metrics)
     job.log(metrics)

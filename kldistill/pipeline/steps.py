@@ -162,7 +162,7 @@ def _evaluation(of: str, rows: str, suites: Sequence[str], tokens: str = "tokens
     inputs = {"model": "model", "tokens": tokens, "rows": rows}
     sources = {**inputs, **_same("evaluate_original")}
     score = Step(
-        _later("evaluation.score.evaluate_student"), _evaluate(of), sources, group="evaluate", version=5, together=True
+        _later("evaluation.score.evaluate_student"), _evaluate(of), sources, group="evaluate", version=6, together=True
     )
     return {f"evaluate_{of}": score, **_generation(of, suites, inputs)}
 

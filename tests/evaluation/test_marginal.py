@@ -63,11 +63,11 @@ def one_by_one(student: Student, spelling: Spelling, ids: list[int], word: Word)
 
 
 def short_words(setting: Setting, spelling: Spelling) -> list[tuple[list[int], list[Word]]]:
-    """Words of at most seven bytes, of which all cuts can be enumerated, in all texts."""
+    """Words of at most six bytes, of which all cuts can be enumerated, in all texts."""
     texts = []
     for ids in setting.new_ids:
         found = words(spelling, ids, setting.pieces.old_size)
-        texts.append((ids, [word for word in found if len(spelling.spell(ids[word.start : word.end])) <= 7][:4]))
+        texts.append((ids, [word for word in found if len(spelling.spell(ids[word.start : word.end])) <= 6][:3]))
     return texts
 
 

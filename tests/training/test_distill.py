@@ -401,3 +401,5 @@ def test_evaluation_of_original_and_extended_model(inputs: Inputs) -> None:
         assert figures[f"eval/init/{kind}/new_token_share"] > 0
     gap = {name for name in figures if name.endswith(("/marginal_gap", "/canonical_mass", "/old_mass"))}
     assert gap == {f"eval/init/domain/{name}" for name in ("marginal_gap", "canonical_mass", "old_mass")}
+    assert figures["eval/init/domain/marginal_words"] >= 5
+    assert figures["eval/init/domain/marginal_documents"] == figures["eval/init/domain/documents"], "20 texts are all"
