@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from kldistill.model import stage as model_stage
 from kldistill.model.config import TinyModelConfig
@@ -21,6 +22,9 @@ from kldistill.runtime.job import Job
 from tests.helpers.artifacts import MakeModel, MakeTokens, write_tokens
 
 torch.set_num_threads(1)
+# How long examples take to draw and to run says how busy the machine is.
+settings.register_profile("kldistill", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kldistill")
 
 
 def pytest_collection_finish() -> None:

@@ -26,7 +26,7 @@ pieces = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(pieces, pieces)
 def test_containment_is_the_share_of_shingles_that_train_has(first: list[str], second: list[str]):
     mine, train = "x" + "".join(first), "x" + "".join(second)

@@ -30,7 +30,7 @@ words = st.lists(st.sampled_from(["a", "b", "ab", "ba", "x_1", "é", "日本"]),
 gaps = st.sampled_from([" ", "\n", " = ", "(", ").", "  "])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(words, words, gaps, gaps)
 def test_jaccard_is_that_of_runs_of_five_words(first: list[str], second: list[str], gap: str, other: str):
     one, two = gap.join(first), other.join(second)

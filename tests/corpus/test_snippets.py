@@ -16,7 +16,7 @@ from kldistill.tokens.encoding import encode, first_token
 from tests.helpers.artifacts import MakeModel
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.text("aé \t", max_size=14), max_size=20), st.integers(30, 90))
 def test_snippets_are_whole_lines_of_the_document(lines: list[str], size: int) -> None:
     text = "".join(f"x{line}\n" for line in lines)  # no line is blank, so no snippet is left out
@@ -30,7 +30,7 @@ def test_snippets_are_whole_lines_of_the_document(lines: list[str], size: int) -
     assert all(snippet.n_bytes >= size / 2 for snippet in snippets[1:])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.text("aé日😀", min_size=1, max_size=300), min_size=1, max_size=5), st.integers(4, 60))
 def test_long_lines_are_cut_between_characters(lines: list[str], size: int) -> None:
     text = "".join(f"{line}\n" for line in lines)
@@ -119,7 +119,7 @@ def test_a_seed_draws_other_text() -> None:
     assert draw(snippets, n=10, seed=1)[:5] == draw(snippets, n=5, seed=1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.dictionaries(st.integers(0, 5), st.integers(1, 4), max_size=4), min_size=1, max_size=12),
     st.integers(1, 14),

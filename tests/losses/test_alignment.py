@@ -82,7 +82,7 @@ def test_prefix_closed() -> None:
     assert not TABLE.prefix_closed
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 9), st.lists(st.integers(2, 30), min_size=1, max_size=3))
 def test_chunks_of_a_batch_add_up(seed: int, size: int, lengths: list[int]) -> None:
     """Losses of all chunks of a padded batch = mean over all positions of the single texts."""

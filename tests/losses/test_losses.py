@@ -17,7 +17,7 @@ from kldistill.tokens.pieces import PieceTable
 from tests.helpers.oracle import MergeOracle, Oracle, close_under_prefixes
 
 N = 3  # pieces
-SETTINGS = settings(max_examples=30, deadline=None)
+SETTINGS = settings(max_examples=30)
 tokens = st.lists(
     st.lists(st.integers(0, N - 1), min_size=2, max_size=4).map(tuple), min_size=1, max_size=4, unique=True
 )
@@ -127,7 +127,7 @@ def test_zero_at_the_push_forward(context: Context) -> None:
     assert max(abs(first) + abs(split) for _, first, split in context.losses(row)) < 1e-9
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(merge_contexts, st.integers(0, 999))
 def test_cut_by_merges_it_is_a_lower_bound_and_zero_at_the_push_forward(context: MergeContext, seed: int) -> None:
     row = student(context, seed)

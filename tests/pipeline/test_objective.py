@@ -113,7 +113,7 @@ def optuna(folder: Path, *given: str) -> tuple[dict[Any, Any], list[dict[str, An
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (told,) = folder.glob("outputs/runs/*/optimization_results.yaml")

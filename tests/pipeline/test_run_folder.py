@@ -201,10 +201,10 @@ def holder(tmp_path: Path) -> Iterator[Any]:
     ready = context.Event()
     process = context.Process(target=hold, args=(tmp_path / "runs/run", ready))
     process.start()
-    assert ready.wait(300)
+    assert ready.wait(PATIENCE)
     yield process
     process.kill()
-    process.join(60)
+    process.join(PATIENCE)
 
 
 def test_a_second_run_in_a_folder_says_who_holds_it_and_stops(corpus: Path, tmp_path: Path, holder: Any) -> None:
@@ -222,7 +222,7 @@ def test_a_second_run_in_a_folder_says_who_holds_it_and_stops(corpus: Path, tmp_
 
 def test_a_dead_holder_holds_nothing(corpus: Path, tmp_path: Path, holder: Any) -> None:
     holder.kill()
-    holder.join(60)
+    holder.join(PATIENCE)
     folder = tmp_path / "runs/run"
     assert (folder / ".lock").exists() and (folder / ".holder.json").exists(), "left by the dead"
     assert run(corpus, tmp_path, "stages=[model]")["status"] == "finished"
@@ -242,7 +242,7 @@ def test_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(60)
+        writer.join(PATIENCE)
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     assert path.read_text() in {letter * 1000 for letter in "abc"}
     assert list(tmp_path.iterdir()) == [path], "no temporary file stays"

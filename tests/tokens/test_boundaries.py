@@ -84,14 +84,14 @@ def cuts(kind: str, boundary: str, text: str) -> set[int]:
 
 @pytest.mark.parametrize("boundary", WIDER)
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=texts)
 def test_every_wide_cut_is_an_old_cut(kind: str, boundary: str, text: str) -> None:
     assert cuts(kind, boundary, text) <= cuts(kind, "word", text)
 
 
 @pytest.mark.parametrize("name", RULES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=texts)
 def test_dotted_contains_identifier_and_all_matches_cover_the_text(name: str, text: str) -> None:
     pattern, spans = RULES[name]
@@ -138,7 +138,7 @@ def test_examples(kind: str, boundary: str, text: str, expected: list[str]) -> N
 
 @pytest.mark.parametrize("boundary", WIDER)
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(text=texts)
 def test_old_merges_give_the_old_ids(kind: str, boundary: str, text: str) -> None:
     assert tokenizer_of(kind, boundary).encode(text).ids == tokenizer_of(kind, "word").encode(text).ids
@@ -208,7 +208,7 @@ def spelt_out(pattern: str, boundary: str) -> str:
 
 @pytest.mark.parametrize("boundary", WIDER)
 @pytest.mark.parametrize("name", ["gpt2", "llama3", "qwen2"])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=texts)
 def test_derived_rules_cut_as_those_spelt_out_by_hand(name: str, boundary: str, text: str) -> None:
     pattern, spans = RULES[name]
@@ -268,7 +268,7 @@ def test_words_that_are_only_looked_up_keep_their_own_cut() -> None:
     assert vocab["Ġmqzjyon"] in wide["dotted"].encode(" mqzjyon_id").ids
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(words=st.lists(st.text("ab_ .é", min_size=1, max_size=5), min_size=1, max_size=8), text=st.text("ab_ .é"))
 def test_any_of_matches_the_words(words: list[str], text: str) -> None:
     assert bool(regex.fullmatch(any_of(words), text)) == (text in words)

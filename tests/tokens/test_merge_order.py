@@ -37,7 +37,7 @@ def oracles(draw: st.DrawFn) -> MergeOracle:
     return MergeOracle(N, 1, merges, 0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(oracles())
 def test_what_is_refused_and_what_is_unsure(oracle: MergeOracle) -> None:
     """Refused: neighbours that no text has. Unsure: tokens whose pieces begin some text that begins otherwise."""

@@ -66,7 +66,7 @@ def by_recount(texts: dict[str, int], rules: Rules, n: int, min_count: int) -> t
 corpora = st.dictionaries(st.text(LETTERS, min_size=1, max_size=12), st.integers(1, 9), min_size=1, max_size=12)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     texts=corpora,
     n=st.integers(1, 12),

@@ -39,7 +39,7 @@ def extend(
     return Tokenizer.from_str(json.dumps(extension.spec)), extension
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     terms=st.lists(st.text(LETTERS, min_size=2, max_size=6), min_size=1, max_size=8, unique=True), closed=st.booleans()
 )

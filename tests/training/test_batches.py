@@ -113,7 +113,7 @@ def test_passes_add_up_to_the_step(setting: Setting, budget: int) -> None:
         torch.testing.assert_close(mine, at_once, rtol=1e-4, atol=1e-6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 200))
 def test_no_pass_is_larger_than_its_budget(lengths: list[int], budget: int) -> None:
     groups = passes(dict(enumerate(lengths)), budget)

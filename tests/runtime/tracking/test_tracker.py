@@ -72,7 +72,7 @@ def closed(folder: Path) -> list[Any]:
     wandb's service writes the file in the background and may be at it after ``finish``: wait for the exit record.
     """
     (path,) = folder.glob("run-*.wandb")
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     while not exit_codes(found := read_wandb_file(path)):
         assert time.monotonic() < end, "a run was never closed"
         time.sleep(0.02)
