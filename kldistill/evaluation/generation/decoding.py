@@ -19,11 +19,12 @@ from transformers import PreTrainedModel
 from kldistill.evaluation.generation.cache import Cache
 from kldistill.evaluation.generation.canonical import CanonicalMask
 from kldistill.evaluation.generation.cuts import Merging
-from kldistill.evaluation.generation.shared_prefix import Prefix
+from kldistill.evaluation.generation.shared_prefix import Prefix, attended, is_plain
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.training.padding import pad_in_front
 
 SLICE = 128  # columns of the prompts that are run at a time
+ALIKE = 0.8  # of the longest prompt: shorter ones are run apart
 
 
 @dataclass
@@ -115,6 +116,7 @@ class Rows:
     ) -> None:
         self.model, self.spelling, self.eos, self.prefix, self.cut = model, spelling, eos, prefix, cut
         self.temperature, self.top_p = temperature, top_p
+        self.plain = is_plain(model)
         self.rows: list[Row] = []
         self.cache = Cache()
         self.mask_BT = torch.zeros(0, 0, dtype=torch.int64, device=model.device)
@@ -131,13 +133,25 @@ class Rows:
     def join(self, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[Row]]) -> list[Row]:
         """Run prompts and let their rows join; each prompt is run once for all its rows.
 
+        Prompts of about the same length run together: a short one among long ones is mostly padding.
+
         Args:
-            prompts: ids after those of ``prefix``, at least one each.
+            prompts: ids after those of ``prefix``, at least one each, the longest first.
             rows: the rows of each prompt.
 
         Returns:
             Rows that ended with their first token.
         """
+        done: list[Row] = []
+        start = 0
+        for end in range(1, len(prompts) + 1):
+            if end == len(prompts) or len(prompts[end]) < ALIKE * len(prompts[start]):
+                done += self._join(prompts[start:end], rows[start:end])
+                start = end
+        return done
+
+    def _join(self, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[Row]]) -> list[Row]:
+        """``join`` for prompts of about the same length."""
         begun = time.perf_counter()
         device = self.model.device
         ids_BT, mask_BT = pad_in_front(prompts, device)
@@ -181,7 +195,7 @@ class Rows:
     ) -> Float[Tensor, "B W"]:
         """Logits after the last column, float32; ids beyond the tokenizer's are left out."""
         prefix = self.prefix if self.prefix is not None and self.prefix.held_once else None
-        with nullcontext() if prefix is None else prefix.attended(self.model):
+        with attended(self.model, prefix) if self.plain else nullcontext():
             output = self.model(
                 ids_BT,
                 attention_mask=mask,

@@ -1,7 +1,10 @@
-"""A beginning that many rows share: run once and, where the model's attention allows, held once.
+"""Attention of rows that are written, and a beginning that many of them share: run once and, where the model's
+attention allows, held once.
 
 Reading the same keys and values again for every row is what makes few-shot prompts slow: for 32 rows after 700
-shared tokens it is most of the work of a step. Here all rows' queries meet the shared columns in one product.
+shared tokens it is most of the work of a step. Here all rows' queries meet the shared columns in one product. And
+where several heads of queries share keys, they meet them in one product too: transformers copies keys and values for
+each of them in every step, which for 64 rows takes longer than all else.
 
 Shapes: B rows, H heads of keys, G heads of queries for each, D their width, S own columns, P shared columns, C both.
 """
@@ -40,24 +43,28 @@ class Prefix:
         self.cache = Cache()
         row = torch.tensor([list(ids)], device=model.device)
         model(row, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        config = model.config.get_text_config()
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        plain = (
-            getattr(config, "sliding_window", None) is None and getattr(config, "attn_logit_softcapping", None) is None
-        )
-        self.held_once = kinds == {"full_attention"} and plain and config._attn_implementation == "sdpa"
+        self.held_once = is_plain(model)
 
-    @contextmanager
-    def attended(self, model: PreTrainedModel) -> Iterator[None]:
-        """Within it, every query of the model also sees the shared columns, which are before all others."""
-        before = model.config.get_text_config()._attn_implementation or "sdpa"
-        token = _shared.set(self.cache)
-        model.set_attn_implementation(NAME)
-        try:
-            yield
-        finally:
-            model.set_attn_implementation(before)
-            _shared.reset(token)
+
+def is_plain(model: PreTrainedModel) -> bool:
+    """Whether ``attend`` can take the place of the model's own attention."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    plain = getattr(config, "sliding_window", None) is None and getattr(config, "attn_logit_softcapping", None) is None
+    return kinds == {"full_attention"} and plain and config._attn_implementation == "sdpa"
+
+
+@contextmanager
+def attended(model: PreTrainedModel, prefix: Prefix | None) -> Iterator[None]:
+    """Within it, the model attends by ``attend``; its queries also see the columns of a prefix, before all others."""
+    before = model.config.get_text_config()._attn_implementation or "sdpa"
+    token = _shared.set(None if prefix is None else prefix.cache)
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+        _shared.reset(token)
 
 
 def attend(
@@ -71,12 +78,20 @@ def attend(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: softmax over shared and own columns together."""
     shared = _shared.get()
+    b, heads, t, d = query.shape
+    h, s = key.shape[1], key.shape[2]
     if shared is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        if t > 1:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        scale = d**-0.5 if scaling is None else scaling
+        own_BHGS = (query * scale).view(b, h, heads // h, d) @ key.transpose(2, 3)
+        if attention_mask is not None:
+            own_BHGS = own_BHGS.masked_fill(~attention_mask[..., :s], -torch.inf)
+        weight_BHGS = own_BHGS.softmax(-1, dtype=torch.float32).to(query.dtype)
+        return (weight_BHGS @ value).reshape(b, 1, heads, d), None
     layer = shared.layers[module.layer_idx]  # type: ignore[index]
     assert layer.keys is not None and layer.values is not None
-    b, heads, t, d = query.shape
-    h, s, p = key.shape[1], key.shape[2], layer.keys.shape[2]
+    p = layer.keys.shape[2]
     if t > 1:  # a prompt: here a copy for every row costs less than the weights of all queries at once
         if attention_mask is None:
             attention_mask = torch.ones(t, s, dtype=torch.bool, device=query.device).tril(s - t)[None, None]

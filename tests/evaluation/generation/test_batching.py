@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,25 @@ def test_long_prompts_in_slices_are_the_same(
     monkeypatch.setattr(decoding, "SLICE", 5)
     sliced = answers(model, spelling, requests)
     assert [c.token_ids for (c,) in whole] == [c.token_ids for (c,) in sliced]
+
+
+def test_short_prompts_are_not_run_as_padding_of_long_ones(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, spelling = load(tiny_model())
+    run: list[tuple[int, int]] = []
+    pad = decoding.pad_in_front
+
+    def noted(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, mask = pad(rows, device)
+        run.append((ids.numel(), int(mask.sum())))
+        return ids, mask
+
+    monkeypatch.setattr(decoding, "pad_in_front", noted)
+    answers(model, spelling, [Request(prompt, budget=20) for prompt in PROMPTS], batch_size=6)
+    cells, tokens = (sum(column) for column in zip(*run, strict=True))
+    assert tokens > 100 and cells <= tokens / decoding.ALIKE
+    assert len(run) < len(PROMPTS), "those of about the same length run together"
 
 
 def test_prompts_that_begin_alike_are_put_together(tiny_model: MakeModel) -> None:
