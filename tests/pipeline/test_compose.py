@@ -23,6 +23,7 @@ from tests.helpers.runs import config
 CONF = ROOT / "conf"
 PRESETS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 DEFAULT = Path("config.yaml")  # what is composed of it without any choice has every suite in it, too
+SUITES = sorted(path.stem for path in (CONF / "eval/suite").glob("*.yaml"))
 # Values without which a preset means nothing.
 NEEDED = {
     "model/hf": ["model.path=some/model"],
@@ -165,7 +166,7 @@ def test_a_choice_without_its_value_says_which_is_missing(choice: str, message: 
         ("tokens.n_new", None, "tokens.n_new=None: must be at least 1 (or give tokens.vocab_size)."),
         ("loss.terms.kl.weight", 0, "loss.terms.*.weight=0.0: must be above 0"),
         ("eval.window_bytes", 1, "eval.window_bytes=1: must be at least 32."),
-        ("eval.suites", ["humanevil"], "eval.suites=['humanevil']: suites are choice, completion, humaneval, mbpp, "),
+        ("eval.suites", ["humanevil"], f"eval.suites=['humanevil']: suites are {', '.join(SUITES)}."),
         ("eval.limit", 0, "eval.limit=0: must be at least 1, or null for all."),
         ("eval.n_samples", 5, "eval.n_samples=5: all samples of a task would be the same at eval.temperature=0"),
         ("eval.limits.cpu_seconds", 0, "eval.limits.cpu_seconds=0.0: must be above 0."),
