@@ -1,7 +1,9 @@
 """An executable that is ``python`` without the seconds of its imports, and the command of the package run by it."""
 
+import atexit
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -21,6 +23,7 @@ def python() -> str:
     starts and at once looks at what is left: the fork is gone some milliseconds after the process that stands for it.
     """
     folder = Path(mkdtemp(prefix="kldistill-python-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     served, executable = folder / "socket", folder / "python"
     # It ends with this process, as its standard input does.
     server = subprocess.Popen(
