@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from kldistill.evaluation.generation.canonical import CanonicalMask
 from kldistill.evaluation.generation.cuts import Merging
 from kldistill.evaluation.generation.decoding import Row, Rows
-from kldistill.evaluation.generation.shared_prefix import Prefix
+from kldistill.evaluation.generation.shared_prefix import Prefix, attending
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.runtime.errors import EvaluationError
 from kldistill.runtime.progress import Bar
@@ -116,7 +116,7 @@ def generate(
                 "or shots, or leave the suite out."
             )
     finished: dict[int, list[Row]] = {prompt.index: [] for prompt in prompts}
-    with Bar(description, total=len(requests), unit="tasks") as bar:
+    with attending(model), Bar(description, total=len(requests), unit="tasks") as bar:
         for group in alike(prompts):
             shared = common_prefix([prompt.ids for prompt in group]) if len(group) >= MANY else 0
             # A row has tokens without text too, see ``Row.take``.

@@ -7,7 +7,6 @@ where columns are padding for a row, its mask is 0. Positions are given, so padd
 import random
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel
 from kldistill.evaluation.generation.cache import Cache
 from kldistill.evaluation.generation.canonical import CanonicalMask
 from kldistill.evaluation.generation.cuts import Merging
-from kldistill.evaluation.generation.shared_prefix import Prefix, attended, is_plain
+from kldistill.evaluation.generation.shared_prefix import Prefix, seeing
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.training.padding import pad_in_front
 
@@ -116,7 +115,6 @@ class Rows:
     ) -> None:
         self.model, self.spelling, self.eos, self.prefix, self.cut = model, spelling, eos, prefix, cut
         self.temperature, self.top_p = temperature, top_p
-        self.plain = is_plain(model)
         self.rows: list[Row] = []
         self.cache = Cache()
         self.mask_BT = torch.zeros(0, 0, dtype=torch.int64, device=model.device)
@@ -195,7 +193,7 @@ class Rows:
     ) -> Float[Tensor, "B W"]:
         """Logits after the last column, float32; ids beyond the tokenizer's are left out."""
         prefix = self.prefix if self.prefix is not None and self.prefix.held_once else None
-        with attended(self.model, prefix) if self.plain else nullcontext():
+        with seeing(prefix):
             output = self.model(
                 ids_BT,
                 attention_mask=mask,

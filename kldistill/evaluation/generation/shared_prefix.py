@@ -51,19 +51,30 @@ def is_plain(model: PreTrainedModel) -> bool:
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     plain = getattr(config, "sliding_window", None) is None and getattr(config, "attn_logit_softcapping", None) is None
-    return kinds == {"full_attention"} and plain and config._attn_implementation == "sdpa"
+    return kinds == {"full_attention"} and plain and config._attn_implementation in ("sdpa", NAME)
 
 
 @contextmanager
-def attended(model: PreTrainedModel, prefix: Prefix | None) -> Iterator[None]:
-    """Within it, the model attends by ``attend``; its queries also see the columns of a prefix, before all others."""
+def attending(model: PreTrainedModel) -> Iterator[None]:
+    """Within it, the model attends by ``attend``, if it can."""
+    if not is_plain(model):
+        yield
+        return
     before = model.config.get_text_config()._attn_implementation or "sdpa"
-    token = _shared.set(None if prefix is None else prefix.cache)
     model.set_attn_implementation(NAME)
     try:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+@contextmanager
+def seeing(prefix: Prefix | None) -> Iterator[None]:
+    """Within it, queries of a model that attends by ``attend`` also see a prefix's columns, before all others."""
+    token = _shared.set(None if prefix is None else prefix.cache)
+    try:
+        yield
+    finally:
         _shared.reset(token)
 
 
