@@ -54,7 +54,7 @@ def page(pairs: Path, runs_of: Callable[[str], Mapping[str, Run]]) -> str:
                 entry["name"],
                 metric.label,
                 metric.show(estimate.value, sign=True),
-                interval(metric, *estimate.interval()).strip() or "–",
+                interval(metric, *estimate.interval()).strip() if estimate.n >= LEAST_UNITS else "–",
                 str(estimate.n),
             ]
             for metric, estimate in found.items()
@@ -62,7 +62,7 @@ def page(pairs: Path, runs_of: Callable[[str], Mapping[str, Run]]) -> str:
     head = (
         f"Rebuilt by `python scripts/results.py` from the records that `{pairs.name}` names.\n\n"
         "The first model minus the second, on the same documents (or tasks, in the groups that they come in), which "
-        "are the units of the 95 % interval; one seed each.\n\n"
+        f"are the units of the 95 % interval (none below {LEAST_UNITS}); one seed each.\n\n"
     )
     return head + markdown_table(["models", "figure", "difference", "95 % interval", "units"], rows) + "\n"
 
@@ -79,13 +79,13 @@ def _side(
 
 
 def _differences(ours: tuple[Run, str], theirs: tuple[Run, str]) -> list[tuple[Metric, Estimate]]:
-    """What both have records of, on the same texts, and enough of them. The original has no distance to itself."""
+    """What both have records of, on the same texts. The original has no distance to itself."""
     found = []
     for metric in compared():
         sides = [sums_of(run, metric, model) for run, model in (ours, theirs)]
         if None in sides or ("original" in (ours[1], theirs[1]) and metric.trained):
             continue
         estimate = difference_over_documents([tuple(sides)])  # type: ignore[list-item]
-        if estimate is not None and estimate.n >= LEAST_UNITS:
+        if estimate is not None:
             found.append((metric, estimate))
     return found
