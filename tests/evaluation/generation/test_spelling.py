@@ -26,7 +26,7 @@ class Wants:
     generation_config = None
 
     def __init__(self, order: list[int], size: int) -> None:
-        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace())
+        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(_attn_implementation="eager"))
         self.logits = torch.zeros(size)
         for at, index in enumerate(order):
             self.logits[index] = len(order) - at
