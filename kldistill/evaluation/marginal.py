@@ -7,8 +7,7 @@ tokenisations") varies much. But cuts differ locally: at a sample of *words* tha
 after stays in its canonical cut, and all cuts of the word's own bytes are summed, by dynamic programming. What follows
 the word is taken to be as likely after one cut of it as after another.
 
-A *word* here is the smallest run of canonical tokens around a new one whose ends no token of the vocabulary reaches
-over, where white space begins another word: so every cut of the text has a boundary at its ends.
+A *word* is what ``kldistill.evaluation.words`` finds.
 
 Names: B rows, T columns of the cache, S columns that a row sees, L tokens of a history, W vocabulary.
 """
@@ -16,22 +15,23 @@ Names: B rows, T columns of the cache, S columns that a row sees, L tokens of a 
 import heapq
 import math
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
+from numpy import logaddexp
 from torch import Tensor
 
 from kldistill.evaluation.generation.cache import Cache
 from kldistill.evaluation.generation.spelling import Spelling
+from kldistill.evaluation.words import Word, words_of
 from kldistill.rows.student import Student
 from kldistill.runtime.progress import Bar
 from kldistill.runtime.shares import ALONE, Share
-from kldistill.training.cuts import TwoCuts, starts_of
+from kldistill.training.cuts import TwoCuts
 from kldistill.training.padding import pad
-from kldistill.training.states import scored_rows
 from kldistill.training.sums import Score
 
 LEAST = 0.01  # cuts that have less than this share of the canonical cut's probability up to their place are dropped
@@ -39,13 +39,6 @@ KEPT = 1  # histories of each kind (old tokens alone, or not) that are told apar
 ROWS = 16  # histories that are run at a time
 PER_TEXT = 5  # words of a text that are looked at
 TEXTS = 8  # whose words are looked at side by side
-
-
-class Word(NamedTuple):
-    """A run of canonical tokens: those from ``start`` to ``end`` (without it) of a text's ids."""
-
-    start: int
-    end: int
 
 
 class Masses(NamedTuple):
@@ -95,11 +88,11 @@ class _Cuts:
         place = self.place
         histories = []
         for old, found in self.at.pop(place).items():
-            total = logsumexp([mass for mass, _ in found])
+            total = logaddexp.reduce([mass for mass, _ in found])
             if total < self.floor[place]:
                 continue
             chosen = found if kept is None else heapq.nlargest(kept, found)
-            more = total - logsumexp([mass for mass, _ in chosen])
+            more = total - logaddexp.reduce([mass for mass, _ in chosen])
             histories += [_History(self, place, old, mass + more, ids) for mass, ids in chosen]
         return histories
 
@@ -110,8 +103,8 @@ class _Cuts:
     def masses(self) -> Masses:
         """What all cuts of the word have, when none is left to go on from."""
         done = self.at[len(self.spelt)]
-        of_kind = {old: logsumexp([mass for mass, _ in found]) for old, found in done.items()}
-        return Masses(self.canonical, logsumexp(list(of_kind.values())), of_kind.get(True, -math.inf))
+        of_kind = {old: logaddexp.reduce([mass for mass, _ in found]) for old, found in done.items()}
+        return Masses(self.canonical, logaddexp.reduce(list(of_kind.values())), of_kind.get(True, -math.inf))
 
 
 @dataclass
@@ -133,12 +126,6 @@ class _History:
     ids: tuple[int, ...]
 
 
-def logsumexp(values: Sequence[float]) -> float:
-    """log of the sum of exponentials; minus infinity for none."""
-    top = max(values, default=-math.inf)
-    return top if top == -math.inf else top + math.log(sum(math.exp(value - top) for value in values))
-
-
 def add_gaps(
     student: Student,
     spelling: Spelling,
@@ -158,8 +145,8 @@ def add_gaps(
     if not n_texts or student.new_size == student.old_size:
         return
     table = torch.zeros(n_texts, 4, dtype=torch.float64)
-    with Bar(description, total=len(share.mine(range(n_texts))), unit="texts") as bar:
-        mine = share.mine(range(n_texts))
+    mine = share.mine(range(n_texts))
+    with Bar(description, total=len(mine), unit="texts") as bar:
         for start in range(0, len(mine), TEXTS):
             part = mine[start : start + TEXTS]
             found = [words_of(spelling, cuts, index) for index in part]
@@ -179,52 +166,6 @@ def add_gaps(
     for score, row in zip(scores, share.total(table).tolist(), strict=False):
         score.n_words, score.canonical_mass, score.old_mass, score.gap_nats = int(row[0]), *row[1:]
         score.gap_bytes = score.n_bytes
-
-
-def words_of(spelling: Spelling, cuts: TwoCuts, index: int) -> list[Word]:
-    """The words with a new token in what is scored of a text."""
-    snippet, new = cuts.states.snippets[index], cuts.new[index]
-    found = words(spelling, new.ids, cuts.pieces.old_size, starts_of(snippet, new.sizes))
-    rows = scored_rows(snippet, new.sizes)
-    if rows is None:
-        return found
-    scored = set(rows.tolist())  # a row predicts the token after it
-    return [word for word in found if scored.issuperset(range(word.start - 1, word.end - 1))]
-
-
-def words(spelling: Spelling, ids: Sequence[int], old_size: int, starts: Collection[int] = ()) -> list[Word]:
-    """The words with a new token of a text in its canonical cut, first to last; its first token is in none.
-
-    Args:
-        ids: the text's ids, the first token in front.
-        old_size: V; ids from there on are new.
-        starts: where in ``ids`` a part begins that was read by itself.
-    """
-    found: list[Word] = []
-    for place, token in enumerate(ids):
-        if token < old_size or (found and place < found[-1].end):
-            continue
-        start = next(before for before in range(place, -1, -1) if before in starts or _closed(spelling, ids, before))
-        end = next(
-            after for after in range(place + 1, len(ids) + 1) if after in starts or _closed(spelling, ids, after)
-        )
-        found.append(Word(start, end))
-    return found
-
-
-def _closed(spelling: Spelling, ids: Sequence[int], place: int) -> bool:
-    """Whether no token of the vocabulary reaches over the boundary before ``ids[place]``, or white space follows it."""
-    if place <= 1 or place == len(ids) or spelling.table[ids[place]][:1].isspace():
-        return True
-    reach = spelling.longest
-    before = spelling.spell(ids[max(1, place - reach) : place])[-reach:]
-    # What stands before the last white space is of another word.
-    space = max((index for index in range(len(before)) if before[index : index + 1].isspace()), default=0)
-    after = spelling.spell(ids[place : place + reach])[:reach]
-    for start in range(space, len(before)):
-        if any(size > len(before) - start for _, size in spelling.beginnings(before[start:] + after)):
-            return False
-    return True
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from numpy import logaddexp
+
 from kldistill.evaluation.judge import pass_at_k
 from kldistill.evaluation.sandbox import Verdict
 from kldistill.evaluation.statistics import difference_interval, mcnemar, mean_interval, with_ends
@@ -57,9 +59,7 @@ def rates(kind: str, records: Sequence[Record]) -> dict[str, dict[str, float]]:
 
 def bits_of_choice(log_probabilities: Sequence[float]) -> float:
     """What it takes to tell the first option, given that it is one of them: -log2 of its share of their probability."""
-    top = max(log_probabilities)
-    total = top + math.log(sum(math.exp(value - top) for value in log_probabilities))
-    return (total - log_probabilities[0]) / math.log(2)
+    return float(logaddexp.reduce(log_probabilities) - log_probabilities[0]) / math.log(2)
 
 
 def summarise(kind: str, records: Sequence[Record]) -> dict[str, float]:

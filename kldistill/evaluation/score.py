@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from kldistill.corpus.documents import WRITTEN, has_split, read_documents
-from kldistill.corpus.snippets import Snippet, cut, draw
+from kldistill.corpus.snippets import cut, draw
 from kldistill.evaluation.config import EvaluateConfig
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.evaluation.marginal import add_gaps
@@ -33,6 +33,7 @@ from kldistill.training.cuts import TwoCuts
 from kldistill.training.load import load_student
 from kldistill.training.scoring import score_original, score_student
 from kldistill.training.sums import SUMS, Score, summarise
+from kldistill.training.texts import self_written
 
 # The split of the corpus that each kind of text comes from, or of what the original model wrote. There may be no
 # general code, and nothing written.
@@ -56,9 +57,7 @@ def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path
         if folder is None or not has_split(folder, split):
             continue
         if split == WRITTEN:
-            windows = [
-                Snippet(document.id, document.text, document.parts) for document in read_documents(folder, split)
-            ]
+            windows = self_written(folder)
         else:
             size = cfg.eval.domain_bytes if name == "domain" else cfg.eval.general_bytes
             windows = draw(cut(read_documents(folder, split), cfg.eval.window_bytes), n_bytes=size)

@@ -7,9 +7,10 @@ from kldistill.evaluation.metrics import DOMAIN, GENERAL, MODELS, parse, rates
 TITLE = (
     "Held-out text, 95 % intervals over documents (none below eight; documents: of domain and general text).\n"
     "extended: before distillation; saved: share of tokens; KL: to the original model, in nats a position and, to\n"
-    "compare vocabularies, a byte; new tokens: their share of the tokens of domain text; other cuts: bits/B\n"
-    "domain that are saved where all cuts of words with new tokens are summed"
+    "compare vocabularies, a byte; new tokens: their share of the tokens of domain text"
 )
+OTHER_CUTS = "other cuts"
+_OTHER_CUTS_TITLE = "; other cuts: bits/B\ndomain that are saved where all cuts of words with new tokens are summed"
 
 COLUMNS = [
     "model",
@@ -23,7 +24,7 @@ COLUMNS = [
     "KL/B domain",
     "new tokens",
     "documents",
-    "other cuts",
+    OTHER_CUTS,
 ]
 
 
@@ -63,6 +64,11 @@ def final_table(metrics: Mapping[str, float]) -> tuple[list[str], list[list[str]
     if any(row[-1] != "–" for row in rows):
         return COLUMNS, rows
     return COLUMNS[:-1], [row[:-1] for row in rows]
+
+
+def title_of(columns: Sequence[str]) -> str:
+    """What stands above that table: it tells of the columns that are there."""
+    return TITLE + (_OTHER_CUTS_TITLE if OTHER_CUTS in columns else "")
 
 
 def with_interval(metrics: Mapping[str, float], key: str, sign: bool = False) -> str:

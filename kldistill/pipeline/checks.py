@@ -17,7 +17,7 @@ from kldistill.runtime.components import Kind, find, plain, refuse_calls, trust
 from kldistill.runtime.config import require, resolved
 from kldistill.runtime.devices import check_device
 from kldistill.runtime.errors import ConfigError
-from kldistill.training.config import LossConfig
+from kldistill.training.loss_config import LossConfig
 from kldistill.training.objective import terms_of
 
 

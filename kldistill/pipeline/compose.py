@@ -36,7 +36,8 @@ from kldistill.runtime.config import LoggerConfig, RuntimeConfig, resolved
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.secrets import redact
 from kldistill.tokens.config import TokensConfig
-from kldistill.training.config import DistillConfig, FinetuneConfig, LossConfig
+from kldistill.training.config import DistillConfig, FinetuneConfig
+from kldistill.training.loss_config import LossConfig
 
 # Overrides that say how or where to run, not what: they do not enter the name of a run's folder.
 _NOT_IN_NAME = ("experiment=", "stages=", "force=", "objective=", "logger", "runtime.", "outputs=", "hydra")

@@ -112,7 +112,7 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
     n_new = 0 if cfg.tokens.method == "none" else n_new
     height = shape.vocabulary + n_new
     matrices = 1 if shape.tied and (not d.solve.iterations or d.solve.tie) else 2
-    snippets = d.snippets or d.steps * d.batch_size
+    snippets = d.n_snippets
     unique, batch = (n * d.snippet_bytes / BYTES_PER_TOKEN for n in (snippets, d.batch_size))
     adapter = 14 * d.lora.r * shape.width * shape.layers  # two thin matrices for each of seven linear layers
     weights = shape.parameters * shape.weight_bytes

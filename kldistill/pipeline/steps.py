@@ -197,10 +197,9 @@ def _terms(cfg: TokensConfig) -> dict[str, str]:
 
 def _teacher(cfg: "Config") -> TeacherConfig:
     d = cfg.distill
-    n_snippets = d.snippets or d.steps * d.batch_size
     return TeacherConfig(
         d.snippet_bytes,
-        n_snippets,
+        d.n_snippets,
         d.validation_bytes,
         {"self": "all", "online": "held_out"}.get(d.teacher, "none"),
         draw=d.draw,
@@ -213,7 +212,7 @@ def _teacher(cfg: "Config") -> TeacherConfig:
 def _n_written(cfg: "Config") -> int:
     """How many snippets of the training text the original model writes."""
     d = cfg.distill
-    return round((d.snippets or d.steps * d.batch_size) * d.self_written)
+    return round(d.n_snippets * d.self_written)
 
 
 def _write(split: str, group: str) -> Step:

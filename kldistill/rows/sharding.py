@@ -11,9 +11,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from kldistill.rows.student import Student
+from kldistill.rows.student import Student, layers_of
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.shares import Share
 
@@ -30,7 +29,7 @@ def place(student: Student, device: torch.device, share: Share) -> Student:
         ModelError: the body has no layers that transformers marks as such.
     """
     if share.sharded:
-        layers = [module for module in student.body.modules() if isinstance(module, GradientCheckpointingLayer)]
+        layers = layers_of(student.body)
         if not layers:
             raise ModelError(
                 f"runtime.shard=true: {type(student.model).__name__} has no layers that can be told apart. Use "

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kldistill.model.load import load_original, vocabulary_size
 from kldistill.rows.rows import Rows
@@ -154,6 +155,11 @@ def body_of(model: PreTrainedModel) -> nn.Module:
     if body is model:
         raise ModelError(f"{type(model).__name__}: transformers names no body without the head (base_model_prefix).")
     return body
+
+
+def layers_of(body: nn.Module) -> list[nn.Module]:
+    """The layers of a body that transformers marks as such; none where it marks none."""
+    return [module for module in body.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def embedding_of(model: PreTrainedModel) -> nn.Embedding:

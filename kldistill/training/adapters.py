@@ -23,11 +23,10 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from kldistill.rows.rows import Rows
-from kldistill.rows.student import Student, head_of
+from kldistill.rows.student import Student, head_of, layers_of
 from kldistill.runtime.errors import ArtifactError, ConfigError
 from kldistill.training.config import METHODS, LoraConfig
 
@@ -83,7 +82,7 @@ def run_layers_again(student: Student) -> None:
     Raises:
         ConfigError: the body has no layers that transformers marks as fit for this.
     """
-    layers = [module for module in student.body.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = layers_of(student.body)
     if not layers:
         raise ConfigError(
             f"gradient_checkpointing=true: {type(student.model).__name__} has no layers that can be run again. Use a "

@@ -1,4 +1,4 @@
-"""Typed schemas of the groups that train: loss and distill. (The other groups': ``kldistill.runtime.config``.)"""
+"""Typed schemas of the groups that train: distill and finetune. (The loss's: ``kldistill.training.loss_config``.)"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,45 +6,7 @@ from typing import Any
 from omegaconf import II, MISSING
 
 from kldistill.runtime.config import check_choices, choice, require
-
-
-@dataclass
-class LossTerm:
-    """One summand of the loss.
-
-    Attributes:
-        function: ``_target_`` of a loss, such as ``kldistill.losses.kl``, with its own settings if any. What it needs
-            (the teacher, exact pieces) the loss says itself.
-        weight: its factor in the sum. First-class: tune it on validation.
-    """
-
-    function: dict[str, Any] = field(default_factory=dict)
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        require("_target_" in self.function, "loss.terms.*.function", self.function, "needs a _target_")
-        require(self.weight > 0, "loss.terms.*.weight", self.weight, "must be above 0 (leave the term out instead)")
-
-
-@dataclass
-class LossConfig:
-    """A weighted sum of terms.
-
-    Attributes:
-        name: for tables and tags.
-        terms: the summands by name: a loss and its weight each.
-        lr: the learning rate that this loss was tuned to on validation (``distill.lr`` takes it, in its ``lr_unit``).
-        best_by: the figure of validation by which training with this loss is judged (``distill.best_by`` takes it).
-    """
-
-    name: str = MISSING
-    lr: float = 0.023
-    best_by: str | None = None
-    terms: dict[str, LossTerm] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        require(bool(self.terms), "loss.terms", self.terms, "needs at least one term (see conf/loss)")
-        require(self.lr > 0, "loss.lr", self.lr, "must be above 0")
+from kldistill.training.loss_config import LossConfig
 
 
 def check_training(cfg: Any, group: str) -> None:
@@ -218,6 +180,11 @@ class DistillConfig:
     seed: int = 0
     loss: LossConfig = II("loss")  # noqa: RUF009
 
+    @property
+    def n_snippets(self) -> int:
+        """How many different snippets there are, at most."""
+        return self.snippets or self.steps * self.batch_size
+
     def __post_init__(self) -> None:
         self.solve.check("distill.solve")
         if self.solve.iterations:
@@ -317,6 +284,11 @@ class FinetuneConfig:
     validate_every: int = 50
     best_by: str | None = None
     seed: int = 0
+
+    @property
+    def n_snippets(self) -> int:
+        """How many different snippets there are, at most."""
+        return self.snippets or self.steps * self.batch_size
 
     def __post_init__(self) -> None:
         require(

@@ -108,7 +108,7 @@ def training_text(cfg: FinetuneConfig, inputs: Mapping[str, Path], pieces: Piece
             inputs["corpus"],
             load_original_tokenizer(inputs["model"]),
             seen.snippets,
-            cfg.snippets or cfg.steps * cfg.batch_size,
+            cfg.n_snippets,
             cfg.snippet_bytes,
             load_original_config(inputs["model"]),
             cfg.general,

@@ -17,8 +17,8 @@ from kldistill.runtime.shares import ALONE, Share
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import states
 from kldistill.training.batches import Batch
-from kldistill.training.config import LossConfig
 from kldistill.training.cuts import TwoCuts
+from kldistill.training.loss_config import LossConfig
 from kldistill.training.scoring import score_student
 from kldistill.training.sums import summarise
 

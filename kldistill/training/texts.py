@@ -43,7 +43,7 @@ def self_written(folder: Path) -> list[Snippet]:
     """The texts that the original model wrote, each after its prompt, which is not scored.
 
     Args:
-        folder: of the artifact ``write_train``.
+        folder: of the artifact ``write_train`` or ``write_test``.
     """
     return [Snippet(document.id, document.text, document.parts) for document in read_documents(folder, WRITTEN)]
 

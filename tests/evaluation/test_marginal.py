@@ -10,7 +10,8 @@ import torch
 from kldistill.corpus.documents import Part
 from kldistill.evaluation import marginal
 from kldistill.evaluation.generation.spelling import Spelling
-from kldistill.evaluation.marginal import Masses, Word, add_gaps, marginals, words
+from kldistill.evaluation.marginal import Masses, add_gaps, marginals
+from kldistill.evaluation.words import Word, words, words_of
 from kldistill.rows.student import Student
 from kldistill.runtime.shares import Share
 from kldistill.tokens.artifact import load_extended_tokenizer
@@ -201,7 +202,7 @@ def test_only_what_is_scored_of_a_conversation(made: tuple[Setting, Spelling]) -
     parts = (Part(lengths[0], scored=False), Part(lengths[1]))
     talk = setting.states._replace(snippets=[snippet._replace(parts=parts)], ids=setting.states.ids[-1:])
     cuts = TwoCuts(talk, [Encoded(ids, [middle - 1, len(ids) - middle])], setting.pieces)
-    found = marginal.words_of(spelling, cuts, 0)
+    found = words_of(spelling, cuts, 0)
     whole = words(spelling, ids, setting.pieces.old_size)
     assert found and min(word.start for word in found) >= middle
     assert {word for word in whole if word.start >= middle} <= set(found)

@@ -18,7 +18,8 @@ from kldistill.runtime.files import read_summary
 from kldistill.runtime.job import Job
 from kldistill.runtime.processes import join
 from kldistill.training import distill, loop, teacher
-from kldistill.training.config import DistillConfig, LoraConfig, LossConfig, LossTerm, TeacherConfig
+from kldistill.training.config import DistillConfig, LoraConfig, TeacherConfig
+from kldistill.training.loss_config import LossConfig, LossTerm
 
 TERMS = {name: LossTerm({"_target_": f"kldistill.losses.{name}"}) for name in ("kl", "ce")}
 SETTINGS: dict[str, Any] = {"steps": 4, "batch_size": 5, "snippet_bytes": 300, "validate_every": 2, "lr_unit": "one"}

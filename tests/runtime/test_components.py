@@ -18,7 +18,7 @@ from kldistill.runtime import components
 from kldistill.runtime.components import component, find
 from kldistill.runtime.errors import ConfigError
 from kldistill.training import distill
-from kldistill.training.config import LossConfig, LossTerm
+from kldistill.training.loss_config import LossConfig, LossTerm
 
 OF_KIND = {
     "model": "kldistill.model.tiny.build",

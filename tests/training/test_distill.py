@@ -26,9 +26,10 @@ from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import adapters, distill, states, teacher
 from kldistill.training.batches import Batch, Steps
-from kldistill.training.config import DistillConfig, LoraConfig, LossConfig, LossTerm, SolveConfig, TeacherConfig
+from kldistill.training.config import DistillConfig, LoraConfig, SolveConfig, TeacherConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.load import load_student
+from kldistill.training.loss_config import LossConfig, LossTerm
 from kldistill.training.objective import Objective, unit_of
 from kldistill.training.scoring import score_student
 from kldistill.training.sums import summarise

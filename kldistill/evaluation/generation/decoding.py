@@ -212,7 +212,8 @@ class Rows:
                     self._masks[row.rest] = self.spelling.allowed(row.rest).to(logits_BW.device)
                 logits_BW[place] = logits_BW[place].masked_fill(~self._masks[row.rest], -torch.inf)
             elif isinstance(self.cut, CanonicalMask):
-                logits_BW[place, self.cut.forbidden([*row.before, *row.ids])] = -torch.inf
+                last = [*row.before[-self.cut.reach :], *row.ids[-self.cut.reach :]]
+                logits_BW[place, self.cut.forbidden(last)] = -torch.inf
         if self.temperature == 0:
             chosen_B = logits_BW.argmax(-1)
         else:

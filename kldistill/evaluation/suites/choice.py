@@ -3,20 +3,18 @@
 For models too weak to write a solution: nothing is generated, chance is 25 %, and every tokenizer ranks the same texts.
 """
 
-import dataclasses
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from kldistill.evaluation.suites.mbpp import Mbpp
 from kldistill.evaluation.suites.mutants import mutants
-from kldistill.evaluation.suites.task import Sources, Suite, Task
+from kldistill.evaluation.suites.others import programs_of
+from kldistill.evaluation.suites.task import Sources, Task
 from kldistill.runtime.components import component
 from kldistill.runtime.config import require
-from kldistill.runtime.errors import EvaluationError
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +47,9 @@ class Choice:
 
     def tasks(self, sources: Sources) -> list[Task]:
         """The tasks in seeded order, so that the first ones are of all suites. Raises ``EvaluationError``."""
-        asked = sorted(self._programs(sources), key=lambda task: (self._hash(task), task.id))
+        asked = sorted(
+            programs_of(self.suites, sources, "eval.choice.suites"), key=lambda task: (self._hash(task), task.id)
+        )
         chosen: list[Task] = []
         left_out: Counter[str] = Counter()
         done = 0
@@ -72,20 +72,6 @@ class Choice:
     def identity(self) -> Mapping[str, Any]:
         """Nothing beside the fields and the sources."""
         return {}
-
-    def _programs(self, sources: Sources) -> Iterable[Task]:
-        everything = dataclasses.replace(sources, limit=None)
-        for name in self.suites:
-            suite = sources.suites.get(name)
-            if suite is None:
-                known = ", ".join(sources.suites) or "none"
-                raise EvaluationError(
-                    f"eval.choice.suites={self.suites}: there is no suite {name!r} (there are: {known})."
-                )
-            tasks = without_shots(suite).tasks(everything)
-            if any(task.kind != "program" for task in tasks):
-                raise EvaluationError(f"eval.choice.suites={self.suites}: the tasks of {name} are no programs.")
-            yield from tasks
 
     def _searched(self, tasks: Sequence[Task], sources: Sources) -> list["_Search"]:
         """Mutants of all tasks together, in few rounds: what a round lacks, the next one tries."""
@@ -154,8 +140,3 @@ def _passes(sources: Sources, programs: Sequence[str]) -> list[bool]:
     verdicts = sources.passes(programs)
     assert len(verdicts) == len(programs), "one verdict for each program"
     return verdicts
-
-
-def without_shots(suite: Suite) -> Suite:
-    """MBPP without its solved examples, which cost four times the text and tell nothing about the options."""
-    return dataclasses.replace(suite, shots=0) if isinstance(suite, Mbpp) else suite

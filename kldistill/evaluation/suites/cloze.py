@@ -5,7 +5,6 @@ texts, so what follows the blank counts too. It is the idea of CodeBERT's cloze 
 candidates of each blank from its own solution.
 """
 
-import dataclasses
 import hashlib
 import io
 import keyword
@@ -15,12 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
-from kldistill.evaluation.suites.choice import without_shots
+from kldistill.evaluation.suites.others import programs_of
 from kldistill.evaluation.suites.replacements import COMPARISONS, OPERATORS
 from kldistill.evaluation.suites.task import Sources, Task
 from kldistill.runtime.components import component
 from kldistill.runtime.config import require
-from kldistill.runtime.errors import EvaluationError
 
 KINDS = ("name", "number", "operator", "comparison")
 _SYMBOLS = {
@@ -66,20 +64,11 @@ class Cloze:
     def tasks(self, sources: Sources) -> list[Task]:
         """The tasks of all suites in turn. Raises ``EvaluationError``."""
         tasks: list[Task] = []
-        for name in self.suites:
-            suite = sources.suites.get(name)
-            if suite is None:
-                known = ", ".join(sources.suites) or "none"
-                raise EvaluationError(
-                    f"eval.cloze.suites={self.suites}: there is no suite {name!r} (there are: {known})."
+        for task in programs_of(self.suites, sources, "eval.cloze.suites"):
+            if options := self._options(task):
+                tasks.append(
+                    Task(task.id, "choice", task.prompt, reference=options[0], options=options, group=task.group)
                 )
-            for task in without_shots(suite).tasks(dataclasses.replace(sources, limit=None)):
-                if task.kind != "program":
-                    raise EvaluationError(f"eval.cloze.suites={self.suites}: the tasks of {name} are no programs.")
-                if options := self._options(task):
-                    tasks.append(
-                        Task(task.id, "choice", task.prompt, reference=options[0], options=options, group=task.group)
-                    )
         return tasks
 
     def identity(self) -> Mapping[str, Any]:

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from kldistill.evaluation.suites.choice import without_shots
+from kldistill.evaluation.suites.others import tasks_of
 from kldistill.evaluation.suites.task import Sources, Task
 from kldistill.runtime.components import component
 from kldistill.runtime.config import require
-from kldistill.runtime.errors import EvaluationError
 
 
 @component("suite")
@@ -35,23 +34,17 @@ class Solution:
 
     def tasks(self, sources: Sources) -> list[Task]:
         """The tasks of all suites in turn. Raises ``EvaluationError``."""
-        tasks: list[Task] = []
-        for name in self.suites:
-            suite = sources.suites.get(name)
-            known = ", ".join(sources.suites) or "none"
-            if suite is None:
-                raise EvaluationError(
-                    f"eval.solution.suites={self.suites}: there is no suite {name!r} (there are: {known})."
-                )
-            for task in without_shots(suite).tasks(sources):
-                if not task.reference.strip():
-                    raise EvaluationError(
-                        f"eval.solution.suites={self.suites}: the tasks of {name} have no canonical completion."
-                    )
-                tasks.append(
-                    dataclasses.replace(task, kind="solution", budget=0, stop=[], before="", after="", options=[])
-                )
-        return tasks
+        found = tasks_of(
+            self.suites,
+            sources,
+            "eval.solution.suites",
+            lambda task: bool(task.reference.strip()),
+            "have no canonical completion",
+        )
+        return [
+            dataclasses.replace(task, kind="solution", budget=0, stop=[], before="", after="", options=[])
+            for task in found
+        ]
 
     def identity(self) -> Mapping[str, Any]:
         """Nothing beside the fields and the sources."""

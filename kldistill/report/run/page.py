@@ -9,9 +9,9 @@ from kldistill.evaluation.metrics import MODELS, in_percent
 from kldistill.evaluation.table import (
     SUITES_COLUMNS,
     SUITES_TITLE,
-    TITLE,
     final_table,
     suite_rows,
+    title_of,
     with_interval,
 )
 from kldistill.report import chart
@@ -51,6 +51,7 @@ def render_run(folder: Path) -> Path:
 def gather(run: Run) -> dict[str, Any]:
     """Everything that the page says, as plain JSON types, with nothing secret in it."""
     preflight_report = new_tokens.preflight(run)
+    columns, rows = final_table(run.metrics)
     content = {
         "name": f"{run.folder.resolve().parent.name}/{run.folder.resolve().name}",
         "status": run.status,
@@ -58,7 +59,7 @@ def gather(run: Run) -> dict[str, Any]:
         "last": run.last,
         "answer": answer(run),
         "tiles": tiles(run),
-        "models": dict(zip(("columns", "rows"), final_table(run.metrics), strict=True)),
+        "models": {"columns": columns, "rows": rows},
         "overrides": run.overrides,
         "changes": list(run.changes),
         "about": [list(fact) for fact in about.facts(run)],
@@ -72,7 +73,7 @@ def gather(run: Run) -> dict[str, Any]:
         "suites": {"columns": SUITES_COLUMNS, "rows": suite_rows(run.metrics)},
         "verdicts": [{"suite": s, "model": m, "counts": counts} for s, m, counts in examples.verdicts(run)],
         "two_savings": bool(tiles(run)) and "tokens/saved" in run.metrics,
-        "captions": {"models": TITLE.replace("\n", " "), "suites": SUITES_TITLE.replace("\n", " ")},
+        "captions": {"models": title_of(columns).replace("\n", " "), "suites": SUITES_TITLE.replace("\n", " ")},
         "completions": lines(run.file("interpret", "completions.jsonl")),
         "lines": [_plain(line) for line in examples.cut_lines(run)],
         "generations": [_plain(example) for example in examples.generations(run)],
