@@ -104,6 +104,11 @@ TEXT_METRICS = {
             compared=(DOMAIN, GENERAL, WRITTEN),
             trained=True,
         ),
+        Metric("bits_per_byte_masked", "Bits per byte, masked", "bits/byte", LOWER, compared=(DOMAIN,), evidence=False),
+        Metric(
+            "kl_to_teacher_masked", "KL to teacher, masked", "nats/position", LOWER, compared=(DOMAIN,), evidence=False
+        ),
+        Metric("refused_mass", "Mass on what cannot follow", "probability", NEITHER),
         Metric("new_token_share", "Share of new tokens", "share", NEITHER, percent=True),
         Metric("adoption", "Adoption", "probability", HIGHER, percent=True, compared=(DOMAIN,)),
         Metric("new_token_nats", "Nats of a new token", "nats/new token", LOWER, compared=(DOMAIN,), evidence=False),

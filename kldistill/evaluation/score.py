@@ -109,6 +109,7 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
             device=device,
             description=f"{cfg.model.capitalize()} model on {name} text",
             share=share,
+            masked=cfg.eval.masked,
         )
         if name == "domain":
             add_gaps(

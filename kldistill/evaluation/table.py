@@ -9,8 +9,12 @@ TITLE = (
     "extended: before distillation; saved: share of tokens; KL: to the original model, in nats a position and, to\n"
     "compare vocabularies, a byte; new tokens: their share of the tokens of domain text"
 )
-OTHER_CUTS = "other cuts"
-_OTHER_CUTS_TITLE = "; other cuts: bits/B\ndomain that are saved where all cuts of words with new tokens are summed"
+# Columns that are not always measured, and what the title says of them.
+OPTIONAL = {
+    "masked bits/B": "; masked:\ndomain, what cannot follow having no probability",
+    "masked KL": "",
+    "other cuts": "; other cuts: bits/B\ndomain that are saved where all cuts of words with new tokens are summed",
+}
 
 COLUMNS = [
     "model",
@@ -24,7 +28,7 @@ COLUMNS = [
     "KL/B domain",
     "new tokens",
     "documents",
-    OTHER_CUTS,
+    *OPTIONAL,
 ]
 
 
@@ -52,6 +56,8 @@ def final_rows(metrics: Mapping[str, float]) -> list[list[str]]:
                 "–" if original else with_interval(metrics, f"eval/{key}/domain/kl_per_byte"),
                 "–" if own_cut else f"{metrics.get(f'eval/{key}/domain/new_token_share', 0.0):.1%}",
                 " / ".join(_number(metrics, f"eval/{key}/{text}/documents", ",.0f") for text in (DOMAIN, GENERAL)),
+                with_interval(metrics, f"eval/{key}/domain/bits_per_byte_masked"),
+                with_interval(metrics, f"eval/{key}/domain/kl_to_teacher_masked"),
                 with_interval(metrics, f"eval/{key}/domain/marginal_gap"),
             ]
         )
@@ -61,14 +67,13 @@ def final_rows(metrics: Mapping[str, float]) -> list[list[str]]:
 def final_table(metrics: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
     """The columns and rows of that table, without what is not always measured and was not here."""
     rows = final_rows(metrics)
-    if any(row[-1] != "–" for row in rows):
-        return COLUMNS, rows
-    return COLUMNS[:-1], [row[:-1] for row in rows]
+    kept = [at for at, name in enumerate(COLUMNS) if name not in OPTIONAL or any(row[at] != "–" for row in rows)]
+    return [COLUMNS[at] for at in kept], [[row[at] for at in kept] for row in rows]
 
 
 def title_of(columns: Sequence[str]) -> str:
     """What stands above that table: it tells of the columns that are there."""
-    return TITLE + (_OTHER_CUTS_TITLE if OTHER_CUTS in columns else "")
+    return TITLE + "".join(told for name, told in OPTIONAL.items() if name in columns)
 
 
 def with_interval(metrics: Mapping[str, float], key: str, sign: bool = False) -> str:

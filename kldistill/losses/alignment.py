@@ -1,11 +1,11 @@
 """Aligns one text's two tokenizations, and prepares all that the losses need to know of the tokens alone.
 
 Shape suffixes and names: M student positions with a next token; P common boundaries with a next token (contexts c
-of the KL); Z forbidden (position, piece) pairs; O open pairs; S splits; C resolved cells (children) of splits; U
-unresolved children; F factors, each one teacher probability p(piece | row); L and Y pieces after which a cell's child
-is, or may be, cut otherwise; R frontier prefixes; all of these are flat index lists (COO), so that the losses need no
-loop over positions. A *row* is an index into the flattened
-hidden states or logits of a sequence or a batch; row j of a sequence predicts what follows its token j.
+of the KL); Z forbidden (position, piece) pairs; E refused (row, token) pairs; O open pairs; S splits; C resolved cells
+(children) of splits; U unresolved children; F factors, each one teacher probability p(piece | row); L and Y pieces
+after which a cell's child is, or may be, cut otherwise; R frontier prefixes; all of these are flat index lists (COO),
+so that the losses need no loop over positions. A *row* is an index into the flattened hidden states or logits of a
+sequence or a batch; row j of a sequence predicts what follows its token j.
 
 The construction is our own; see docs/method.md for the derivation.
 """
@@ -50,6 +50,8 @@ class Alignment:
             boundary.
         zero_position, zero_piece: pieces that cannot follow context ``position``: they would complete a longer
             token from an earlier student boundary. Target 0.
+        refused_row, refused_token: tokens that cannot follow a student row, as the text would have been cut otherwise.
+            None are listed where the text shows one of them (a word may have ended there).
         open_position, open_piece: pieces that lead towards such a longer token, but do not complete it. How much
             of their probability remains is not known from one pass over the text, so they stay in one cell.
         split_position, split_token: split at w, for w on the observed chain of position.
@@ -81,6 +83,8 @@ class Alignment:
     teacher_row: Int[Tensor, " P"] = field(metadata=_index(beside="student_row", into="teacher"))
     zero_position: Int[Tensor, " Z"] = field(metadata=_index(into="student_row"))
     zero_piece: Int[Tensor, " Z"] = field(metadata=_index(beside="zero_position"))
+    refused_row: Int[Tensor, " E"] = field(metadata=_index(into="student"))
+    refused_token: Int[Tensor, " E"] = field(metadata=_index(beside="refused_row"))
     open_position: Int[Tensor, " O"] = field(metadata=_index(into="student_row"))
     open_piece: Int[Tensor, " O"] = field(metadata=_index(beside="open_position"))
     split_position: Int[Tensor, " S"] = field(metadata=_index(into="student_row"))
@@ -227,6 +231,10 @@ def _add_position(
     lists["zero_piece"] += rule.zeros
     lists["open_position"] += [position] * len(rule.opens)
     lists["open_piece"] += rule.opens
+    refused = rule.refused(pieces)
+    if observed not in refused:
+        lists["refused_row"] += [row] * len(refused)
+        lists["refused_token"] += refused
 
     chain = _chain(old, start, pieces)
     if rule.contradicts(observed, chain, old[start]):

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kldistill.tokens.merge_order import After, Escapes, MergeOrder
-from kldistill.tokens.pieces import Node
+from kldistill.tokens.pieces import Node, PieceTable
 
 # Tokens whose pieces a text begins with: pairs (number of pieces, node), shortest first.
 Chain = list[tuple[int, Node]]
@@ -25,6 +25,11 @@ class LongestMatch:
         self.zeros = sorted(frozenset[int]().union(*(node.ends for node in live)))
         self.opens = sorted(frozenset[int]().union(*(node.grows for node in live)).difference(self.zeros))
 
+    def refused(self, pieces: PieceTable) -> list[int]:
+        """Tokens that cannot follow: those within whose pieces a longer token would have been complete."""
+        suspects = (token for piece in (*self.zeros, *self.opens) for token in pieces.starting_with(piece))
+        return [token for token in suspects if any(_completes(node, pieces.old_pieces(token)) for node in self._live)]
+
     def contradicts(self, observed: int, chain: Chain, first: int) -> bool:
         """Whether the observed next token is not the one that this rule asks for."""
         return observed != (chain[-1][1].token if chain else first) or first in self.zeros
@@ -41,6 +46,15 @@ class LongestMatch:
         return Escapes()
 
 
+def _completes(node: Node | None, text: Sequence[int]) -> bool:
+    """Whether a token ends on the way from a node along the pieces of ``text``."""
+    for piece in text:
+        node = node.next.get(piece) if node else None
+        if node and node.token != -1:
+            return True
+    return False
+
+
 class ByMerges:
     """What a context rules out where texts are cut by merges.
 
@@ -55,6 +69,10 @@ class ByMerges:
         after = After() if free else order.after(last)
         self._refused = after.refused
         self.zeros, self.opens = list(after.zeros), list(after.opens)
+
+    def refused(self, pieces: PieceTable) -> list[int]:
+        """Tokens that cannot follow: the text of the last one and theirs would be cut otherwise."""
+        return sorted(self._refused)
 
     def contradicts(self, observed: int, chain: Chain, first: int) -> bool:
         """Whether the observed next token is not one that this rule allows: a word may have ended there."""

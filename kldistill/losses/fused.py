@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from kldistill.losses.alignment import Alignment
 from kldistill.losses.ce import ce
 from kldistill.losses.kl import kl, kl_first, open_cell, segment_logsumexp, split_kl
+from kldistill.losses.masked import masked_logits
 from kldistill.losses.precision import at_least_float32
 
 # Which of the three sums (first pieces, splits, next tokens) each loss adds up.
@@ -36,8 +37,13 @@ _PARTS: dict[Callable[..., Tensor], tuple[str, ...]] = {
 
 
 def can_fuse(function: Callable[..., Tensor]) -> bool:
-    """Whether the function is one of the three, as it stands in its module."""
+    """Whether the function is one of the three, as it stands in its module or with ``masked`` set."""
     return _plain(function) in _PARTS
+
+
+def asks_mask(function: Callable[..., Tensor]) -> bool:
+    """Whether one of the three is to read the student's logits masked (see ``masked_logits``)."""
+    return isinstance(function, partial) and bool(function.keywords.get("masked", False))
 
 
 def fused(
@@ -49,10 +55,14 @@ def fused(
     """The weighted sum of terms that ``can_fuse``, and each term's own value (detached), all in nats.
 
     Args:
-        terms: function and weight of each.
+        terms: function and weight of each. All want the logits as they are, or all masked (``asks_mask``).
         student_logits, teacher_logits: rows of a ``Chunk``. The teacher's may be None where only ``ce`` is asked for.
         alignment: the chunk's.
     """
+    asked = {asks_mask(function) for function, _ in terms.values()}
+    assert len(asked) == 1, "masked and other terms at once"
+    if asked == {True}:
+        student_logits = masked_logits(student_logits, alignment)
     assert _in_order(alignment.student_row) and _in_order(alignment.teacher_row), "contexts must come first"
     weights: dict[str, float] = dict.fromkeys(("first", "split", "next"), 0.0)
     for function, weight in terms.values():
@@ -87,11 +97,28 @@ def measure(
     log-probabilities are 0.
     """
     student = _Student(at_least_float32(student_logits), alignment)
+    teacher = None if teacher_logits is None else _Teacher(at_least_float32(teacher_logits), alignment)
+    return _measured(student, teacher, alignment)
+
+
+@torch.no_grad()
+def measure_both(
+    student_logits: Float[Tensor, "A W"], teacher_logits: Float[Tensor, "B V"] | None, alignment: Alignment
+) -> tuple[Measured, Measured]:
+    """What ``measure`` tells of the student as it is, and of the student whose mass on what cannot follow is shared out
+    among the rest (``masked_logits``). The teacher's part of the work is done once.
+    """
+    teacher = None if teacher_logits is None else _Teacher(at_least_float32(teacher_logits), alignment)
+    logits = (at_least_float32(student_logits), masked_logits(student_logits, alignment))
+    free, masked = (_measured(_Student(logits_AW, alignment), teacher, alignment) for logits_AW in logits)
+    return free, masked
+
+
+def _measured(student: _Student, teacher: _Teacher | None, alignment: Alignment) -> Measured:
     log_q_M = student.entries(alignment.next_row, alignment.next_token) - student.log_norm_A[alignment.next_row]
     nothing_P = student.log_norm_A.new_zeros(len(alignment.student_row))
-    if teacher_logits is None:
+    if teacher is None:
         return Measured(nothing_P, nothing_P, log_q_M, nothing_P.sum())
-    teacher = _Teacher(at_least_float32(teacher_logits), alignment)
     first_P = _first(student, teacher, alignment)
     split_P = _split(student, teacher, alignment) if len(alignment.split_position) else nothing_P
     return Measured(first_P, split_P, log_q_M, teacher.unresolved())
@@ -274,8 +301,8 @@ def _log_norm(logits: Float[Tensor, "n v"], softmax: Float[Tensor, "n v"]) -> Fl
 
 
 def _plain(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function behind a partial that binds nothing, as ``components.find`` gives it where there are no settings."""
-    bare = isinstance(function, partial) and not function.args and not function.keywords
+    """The function behind a partial, as ``components.find`` gives it, that sets nothing or only ``masked``."""
+    bare = isinstance(function, partial) and not function.args and function.keywords.keys() <= {"masked"}
     return function.func if bare else function  # type: ignore[union-attr]
 
 

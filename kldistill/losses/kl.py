@@ -25,6 +25,7 @@ from torch import Tensor
 
 from kldistill.losses.alignment import Alignment
 from kldistill.losses.facts import loss
+from kldistill.losses.masked import masked_logits
 from kldistill.losses.precision import at_least_float32
 
 _TINY = torch.finfo(torch.float32).tiny
@@ -35,7 +36,10 @@ Pick = Callable[[Int[Tensor, " n"], Int[Tensor, " n"]], Float[Tensor, " n"]]
 
 @loss(exact_pieces=True)
 def kl(
-    student_logits: Float[Tensor, "A W"], teacher_logits: Float[Tensor, "B V"], alignment: Alignment
+    student_logits: Float[Tensor, "A W"],
+    teacher_logits: Float[Tensor, "B V"],
+    alignment: Alignment,
+    masked: bool = False,
 ) -> Float[Tensor, ""]:
     """KL(q* || q) of the push-forward q* of the teacher, in nats per common boundary.
 
@@ -46,16 +50,22 @@ def kl(
         student_logits: logits over the new vocabulary, a row per student token.
         teacher_logits: logits over the old vocabulary, a row per teacher token.
         alignment: the alignment of the same rows.
+        masked: whether q is the student's distribution renormalised over what can follow.
     """
+    student_logits = masked_logits(student_logits, alignment) if masked else student_logits
     terms = kl_terms(student_logits, teacher_logits, alignment)
     return (terms.first_P.sum() + terms.split_P.sum()) / max(alignment.n_common, 1)
 
 
 @loss(exact_pieces=True)
 def kl_first(
-    student_logits: Float[Tensor, "A W"], teacher_logits: Float[Tensor, "B V"], alignment: Alignment
+    student_logits: Float[Tensor, "A W"],
+    teacher_logits: Float[Tensor, "B V"],
+    alignment: Alignment,
+    masked: bool = False,
 ) -> Float[Tensor, ""]:
     """The first-piece term of ``kl`` alone: KL(p~ || Q), a lower bound of ``kl``, in nats per common boundary."""
+    student_logits = masked_logits(student_logits, alignment) if masked else student_logits
     log_mass_PW, _ = _student(student_logits, alignment)
     first_P = _first_pieces(log_mass_PW[:, : alignment.old_size], teacher_logits, alignment)
     return first_P.sum() / max(alignment.n_common, 1)

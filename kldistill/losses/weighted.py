@@ -13,7 +13,7 @@ from torch import Tensor
 from kldistill.losses.alignment import Alignment
 from kldistill.losses.chunks import Chunk
 from kldistill.losses.facts import loss_facts
-from kldistill.losses.fused import can_fuse, fused
+from kldistill.losses.fused import asks_mask, can_fuse, fused
 
 
 class Heads(Protocol):
@@ -76,14 +76,19 @@ def summed(
     student_logits_AW, teacher_logits_BV = logits
     total = hidden[0].new_zeros((), dtype=torch.float32)
     values: dict[str, Tensor] = {}
-    together = {name: (term.function, term.weight) for name, term in terms.items() if can_fuse(term.function)}
-    if together:
-        assert student_logits_AW is not None
-        for name in together:
-            assert not terms[name].teacher or teacher_logits_BV is not None, f"{name} needs a teacher"
-        total, values = fused(together, student_logits_AW, teacher_logits_BV, alignment)
+    for masked in (False, True):
+        fusible = (
+            name for name, term in terms.items() if can_fuse(term.function) and asks_mask(term.function) is masked
+        )
+        together = {name: (terms[name].function, terms[name].weight) for name in fusible}
+        if together:
+            assert student_logits_AW is not None
+            for name in together:
+                assert not terms[name].teacher or teacher_logits_BV is not None, f"{name} needs a teacher"
+            of_these, found = fused(together, student_logits_AW, teacher_logits_BV, alignment)
+            total, values = total + of_these, values | found
     for name, term in terms.items():
-        if name in together:
+        if name in values:
             continue
         student, teacher = hidden if term.hidden else logits
         assert not term.teacher or teacher is not None, f"{name} needs a teacher"

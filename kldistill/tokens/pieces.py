@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,19 @@ class PieceTable:
     def old_pieces(self, token: int) -> tuple[int, ...]:
         """The old tokens that ``token`` stands for: itself where it is old; empty for a token without exact pieces."""
         return (token,) if token < self.old_size else self.pieces[token - self.old_size]
+
+    def starting_with(self, piece: int) -> list[int]:
+        """All tokens whose first piece is ``piece``: itself, and the new ones."""
+        return [piece, *self._starting.get(piece, [])]
+
+    @cached_property
+    def _starting(self) -> dict[int, list[int]]:
+        """The new tokens by their first piece."""
+        found: dict[int, list[int]] = {}
+        for index, row in enumerate(self.pieces):
+            if row:
+                found.setdefault(row[0], []).append(self.old_size + index)
+        return found
 
     def expand(self, ids: Sequence[int]) -> list[int]:
         """Old pieces that the new ids stand for, in order."""

@@ -24,7 +24,7 @@ from kldistill.training.batches import Steps, schedule
 from kldistill.training.config import DistillConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import train
-from kldistill.training.objective import Objective, held_out, terms_of, unit_of, validation
+from kldistill.training.objective import Objective, any_masked, held_out, terms_of, unit_of, validation
 from kldistill.training.solve import Readout, solve, tied_rows
 
 
@@ -62,6 +62,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         share=share,
     )
 
+    terms = terms_of(cfg.loss)
     validate = validation(
         student,
         sets,
@@ -69,9 +70,10 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         chunk=job.runtime.chunk,
         device=device,
         share=share,
+        masked=any_masked(terms),
     )
     checkpoint = out / "checkpoint.safetensors"
-    objective = Objective(student, terms_of(cfg.loss), nullcontext if adapter is None else adapter.disable_adapter)
+    objective = Objective(student, terms, nullcontext if adapter is None else adapter.disable_adapter)
     solved: dict[str, float] = {}
     told = out / "solve.json"
     if cfg.solve.iterations and checkpoint.is_file():  # it has the rows that came of it

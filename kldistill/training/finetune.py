@@ -26,7 +26,7 @@ from kldistill.training.batches import Steps, schedule
 from kldistill.training.config import FinetuneConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import train
-from kldistill.training.objective import Objective, held_out, terms_of, unit_of, validation
+from kldistill.training.objective import Objective, any_masked, held_out, terms_of, unit_of, validation
 from kldistill.training.states import States
 
 
@@ -71,7 +71,8 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     )
     checkpoint = out / "checkpoint.safetensors"
     rows_lr = cfg.lr if cfg.rows_lr is None else cfg.rows_lr * unit_of(student, cfg.lr_unit)
-    objective = Objective(student, terms_of(cfg.loss))
+    terms = terms_of(cfg.loss)
+    objective = Objective(student, terms)
     figures = train(
         objective,
         batches,
@@ -86,6 +87,7 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
             chunk=job.runtime.chunk,
             device=device,
             share=share,
+            masked=any_masked(terms),
         ),
         factor=lambda name: rows_lr / cfg.lr if ".rows." in name else 1.0,
         seen=objective.seen if cfg.lazy_rows else None,

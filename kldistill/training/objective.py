@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from kldistill.losses.fused import asks_mask
 from kldistill.losses.weighted import Term, chunked
 from kldistill.rows.student import Student
 from kldistill.runtime.components import find
@@ -78,6 +79,11 @@ def terms_of(loss: LossConfig) -> dict[str, Term]:
     }
 
 
+def any_masked(terms: Mapping[str, Term]) -> bool:
+    """Whether any of the terms reads the student's distribution masked."""
+    return any(asks_mask(term.function) for term in terms.values())
+
+
 def unit_of(student: Student, unit: str) -> float:
     """What a learning rate of rows in this ``unit`` (see ``DistillConfig.lr_unit``) is multiplied by.
 
@@ -115,6 +121,7 @@ def validation(
     chunk: int,
     device: torch.device,
     share: Share = ALONE,
+    masked: bool = False,
 ) -> Callable[[], dict[str, float]]:
     """A function that scores held-out text with the student as it is when it is called, for ``training.train``.
 
@@ -124,6 +131,7 @@ def validation(
     Args:
         sets: see ``held_out``; without the teacher's states there is no KL.
         share: the processes that score the texts together; each gets the figures of all.
+        masked: whether to score what masked terms train too (see ``score_student``).
     """
 
     def validate() -> dict[str, float]:
@@ -140,6 +148,7 @@ def validation(
                 device=device,
                 description="Validation",
                 share=share,
+                masked=masked,
             )
             figures |= {f"{start}_{name}": value for name, value in summarise(scores).items()}
         student.train(training)

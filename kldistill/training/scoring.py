@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kldistill.losses.fused import measure
+from kldistill.losses.fused import measure, measure_both
 from kldistill.rows.student import Student
 from kldistill.runtime.progress import Bar
 from kldistill.runtime.shares import ALONE, Share
@@ -62,9 +62,11 @@ def score_student(
     device: torch.device,
     description: str,
     share: Share = ALONE,
+    masked: bool = False,
 ) -> list[Score]:
     """Scores of the extended model, one per text; with ``teacher`` also its KL to the original one (exact pieces
-    needed). All processes of ``share`` call this with the same texts, and all get all scores.
+    needed), and with ``masked`` both again of the student whose mass on what cannot follow is shared out among the
+    rest. All processes of ``share`` call this with the same texts, and all get all scores.
     """
     scores = [
         Score(snippet.document, snippet.scored_bytes, n_scored(snippet, new.sizes))
@@ -74,7 +76,7 @@ def score_student(
     batches = share.mine(every)
     with Bar(description, total=sum(cuts.lengths[index] for batch in batches for index in batch), unit="tokens") as bar:
         for batch in batches:
-            _score_batch([scores[index] for index in batch], student, cuts, batch, teacher, chunk, device)
+            _score_batch([scores[index] for index in batch], student, cuts, batch, teacher, masked, chunk, device)
             bar.advance(sum(len(cuts.new_ids[index]) for index in batch))
     if share.idle(every):
         student.hidden(pad([cuts.new_ids[index] for index in every[-1]], device)[0])
@@ -96,6 +98,7 @@ def _score_batch(
     cuts: TwoCuts,
     batch: Sequence[int],
     teacher: bool,
+    masked: bool,
     chunk: int,
     device: torch.device,
 ) -> None:
@@ -108,8 +111,9 @@ def _score_batch(
     width = hidden_BTD.shape[1]
     states_TD = hidden_BTD.flatten(0, 1)
     teacher_UD = None if made.old_hidden is None else made.old_hidden.flatten(0, 1)
-    sums = {name: torch.zeros(len(batch), dtype=torch.float64) for name in ("nats", "kl", "adopted", "new_nats")}
-    counts = {name: torch.zeros(len(batch), dtype=torch.int64) for name in ("n_new", "n_common")}
+    names = ("nats", "kl", "adopted", "new_nats", "nats_masked", "kl_masked", "refused")
+    sums = {name: torch.zeros(len(batch), dtype=torch.float64) for name in names}
+    counts = {name: torch.zeros(len(batch), dtype=torch.int64) for name in ("n_new", "n_common", "n_masked")}
 
     def add(into: dict[str, Tensor], name: str, rows: Tensor, values: Tensor) -> None:
         into[name].index_add_(0, (rows // width).cpu(), values.to(into[name].dtype).cpu())
@@ -118,7 +122,8 @@ def _score_batch(
         a = part.alignment
         logits_AW = student.logits(states_TD[part.student_rows])
         teacher_BV = None if teacher_UD is None else student.logits_old(teacher_UD[part.teacher_rows])
-        measured = measure(logits_AW, teacher_BV, a)
+        both = measure_both(logits_AW, teacher_BV, a) if masked else (measure(logits_AW, teacher_BV, a), None)
+        measured, under_mask = both
         log_q_M = measured.log_q_M
         rows_M = part.student_rows[a.next_row]
         add(sums, "nats", rows_M, -log_q_M)
@@ -126,10 +131,17 @@ def _score_batch(
         add(sums, "adopted", rows_M[new_M], log_q_M[new_M].exp())
         add(sums, "new_nats", rows_M[new_M], -log_q_M[new_M])
         add(counts, "n_new", rows_M, new_M)
+        if under_mask is not None:
+            add(counts, "n_masked", rows_M, torch.ones_like(rows_M))
+            add(sums, "nats_masked", rows_M, -under_mask.log_q_M)
+            # What is masked lifts all that is left by the same factor.
+            add(sums, "refused", rows_M, -torch.expm1(log_q_M - under_mask.log_q_M))
         if teacher_UD is not None:
             rows_P = part.student_rows[a.student_row]
             add(sums, "kl", rows_P, measured.first_P + measured.split_P)
             add(counts, "n_common", rows_P, torch.ones_like(rows_P))
+            if under_mask is not None:
+                add(sums, "kl_masked", rows_P, under_mask.first_P + under_mask.split_P)
             mass = measured.unresolved.item()
             for score in scores:  # known for the batch as a whole: shared among its texts
                 score.unresolved += mass / len(scores)

@@ -29,8 +29,8 @@ from kldistill.training.cuts import TwoCuts
 
 # Lists of an alignment that hold ids of tokens or pieces, which the reduced vocabulary numbers anew.
 _IDS = (
-    *("mass_owner", "mass_member", "next_token", "zero_piece", "open_piece", "split_token"),
-    *("cell_token", "rest_token", "factor_piece", "less_piece", "may_piece", "frontier_piece"),
+    *("mass_owner", "mass_member", "next_token", "zero_piece", "refused_token", "open_piece"),
+    *("split_token", "cell_token", "rest_token", "factor_piece", "less_piece", "may_piece", "frontier_piece"),
 )
 
 

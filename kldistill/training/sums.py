@@ -19,6 +19,8 @@ class Score:
         kl, n_common: summed KL to the teacher and the boundaries that it is summed over; 0 for the original model.
         n_new, adopted, new_nats: new tokens in the text, the probability that the student gave them, summed, and
             minus the log of it, summed.
+        n_masked, nats_masked, kl_masked, refused: positions where it was asked too, of the student whose mass on what
+            cannot follow is shared out among the rest; its nats and KL; and that mass, summed.
         unresolved: teacher mass that the KL could not resolve, summed (an upper bound).
         left_out, contradictions: positions that are no common boundary; observed cuts that the merges do not make.
         n_words, canonical_mass, old_mass: words with new tokens of which all cuts were summed, and the shares of that
@@ -36,6 +38,10 @@ class Score:
     n_new: int = 0
     adopted: float = 0.0
     new_nats: float = 0.0
+    n_masked: int = 0
+    nats_masked: float = 0.0
+    kl_masked: float = 0.0
+    refused: float = 0.0
     unresolved: float = 0.0
     left_out: int = 0
     contradictions: int = 0
@@ -71,6 +77,9 @@ SUMS = {
     "tokens_per_1000_bytes": Ratio("n_tokens", "n_bytes", 1000.0),
     "kl_to_teacher": Ratio("kl", "n_common"),
     "kl_per_byte": Ratio("kl", "n_bytes", needs="n_common"),  # without a teacher there is none
+    "bits_per_byte_masked": Ratio("nats_masked", "n_bytes", 1 / math.log(2), needs="n_masked"),
+    "kl_to_teacher_masked": Ratio("kl_masked", "n_common", needs="n_masked"),
+    "refused_mass": Ratio("refused", "n_masked"),
     "new_token_share": Ratio("n_new", "n_tokens"),
     "adoption": Ratio("adopted", "n_new"),
     "new_token_nats": Ratio("new_nats", "n_new"),

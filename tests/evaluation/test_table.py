@@ -3,10 +3,12 @@
 from kldistill.evaluation.table import (
     COLUMNS,
     SUITES_COLUMNS,
+    TITLE,
     final_names,
     final_rows,
     final_table,
     suite_rows,
+    title_of,
     with_interval,
 )
 
@@ -46,19 +48,29 @@ def test_rows_of_the_models_that_were_evaluated() -> None:
         "–",
         "14 / 9",
         "–",
+        "–",
+        "–",
     ]
     assert distilled == [
-        "distilled", "49,664", "240.0", "20.0%", "1.011", "1.250", "0.300", "0.050", "0.075", "15.5%", "– / –", "–",
+        "distilled", "49,664", "240.0", "20.0%", "1.011", "1.250", "0.300", "0.050", "0.075", "15.5%", "– / –",
+        "–", "–", "–",
     ]  # fmt: skip
 
 
-def test_the_column_of_other_cuts_is_there_where_they_were_measured() -> None:
+def test_columns_that_are_not_always_measured_are_there_where_they_were() -> None:
     columns, rows = final_table(METRICS)
-    assert columns == COLUMNS[:-1] and {len(row) for row in rows} == {len(columns)}
+    always = COLUMNS[:-3]
+    assert columns == always and {len(row) for row in rows} == {len(columns)}
+    assert title_of(columns) == TITLE
     gap = {"eval/distilled/domain/marginal_gap": 0.0131}
     gap |= {"eval/distilled/domain/marginal_gap/low": 0.0085, "eval/distilled/domain/marginal_gap/high": 0.0178}
     columns, rows = final_table(METRICS | gap)
-    assert columns == COLUMNS and [row[-1] for row in rows] == ["–", "0.013 [0.01,0.02]"]
+    assert columns == [*always, "other cuts"] and [row[-1] for row in rows] == ["–", "0.013 [0.01,0.02]"]
+    assert "other cuts: bits/B" in title_of(columns) and "masked" not in title_of(columns)
+    masked = {"eval/distilled/domain/bits_per_byte_masked": 0.99, "eval/distilled/domain/kl_to_teacher_masked": 0.2}
+    columns, rows = final_table(METRICS | masked)
+    assert columns == [*always, "masked bits/B", "masked KL"] and [row[-2:] for row in rows][1] == ["0.990", "0.200"]
+    assert "masked" in title_of(columns) and max(map(len, title_of(columns).split("\n"))) <= 120
 
 
 def test_models_come_in_the_order_of_the_pipeline() -> None:

@@ -1,5 +1,6 @@
 """One pass over the logits against the plain functions of each loss, which the oracle checks."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -10,13 +11,16 @@ from torch import Tensor
 from kldistill.losses import ce, kl, kl_first, kl_old
 from kldistill.losses.alignment import align
 from kldistill.losses.chunks import Chunk, chunks, concatenate
-from kldistill.losses.fused import can_fuse, fused, measure
+from kldistill.losses.fused import can_fuse, fused, measure, measure_both
 from kldistill.losses.kl import kl_terms, unresolved_mass
+from kldistill.losses.masked import masked_logits
 from kldistill.tokens.pieces import PieceTable
 from tests.helpers.oracle import Oracle
 
+Terms = Mapping[str, tuple[Callable[..., Tensor], float]]
 N = 4  # pieces
 TERMS = {"kl": (kl, 1.0), "first": (kl_first, 0.2), "ce": (ce, 0.7)}
+MASKED = {name: (partial(function, masked=True), weight) for name, (function, weight) in TERMS.items()}
 
 
 def some_chunk(seed: int) -> tuple[Chunk, Tensor, Tensor, dict[str, bool]]:
@@ -41,6 +45,7 @@ def some_chunk(seed: int) -> tuple[Chunk, Tensor, Tensor, dict[str, bool]]:
     a = chunk.alignment
     kinds = {
         "forbidden": len(a.zero_position) > 0,
+        "refused": len(a.refused_row) > 0,
         "open": len(a.open_position) > 0,
         "splits": len(a.split_position) > 0,
         "unresolved": len(a.rest_split) > 0,
@@ -56,12 +61,13 @@ def test_the_random_chunks_hold_every_kind_of_trouble() -> None:
 
 
 @pytest.mark.parametrize("names", [("kl",), ("ce",), ("first",), ("kl", "ce"), ("kl", "first", "ce")])
-def test_values_and_gradients_are_those_of_the_plain_functions(names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("every", [TERMS, MASKED], ids=["free", "masked"])
+def test_values_and_gradients_are_those_of_the_plain_functions(names: tuple[str, ...], every: Terms) -> None:
     for seed in range(60):
         chunk, logits, teacher, _ = some_chunk(seed)
-        terms = {name: TERMS[name] for name in names}
+        terms = {name: every[name] for name in names}
         plain = {
-            name: function(logits, *([] if function is ce else [teacher]), chunk.alignment)
+            name: function(logits, *([] if name == "ce" else [teacher]), chunk.alignment)
             for name, (function, _) in terms.items()
         }
         wanted = sum(weight * plain[name] for name, (_, weight) in terms.items())
@@ -105,6 +111,9 @@ def test_a_measurement_is_that_of_the_plain_functions() -> None:
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
             assert not one.requires_grad
         torch.testing.assert_close(measure(logits, None, a).log_q_M, log_q)
+        for one, other in zip(measure_both(logits, teacher, a), (logits, masked_logits(logits, a)), strict=True):
+            for value, wanted in zip(one, measure(other, teacher, a), strict=True):
+                torch.testing.assert_close(value, wanted, rtol=0, atol=0)
 
 
 def test_half_precision_logits_get_a_half_precision_gradient_of_a_float32_loss() -> None:
@@ -140,5 +149,5 @@ def test_a_chunk_without_contexts() -> None:
 
 
 def test_only_the_functions_as_they_stand_are_fused() -> None:
-    assert all(can_fuse(function) for function in (kl, kl_first, ce, partial(kl)))
+    assert all(can_fuse(function) for function in (kl, kl_first, ce, partial(kl), partial(ce, masked=True)))
     assert not any(can_fuse(function) for function in (kl_old, lambda *of: kl(*of), partial(kl, 0)))

@@ -1,6 +1,7 @@
 """The losses against brute force: a Markov chain over pieces, its text enumerated (``oracle.py``)."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from kldistill.losses import ce, hidden, kl, kl_first, kl_old
 from kldistill.losses.alignment import Alignment, align
 from kldistill.losses.chunks import concatenate
 from kldistill.losses.kl import kl_terms, log_masses, segment_logsumexp, unresolved_mass
+from kldistill.losses.masked import masked_logits
 from kldistill.tokens.pieces import PieceTable
 from tests.helpers.oracle import MergeOracle, Oracle, close_under_prefixes
 
@@ -41,7 +43,9 @@ class Context:
             reject()
         self.target = self.oracle.push_forward(self.prefix)
 
-    def losses(self, row: Tensor, change=lambda alignment: alignment) -> list[tuple[float, float, float]]:
+    def losses(
+        self, row: Tensor, change=lambda alignment: alignment, masked: bool = False
+    ) -> list[tuple[float, float, float]]:
         """(weight, first-piece term, split term) of every text, for student logits ``row`` at the position."""
         news = [self.oracle.cut(text) for _, text in self.texts]
         aligned = [change(align(text, new, self.table)) for (_, text), new in zip(self.texts, news, strict=True)]
@@ -51,11 +55,20 @@ class Context:
         logits[:, at] = row
         teacher = torch.cat([self.oracle.teacher_logits(text) for _, text in self.texts])
         batch = concatenate(aligned, longest, len(self.texts[0][1]))
-        terms = kl_terms(logits.flatten(0, 1), teacher, batch)
+        logits = logits.flatten(0, 1)
+        terms = kl_terms(masked_logits(logits, batch) if masked else logits, teacher, batch)
         here = torch.isin(batch.student_row, torch.arange(len(news)) * longest + at)
         assert int(here.sum()) == len(news)
         weights = [weight for weight, _ in self.texts]
         return list(zip(weights, terms.first_P[here].tolist(), terms.split_P[here].tolist(), strict=True))
+
+    def can_follow(self) -> Tensor:
+        """Which tokens make no other cut of the text before them and their own, by cutting every such text."""
+        before = [piece for token in self.prefix for piece in self.table.old_pieces(token)]
+        every = range(self.table.new_size)
+        return torch.tensor(
+            [self.oracle.cut([*before, *self.table.old_pieces(token)]) == [*self.prefix, token] for token in every]
+        )
 
     def exact(self, row: Tensor) -> float:
         log_q = torch.log_softmax(row, -1).numpy()
@@ -138,6 +151,37 @@ def test_cut_by_merges_it_is_a_lower_bound_and_zero_at_the_push_forward(context:
     assert max(abs(first) + abs(split) for _, first, split in context.losses(at_target)) < 1e-9
 
 
+@settings(max_examples=60)
+@given(st.one_of(contexts, closed_contexts, merge_contexts), st.integers(0, 999))
+def test_the_masked_student_is_the_one_renormalised_over_what_can_follow(context: Context, seed: int) -> None:
+    """What is masked, and both of its terms, against a row that was masked by cutting every text; and what it gains."""
+    if context.table.order is not None and context.table.order.swallowed:
+        reject()  # a token that no text has cannot follow anything, and no context is to blame
+    row = student(context, seed)
+    follows = context.can_follow()
+    right = row.masked_fill(~follows, -1e4)
+    losses, wanted = context.losses(row, masked=True), context.losses(right)
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(wanted))
+    exact = context.exact(right)
+    refused = torch.softmax(row, -1)[~follows].sum().item()
+    assert exact == pytest.approx(context.exact(row) + np.log1p(-refused), abs=1e-9), "its mass is shared out"
+    mean = sum(weight * (first + split) for weight, first, split in losses)
+    assert mean <= exact + 1e-9
+    if context.table.order is None and context.table.prefix_closed:
+        assert mean == pytest.approx(exact, abs=1e-9)
+
+
+def test_nothing_is_refused_where_the_text_shows_it() -> None:
+    """A word may have ended there, which the merges do not know of."""
+    table = PieceTable(N, [(0, 1)], merges=[(0, 1, N)])
+    refused = align([2, 0, 2], [2, 0, 2], table)
+    assert list(zip(refused.refused_row.tolist(), refused.refused_token.tolist(), strict=True)) == [(1, 1)]
+    shown = align([2, 0, 1], [2, 0, 1], table)
+    assert not len(shown.refused_row) and shown.n_contradictions
+    logits = torch.randn(3, N + 1, dtype=torch.float64)
+    assert ce(logits, shown, masked=True).item() == ce(logits, shown).item()
+
+
 def test_what_was_merged_first_is_no_longest_match() -> None:
     """With bc merged before ab, ``abc`` is a|bc: after ``ab`` no c can follow, and after ``a`` a b may, as bc.
 
@@ -205,7 +249,7 @@ def test_first_pieces_bound_the_kl_from_below(new_tokens: list[tuple[int, ...]],
     assert -1e-9 <= kl_first(logits, teacher, alignment).item() <= kl(logits, teacher, alignment).item() + 1e-9
 
 
-@pytest.mark.parametrize("loss", [kl, kl_first, kl_old])
+@pytest.mark.parametrize("loss", [kl, kl_first, kl_old, partial(kl, masked=True), partial(kl_first, masked=True)])
 @pytest.mark.parametrize("new_tokens", [[(0, 1), (0, 1, 2), (1, 2)], [(0, 1, 2), (2, 0, 1, 1)]])
 def test_gradients_agree_with_finite_differences(loss, new_tokens: list[tuple[int, ...]]) -> None:
     alignment, logits, teacher = whole_text(5, new_tokens)
@@ -214,7 +258,8 @@ def test_gradients_agree_with_finite_differences(loss, new_tokens: list[tuple[in
 
 def test_gradient_of_ce_agrees_with_finite_differences() -> None:
     alignment, logits, _ = whole_text(5, [(0, 1)])
-    assert torch.autograd.gradcheck(lambda x: ce(x, alignment), logits.requires_grad_())
+    for masked in (False, True):
+        assert torch.autograd.gradcheck(lambda x: ce(x, alignment, masked=masked), logits.requires_grad_())  # noqa: B023
 
 
 def test_ce_is_torchs_cross_entropy() -> None:

@@ -1,6 +1,7 @@
 """The chunked weighted sum against the plain sum over whole matrices of logits."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from kldistill.losses import ce, kl
 from kldistill.losses.alignment import Alignment, align
 from kldistill.losses.chunks import chunks, concatenate
 from kldistill.losses.weighted import Term, chunked
@@ -78,6 +80,23 @@ def test_chunks_give_the_plain_sum_and_its_gradients(size: int) -> None:
         alone = plain({name: term._replace(weight=1.0)}, heads, student, teacher, whole)
         assert values[name].item() == pytest.approx(alone.item(), rel=1e-6)
         assert not values[name].requires_grad
+
+
+@pytest.mark.parametrize("size", [3, 500])
+def test_masked_terms_stand_beside_others(size: int) -> None:
+    whole, student, teacher = some_batch([30, 11, 2, 23])
+    heads, terms = TwoHeads(4), all_terms()
+    terms |= {
+        f"{name}_masked": Term(partial(function, masked=True), 0.4) for name, function in (("kl", kl), ("ce", ce))
+    }
+    assert len(whole.refused_row) > 5
+    expected = plain(terms, heads, student, teacher, whole)
+    loss, values = chunked(terms, heads, [heads.rows], student, teacher, list(chunks(whole, size)))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert values["kl_masked"] < values["kl"] and values["ce_masked"] < values["ce"]
+    found = torch.autograd.grad(loss, (student, heads.rows))
+    for gradient, right in zip(found, torch.autograd.grad(expected, (student, heads.rows)), strict=True):
+        torch.testing.assert_close(gradient, right)
 
 
 @pytest.mark.parametrize("name", ["kl", "ce", "hidden"])

@@ -61,9 +61,10 @@ class Inputs:
 
 def configured(**settings: Any) -> DistillConfig:
     names = settings.pop("terms", ["kl"])
+    own = {"masked": True} if settings.pop("masked", False) else {}
     loss = LossConfig(
         "some",
-        terms={name: LossTerm({"_target_": f"kldistill.losses.{name}"}) for name in names},
+        terms={name: LossTerm({"_target_": f"kldistill.losses.{name}", **own}) for name in names},
     )
     return DistillConfig(
         **{
@@ -155,6 +156,20 @@ def test_how_it_runs_does_not_change_the_rows(inputs: Inputs, runtime: dict[str,
     exactly = {"rtol": 0, "atol": 0} if "loader_workers" in runtime else {"rtol": 1e-3, "atol": 1e-4}
     torch.testing.assert_close(other.input, usual.input, **exactly)
     torch.testing.assert_close(other.head, usual.head, **exactly)
+
+
+def test_masked_terms_train_the_masked_student(inputs: Inputs) -> None:
+    """What they train falls, and validation tells of it; after them the student as it is leaves more to the mask."""
+    ends = {}
+    for masked in (False, True):
+        log: list[dict[str, float]] = []
+        inputs.distilled(f"masked {masked}", lambda found, step, log=log: log.append(found), steps=24, masked=masked)
+        first, *_, ends[masked] = [found for found in log if KL in found]
+        assert (f"{KL}_masked" in first) == masked
+        if masked:
+            assert ends[masked][f"{KL}_masked"] < 0.8 * first[f"{KL}_masked"]
+            assert ends[masked][f"{KL}_masked"] < ends[masked][KL]
+    assert ends[True][KL] != ends[False][KL]
 
 
 def test_a_body_that_learns_with_the_rows(inputs: Inputs, tmp_path: Path) -> None:
@@ -377,7 +392,7 @@ def test_layers_that_run_again_give_the_same_loss_and_gradients_with_less_kept(i
 
 def test_evaluation_of_original_and_extended_model(inputs: Inputs) -> None:
     job = Job(RuntimeConfig(device="cpu"))
-    settings = ScoringConfig(domain_bytes=1500, general_bytes=1500, window_bytes=300, marginal_words=100)
+    settings = ScoringConfig(domain_bytes=1500, general_bytes=1500, window_bytes=300, marginal_words=100, masked=True)
     folders = {**inputs.folders, "rows": inputs.folders["init"], "evaluate_original": inputs.root / "evaluate_original"}
     figures: dict[str, float] = {}
     for of, stage in (("original", evaluate_original), ("init", evaluate_student)):
@@ -400,6 +415,11 @@ def test_evaluation_of_original_and_extended_model(inputs: Inputs) -> None:
         assert figures[f"eval/init/{density}"] < figures[f"eval/original/{density}"]
         assert f"eval/original/{kind}/kl_to_teacher" not in figures
         assert figures[f"eval/init/{kind}/new_token_share"] > 0
+    for kind in ("domain", "general"):
+        for name in ("bits_per_byte", "kl_to_teacher"):
+            assert figures[f"eval/init/{kind}/{name}_masked"] < figures[f"eval/init/{kind}/{name}"]
+        assert 0 < figures[f"eval/init/{kind}/refused_mass"] < 1
+        assert f"eval/original/{kind}/bits_per_byte_masked" not in figures
     gap = {name for name in figures if name.endswith(("/marginal_gap", "/canonical_mass", "/old_mass"))}
     assert gap == {f"eval/init/domain/{name}" for name in ("marginal_gap", "canonical_mass", "old_mass")}
     assert figures["eval/init/domain/marginal_words"] >= 5

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kldistill.evaluation.generation.canonical import CanonicalMask
 from kldistill.losses import kl
 from kldistill.losses.alignment import align
 from kldistill.runtime.shares import ALONE, Share
@@ -23,11 +24,16 @@ def setting(tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path_factory: py
 
 
 def scores_of(
-    setting: Setting, teacher: bool = True, batch_size: int = 3, chunk: int = 10, share: Share = ALONE
+    setting: Setting,
+    teacher: bool = True,
+    batch_size: int = 3,
+    chunk: int = 10,
+    share: Share = ALONE,
+    masked: bool = False,
 ) -> list[Score]:
     return score_student(
         setting.student, setting.cuts,
-        teacher=teacher, batch_size=batch_size, chunk=chunk, device=CPU, description="", share=share,
+        teacher=teacher, batch_size=batch_size, chunk=chunk, device=CPU, description="", share=share, masked=masked,
     )  # fmt: skip
 
 
@@ -97,6 +103,35 @@ def test_the_student_by_a_loop_over_positions(setting: Setting) -> None:
     assert sum(score.n_new for score in scores) > 5
 
 
+@torch.no_grad()
+def test_the_masked_student_by_a_loop_over_positions(setting: Setting) -> None:
+    """Renormalised over what the mask of the suites lets follow; where the text shows what it does not, as it is."""
+    mask = CanonicalMask(setting.pieces)
+    scores, free = scores_of(setting, masked=True), scores_of(setting)
+    shown = n_refused = 0
+    for index, (score, ids) in enumerate(zip(scores, setting.new_ids, strict=True)):
+        logits_TW = setting.student.logits(setting.student.hidden(torch.tensor([ids]))[0])
+        nats = refused = 0.0
+        for at in range(1, len(ids)):
+            never = mask.forbidden(ids[:at])
+            n_refused += len(never)
+            if ids[at] in never:
+                shown, never = shown + 1, []
+            refused += torch.softmax(logits_TW[at - 1], -1)[never].sum().item()
+            logits_TW[at - 1, never] = -1e4
+            nats -= torch.log_softmax(logits_TW[at - 1], -1)[ids[at]].item()
+        assert (score.nats_masked, score.refused) == pytest.approx((nats, refused), rel=1e-3)
+        assert score.n_masked == len(ids) - 1
+        alignment = align(setting.states.ids[index], ids, setting.pieces)
+        whole = kl(logits_TW, setting.teacher.logits_old(setting.states.hidden(index)), alignment).item()
+        assert score.kl_masked == pytest.approx(whole * alignment.n_common, rel=1e-3)
+        assert score.kl_masked < score.kl and score.nats_masked < score.nats
+    assert n_refused > 50 > shown
+    for one, other in zip(scores, free, strict=True):
+        assert (one.nats, one.kl, one.adopted) == pytest.approx((other.nats, other.kl, other.adopted), rel=1e-6)
+    assert not {"bits_per_byte_masked", "kl_to_teacher_masked", "refused_mass"} & summarise(free).keys()
+
+
 def test_batches_and_chunks_change_nothing(setting: Setting) -> None:
     ones, others = scores_of(setting, batch_size=1, chunk=500), scores_of(setting, batch_size=4, chunk=3)
     for one, other in zip(ones, others, strict=True):
@@ -113,6 +148,8 @@ def test_without_a_teacher_there_is_no_kl(setting: Setting) -> None:
 def test_figures_by_hand() -> None:
     one = Score("a", n_bytes=100, n_tokens=20, nats=math.log(2) * 150, kl=3.0, n_common=19, n_new=4, adopted=1.0)
     two = Score("b", n_bytes=300, n_tokens=60, nats=math.log(2) * 50, kl=9.0, n_common=61, new_nats=8.0, left_out=4)
+    one.n_masked, one.nats_masked, one.kl_masked, one.refused = 20, math.log(2) * 140, 2.0, 0.4
+    two.n_masked, two.nats_masked, two.kl_masked, two.refused = 60, math.log(2) * 40, 8.0, 1.2
     two.n_words, two.canonical_mass, two.old_mass, two.gap_nats, two.gap_bytes = 4, 3.0, 0.5, math.log(2) * 6, 300
     assert summarise([one, two]) == pytest.approx(
         {
@@ -120,6 +157,9 @@ def test_figures_by_hand() -> None:
             "tokens_per_1000_bytes": 200.0,
             "kl_to_teacher": 12 / 80,
             "kl_per_byte": 12 / 400,
+            "bits_per_byte_masked": 180 / 400,
+            "kl_to_teacher_masked": 10 / 80,
+            "refused_mass": 1.6 / 80,
             "new_token_share": 4 / 80,
             "adoption": 1 / 4,
             "new_token_nats": 2.0,
