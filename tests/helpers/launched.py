@@ -1,20 +1,32 @@
-"""Programs in several processes, as a launcher starts them."""
+"""Programs in several processes, as a launcher starts them.
+
+No port is chosen before it is used, which another process could take meanwhile: whoever is asked at it holds it.
+"""
 
 import os
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from torch.distributed import TCPStore
 
 from tests.helpers.paths import ROOT
 from tests.helpers.patience import PATIENCE
 
 
-def free_port() -> int:
-    """A port that nothing listens on."""
+@contextmanager
+def taken_port() -> Iterator[int]:
+    """A port at which this process listens.
+
+    ``accelerate launch`` that is given a taken port lets torch bind one instead; given port 0 it would look for a free
+    one and use it later.
+    """
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
+        server.listen()
+        yield server.getsockname()[1]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -28,10 +40,11 @@ def together(command: Sequence[str | Path], *of_rank: Sequence[str | Path], worl
     Args:
         of_rank: further arguments of each process.
     """
-    port, running = str(free_port()), []
+    # As torchrun does: the launcher serves the store where processes meet, at a port that the system gave it.
+    store, running = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), []
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     for rank in range(world):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-        env = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **place)
         whole = [*command, *(of_rank[rank] if of_rank else ())]
-        running.append(subprocess.Popen(whole, env=env, stderr=subprocess.PIPE, text=True))
+        running.append(subprocess.Popen(whole, env=environment(**meet, **place), stderr=subprocess.PIPE, text=True))
     return [(process.communicate(timeout=PATIENCE)[1], process.returncode) for process in running]

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.processes import Processes, join, launched
 from tests.helpers.interpreter import python
-from tests.helpers.launched import environment, free_port, together
+from tests.helpers.launched import environment, taken_port, together
 from tests.helpers.paths import HELPERS
 from tests.helpers.patience import PATIENCE
 from tests.helpers.runs import overrides_of, read_run, run, write_corpus
@@ -77,17 +78,42 @@ def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch
     assert Processes().main
 
 
+BINDS = """
+import errno, os, pathlib, socket, sys
+with socket.socket() as ours:
+    try:
+        ours.bind((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
+        said = "free"
+    except OSError as error:
+        said = errno.errorcode[error.errno]
+pathlib.Path(sys.argv[1]).write_text(said)
+"""
+
+
+def test_no_other_process_can_take_the_port_where_processes_of_a_test_meet(tmp_path: Path) -> None:
+    ends = together([python(), "-c", BINDS], *([tmp_path / str(rank)] for rank in range(2)))
+    assert [code for _, code in ends] == [0, 0], ends
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["EADDRINUSE"] * 2
+
+
 # ---- training
 
 
-def launched_command(overrides: list[str]) -> list[str]:
+@pytest.fixture
+def port() -> Iterator[int]:
+    """For ``accelerate launch``, which lets torch choose another one."""
+    with taken_port() as port:
+        yield port
+
+
+def launched_command(overrides: list[str], port: int) -> list[str]:
     """The command with two processes of ``accelerate launch``."""
-    launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", str(free_port())]
+    launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", str(port)]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     return [python(), "-m", "accelerate.commands.launch", *launch, "-m", "kldistill", *overrides]
 
 
-def test_two_processes_train_like_one(tmp_path: Path) -> None:
+def test_two_processes_train_like_one(tmp_path: Path, port: int) -> None:
     """Same global batch, halves of different numbers of positions: the same losses, but for the order of additions."""
     corpus = write_corpus(tmp_path / "corpus")
     more = ["stages=[distill]", "loss=kl_ce", "distill.batch_size=3", "distill.steps=5", "seed=1"]
@@ -98,7 +124,12 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
             shutil.copytree(source, tmp_path / "two/artifacts" / name / source.name)
     overrides = [*overrides_of(corpus, tmp_path / "two", *more), f"hydra.run.dir={tmp_path / 'two/runs/run'}"]
     done = subprocess.run(
-        launched_command(overrides), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=PATIENCE
+        launched_command(overrides, port),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     two = read_run(tmp_path / "two/runs/run")
@@ -116,12 +147,12 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_killed_process_ends_all_and_the_same_command_goes_on(rank: str, tmp_path: Path) -> None:
+def test_a_killed_process_ends_all_and_the_same_command_goes_on(rank: str, tmp_path: Path, port: int) -> None:
     """SIGKILL in the middle of training, for the main process and for the other one."""
     corpus = write_corpus(tmp_path / "corpus")
     folder = tmp_path / "outputs/runs/run"
     more = ["stages=[distill]", "distill.batch_size=2", "distill.steps=30", "runtime.checkpoint_every=1"]
-    command = launched_command([*overrides_of(corpus, tmp_path / "outputs", *more), f"hydra.run.dir={folder}"])
+    command = launched_command([*overrides_of(corpus, tmp_path / "outputs", *more), f"hydra.run.dir={folder}"], port)
     running = subprocess.Popen(
         command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
