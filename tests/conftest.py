@@ -1,9 +1,15 @@
-"""Fixtures shared by all tests: tiny models of every family, and a tokens artifact made without the tokens stage."""
+"""Fixtures shared by all tests: tiny models of every family, and a tokens artifact made without the tokens stage.
+
+What takes seconds to import is imported where it is used: the process that hands tests to workers needs none of it.
+"""
+
+from __future__ import annotations
 
 import gc
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -13,22 +19,27 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
-from kldistill.model import stage as model_stage
-from kldistill.model.config import TinyModelConfig
-from kldistill.runtime.job import Job
-from tests.helpers.artifacts import MakeModel, MakeTokens, write_tokens
+from tests.helpers import interpreter
 
-torch.set_num_threads(1)
+if TYPE_CHECKING:
+    from tests.helpers.artifacts import MakeModel, MakeTokens
+
 # How long examples take to draw and to run says how busy the machine is.
 settings.register_profile("kldistill", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kldistill")
 
 
+def pytest_configure() -> None:
+    interpreter.offer()
+
+
 def pytest_collection_finish() -> None:
     """What is loaded by now stays: going through it for garbage again and again takes a tenth of all time."""
+    import torch
+
+    torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 50)
@@ -40,6 +51,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
 
     Settings are those of ``TinyModelConfig``. The folder is shared: never write into it.
     """
+    from kldistill.model import stage as model_stage
+    from kldistill.model.config import TinyModelConfig
+    from kldistill.runtime.job import Job
+
     made: dict[str, Path] = {}
 
     def make(family: str = "llama", **settings: object) -> Path:
@@ -59,6 +74,8 @@ def fake_tokens(tmp_path_factory: pytest.TempPathFactory) -> MakeTokens:
 
     Made by hand, so that what comes after the tokens stage can be tested without it; old splitting rule.
     """
+    from tests.helpers.artifacts import write_tokens
+
     made: dict[tuple[Path, int], Path] = {}
 
     def make(model_folder: Path, n: int = 24) -> Path:

@@ -23,7 +23,7 @@ from functools import cache, partial
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import hydra.utils
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kldistill.runtime.errors import ConfigError
@@ -187,14 +187,19 @@ def _typed(function: Callable[..., Any], settings: dict[str, Any], key: str) -> 
     for name, value in settings.items():
         if not _is_plain(hints.get(name)):
             continue
-        schema = make_dataclass("Setting", [(name, hints[name], field())])
         try:
-            node = OmegaConf.merge(OmegaConf.structured(schema), {name: value})
-            checked[name] = cast(Any, OmegaConf.to_container(node))[name]
+            node = OmegaConf.merge(_setting(hints[name]), {"value": value})
+            checked[name] = cast(Any, OmegaConf.to_container(node))["value"]
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise ConfigError(f"{key}.{name}={value!r}: {reason}.") from error
     return checked
+
+
+@cache
+def _setting(hint: Any) -> DictConfig:
+    """A node whose ``value`` has a type. Making it takes longer than all of the check."""
+    return OmegaConf.structured(make_dataclass("Setting", [("value", hint, field())]))
 
 
 def _is_plain(hint: Any) -> bool:

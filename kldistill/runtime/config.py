@@ -6,10 +6,8 @@ several groups at once is in ``kldistill.pipeline.checks``.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, cast
-
-from omegaconf import OmegaConf
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from kldistill.runtime.errors import ConfigError
 
@@ -21,10 +19,10 @@ def require(condition: bool, key: str, value: object, rule: str) -> None:
 
 
 def resolved(node: Any) -> dict[str, Any]:
-    """A typed slice as plain JSON types, for fingerprints and run.json."""
+    """A typed slice, as ``OmegaConf.to_object`` made it, as plain JSON types, for fingerprints and run.json."""
     if isinstance(node, Mapping):
         return {str(key): value for key, value in node.items()}
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(node), resolve=True))
+    return asdict(node)
 
 
 def choice(default: str | None, *names: str) -> Any:

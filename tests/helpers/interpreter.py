@@ -1,6 +1,7 @@
 """An executable that is ``python`` without the seconds of its imports, and the command of the package run by it."""
 
 import atexit
+import fcntl
 import os
 import shlex
 import shutil
@@ -13,6 +14,19 @@ from tempfile import mkdtemp
 from tests.helpers.paths import HELPERS, ROOT
 from tests.helpers.patience import PATIENCE
 
+FOLDER = "KLDISTILL_INTERPRETERS"  # the variable that tells workers where this session's server is
+
+
+def offer() -> None:
+    """Let this process and its workers, if it is the first of a session, share one server, which ends with it."""
+    if FOLDER in os.environ:
+        return
+    folder = Path(mkdtemp(prefix="kldistill-python-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.mkfifo(folder / "alive")
+    os.open(folder / "alive", os.O_RDWR)  # whoever reads it learns when this process has ended
+    os.environ[FOLDER] = str(folder)
+
 
 @cache
 def python() -> str:
@@ -22,25 +36,35 @@ def python() -> str:
     gives a variable that they read when they are imported, starts ``sys.executable``. So does a test that kills what it
     starts and at once looks at what is left: the fork is gone some milliseconds after the process that stands for it.
     """
-    folder = Path(mkdtemp(prefix="kldistill-python-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    served, executable = folder / "socket", folder / "python"
-    # It ends with this process, as its standard input does.
-    server = subprocess.Popen(
-        [sys.executable, HELPERS / "interpreter_server.py", served],
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    folder = Path(os.environ[FOLDER])
+    executable = folder / "python"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not executable.exists():
+            start(folder, executable)
+    return str(executable)
+
+
+def start(folder: Path, executable: Path) -> None:
+    """Start the server of this session, and write the executable that asks it."""
+    served = folder / "socket"
+    with (folder / "alive").open("rb", buffering=0) as alive:
+        server = subprocess.Popen(
+            [sys.executable, HELPERS / "interpreter_server.py", served],
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            stdin=alive,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    assert server.stdout is not None and server.stdout.readline() == "ready\n"
     client = [sys.executable, "-S", "-E", str(HELPERS / "interpreter_client.py"), str(served), str(executable)]
     # The controller of submitit's jobs names them by its process id, which has to be that of what was started.
     itself = f'[ "$2" = submitit.local._local ] && exec {shlex.quote(sys.executable)} "$@"'
-    executable.write_text(f'#!/bin/sh\n{itself}\nexec {shlex.join(client)} "$@"\n')
-    executable.chmod(0o755)
-    assert server.stdout is not None and server.stdout.readline() == "ready\n"
-    return str(executable)
+    partial = executable.with_suffix(".partial")
+    partial.write_text(f'#!/bin/sh\n{itself}\nexec {shlex.join(client)} "$@"\n')
+    partial.chmod(0o755)
+    partial.rename(executable)
 
 
 def kldistill(*arguments: str, folder: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 from contextlib import suppress
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -26,11 +27,18 @@ PACKAGES = (
     "accelerate",
     "datasets",
     "gguf",
+    "httpx",
+    "hydra._internal.core_plugins.basic_sweeper",
+    "hydra.experimental.callback",
     "hydra.main",
     "jaxtyping",
+    "joblib",
     "matplotlib.pyplot",
     "peft",
+    "rapidfuzz.fuzz",
+    "rapidfuzz.process",
     "rich.progress",
+    "rich.syntax",
     "rich.table",
     "scipy.optimize",
     "scipy.stats",
@@ -38,6 +46,7 @@ PACKAGES = (
     "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
+    "transformers.optimization",
     *(f"transformers.models.{family}.modeling_{family}" for family in ("gpt2", "llama", "qwen2", "gemma2", "gemma3")),
     "wandb",
 )
@@ -133,6 +142,8 @@ def become(request: dict[str, Any]) -> None:
         sys.exit(f"needs an interpreter of its own: {read_already(request['environment'])}")
     os.environ.clear()
     os.environ.update(request["environment"])
+    if sys.dont_write_bytecode:  # it may be written here, so that forks compile no module that another has compiled
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(Path(request["executable"]).parent / "bytecode")
     # What it starts is forked, too.
     sys.executable = request["executable"]
     multiprocessing.spawn.set_executable(sys.executable)
