@@ -3,6 +3,7 @@
 import copy
 import re
 from dataclasses import fields, is_dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +60,44 @@ def choice_of(preset: Path) -> list[str]:
     return [f"{group}={name}"]
 
 
-@pytest.mark.parametrize("preset", [DEFAULT, *(preset for preset in PRESETS if choice_of(preset))], ids=str)
-def test_every_preset_composes_and_is_valid(preset: Path, tmp_path: Path) -> None:
+def in_company() -> list[list[Path]]:
+    """Every preset once, with one of each other group beside it; alone, if it chooses of other groups too, or minds."""
+    groups: dict[Path, list[Path]] = {}
+    for preset in PRESETS:
+        if choice_of(preset):
+            groups.setdefault(preset.parent, []).append(preset)
+    alone = [preset for group in ("experiment", "init", "loss") for preset in groups.pop(Path(group))]
+    together = [[preset for preset in row if preset] for row in zip_longest(*groups.values())]
+    return [[DEFAULT], *together, *([preset] for preset in alone)]
+
+
+def check_valid(presets: list[Path], tmp_path: Path) -> None:
+    """The presets compose to a configuration that passes all checks."""
     (tmp_path / "terms.txt").write_text("word\n")
-    key = preset.with_suffix("").as_posix()
-    values = [value.format(tmp=tmp_path) for value in NEEDED.get(key, [])]
-    cfg = compose.typed(config([*choice_of(preset), *values]))
+    keys = [preset.with_suffix("").as_posix() for preset in presets]
+    values = [value.format(tmp=tmp_path) for key in keys for value in NEEDED.get(key, [])]
+    cfg = compose.typed(config([override for preset in presets for override in choice_of(preset)] + values))
     check(cfg)
     assert isinstance(cfg, compose.Config)
-    for group in set(compose.Config.__dataclass_fields__) & {preset.parts[0]}:
+    for group in set(compose.Config.__dataclass_fields__) & {preset.parts[0] for preset in presets}:
         assert is_dataclass(getattr(cfg, group)), "the group is typed"
+
+
+@pytest.mark.parametrize("presets", in_company(), ids=lambda row: row[0].as_posix())
+def test_every_preset_composes_and_is_valid(presets: list[Path], tmp_path: Path) -> None:
+    check_valid(presets, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if choice_of(preset)], ids=str)
+def test_every_preset_is_valid_beside_the_defaults(preset: Path, tmp_path: Path) -> None:
+    check_valid([preset], tmp_path)
+
+
+def test_every_preset_is_tried() -> None:
+    tried = [preset for row in in_company() for preset in row]
+    assert len(tried) == len(set(tried))
+    assert {preset for preset in PRESETS if preset not in tried} == {Path(f"eval/suite/{name}.yaml") for name in SUITES}
 
 
 def test_there_are_presets_of_every_group() -> None:

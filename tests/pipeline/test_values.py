@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -27,22 +29,28 @@ def keys() -> tuple[str, ...]:
     return tuple(known_keys(base()))
 
 
-def changed(key: str, value: Any) -> DictConfig:
-    cfg = copy.deepcopy(base())
-    OmegaConf.update(cfg, key, value)
-    return cfg
+@contextmanager
+def changed(key: str, value: Any) -> Iterator[DictConfig]:
+    """The configuration with one other value, for as long as it is looked at: to copy all of it takes longer."""
+    group, cfg = key.split(".")[0], base()
+    kept = copy.deepcopy(cfg[group])
+    try:
+        OmegaConf.update(cfg, key, value)
+        yield cfg
+    finally:
+        cfg[group] = kept
 
 
 def refusal(key: str, value: Any) -> str | None:
     """What is said of a value; None if it is taken, and then a number is finite and not huge."""
     try:
-        cfg = changed(key, value)
-        compose.typed(cfg)
+        with changed(key, value) as cfg:
+            compose.typed(cfg)
+            stored = OmegaConf.select(cfg, key)  # a text may be "nan"
     except ConfigError as error:
         return str(error)
     except OmegaConfBaseException as error:  # on the command line, Hydra says it, with the key
         return f"{key}: {error.msg}".splitlines()[0]
-    stored = OmegaConf.select(cfg, key)  # a text may be "nan"
     assert not isinstance(stored, int | float) or (math.isfinite(stored) and abs(stored) <= 10**12)
     return None
 
@@ -51,6 +59,14 @@ def test_there_are_keys_of_every_group() -> None:
     assert len(keys()) > 120
     groups = {key.split(".")[0] for key in keys()}
     assert groups == set(compose.Config.__dataclass_fields__)
+
+
+def test_a_value_that_was_tried_is_gone() -> None:
+    before = OmegaConf.to_yaml(base())
+    for key in ("distill.loss", "eval.limits.cpu_seconds", "model", "outputs", "distill.seed"):
+        for value in VALUES:
+            refusal(key, value)
+        assert OmegaConf.to_yaml(base()) == before, key
 
 
 def check_said(key: str, values: list[Any]) -> None:
