@@ -34,6 +34,11 @@ SWEEPS = {
     },
     "controls": {"loss": ["kl", "ce", "kl_first", "kl_old", "hidden"], "seed": ["0", "1", "2"]},
     "thesis": {"loss": ["kl", "ce", "kl_ce_light"], "init": ["random", "mean", "subtoken_mean", "solved"]},
+    "budgets": {
+        "loss": ["kl", "ce", "kl_ce", "kl_first", "kl_old", "hidden"],
+        "distill.steps": ["25", "50", "100", "200", "400", "1000"],
+        "loss.lr": ["0.008", "0.015", "0.03", "0.06"],
+    },
     "init_grid": {"seed": ["0", "1", "2"]},
     "vocab_size": {"tokens.n_new": ["128", "512", "2048"], "tokens.boundary": ["word", "dotted"]},
 }
@@ -117,6 +122,15 @@ def test_the_thesis_fine_tunes_every_arm_and_asks_all_tasks(initialised: None) -
     for key in ("model", "corpus", "tokens", "eval"):
         assert len({str(getattr(cfg, key)) for cfg in made}) == 1, key
     assert {steps_of(cfg)["teacher"].config(cfg).seed for cfg in made} == {0}, "one teacher for all"
+
+
+def test_a_budget_is_of_steps_and_of_text(initialised: None) -> None:
+    runs = [dict(text.split("=") for text in one.overrides) for one in sweeps.members(multirun("experiment=budgets"))]
+    for own in (runs[0], runs[-1]):
+        cfg = compose.typed(config([f"{key}={value}" for key, value in own.items()]))
+        assert cfg.distill.lr == float(own["loss.lr"]) and cfg.distill.steps == int(own["distill.steps"])
+        assert cfg.distill.n_snippets == cfg.distill.steps * cfg.distill.batch_size
+        assert not cfg.distill.lora.r and cfg.distill.lazy_rows
 
 
 def test_solved_rows_are_a_start_like_any_other(initialised: None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from kldistill.evaluation.metrics import Metric, present
 from kldistill.report.data import ABSENT, FINISHED, Run, find_runs
 from kldistill.report.html import as_json, write
-from kldistill.report.sweep import compare, heat_map, page
+from kldistill.report.sweep import compare, heat_map, page, tuned
 from kldistill.report.sweep.factors import expected, factors, is_cell, told_apart, twins
 from kldistill.report.sweep.formats import as_csv, as_markdown
 from kldistill.runtime.secrets import redact
@@ -16,6 +16,7 @@ MISSING = "missing"  # a cell of the grid without a run
 NO_RESULT = "no result"  # a run without a run.json
 DUPLICATE = "duplicate"  # a finished run that another one with the same configuration stands for
 RESULTS = "results"
+BEST_RATE = "best by validation"
 BEST = "eval/domain/bits_per_byte"
 
 
@@ -43,6 +44,7 @@ def collect(folder: Path, *, factor: str = "loss", baseline: str = "ce") -> dict
     write(folder / f"{RESULTS}.json", as_json(table))
     write(folder / "report.html", page.html(folder, table, runs))
     heat_map.heat_map(table, folder)
+    tuned.picture(table, folder)
     return table
 
 
@@ -53,8 +55,8 @@ def gather(runs: Sequence[Run], folder: Path, factor: str, baseline: str) -> dic
         ``factor`` and ``baseline`` (None where no run has it); ``factors``: every factor's values; ``is_grid``: whether
         missing cells are listed; ``best``: the run with the fewest bits/byte on domain text; ``metrics``; ``runs``: a
         row a run or missing cell, with its ``status``, ``factors`` and ``figures``; ``means``, ``references`` and
-        ``differences``: see
-        ``kldistill.report.sweep.compare``.
+        ``differences``: see ``kldistill.report.sweep.compare``; ``tuned``: where a learning rate varies, which is best
+        by validation (see ``kldistill.report.sweep.tuned``), and then the differences are of the arms at these.
     """
     values, labels = factors(runs, factor)
     aside = twins(runs, labels)
@@ -72,6 +74,13 @@ def gather(runs: Sequence[Run], folder: Path, factor: str, baseline: str) -> dic
     # Runs of several experiments were never asked to fill each other's cells.
     one_sweep = len({run.folder.parent for run in kept}) <= 1
     grid = expected(values, len(kept)) if one_sweep else []
+    rate = tuned.rate_of(values)
+    best_rates = tuned.tuned(kept, own, rate, metrics) if rate else []
+    if rate:
+        grid = tuned.asked_of_all(grid, own, rate)
+    # What is compared are the arms, each at its best rate, not arms at one and the same rate.
+    chosen = [at for entry in best_rates for at in entry["positions"]] if best_rates else range(len(kept))
+    arms = [{**own[at], rate: BEST_RATE} if rate and best_rates else own[at] for at in chosen]
     rows = [_row(run, cell, folder, metrics) for run, cell in zip(kept, own, strict=True)]
     rows += [_absent(cell) for cell in grid if cell not in own]
     for index in sorted(set(range(len(runs))).difference(counted)):
@@ -90,7 +99,10 @@ def gather(runs: Sequence[Run], folder: Path, factor: str, baseline: str) -> dic
             "runs": rows,
             "means": compare.means(kept, own, metrics),
             "references": compare.references(kept, metrics),
-            "differences": compare.differences(kept, own, metrics, factor, baseline) if comparable else [],
+            "differences": compare.differences([kept[at] for at in chosen], arms, metrics, factor, baseline)
+            if comparable
+            else [],
+            "tuned": [{key: value for key, value in entry.items() if key != "positions"} for entry in best_rates],
         }
     )
 

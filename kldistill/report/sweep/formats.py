@@ -8,6 +8,7 @@ from typing import Any
 from kldistill.evaluation.metrics import Metric
 from kldistill.evaluation.table import markdown_table
 from kldistill.report.data import FINISHED
+from kldistill.report.sweep import tuned
 from kldistill.report.sweep.compare import ALL
 from kldistill.report.sweep.factors import SEED
 from kldistill.report.sweep.verdict import MISSING, SAME
@@ -39,6 +40,14 @@ def as_markdown(table: Mapping[str, Any]) -> str:
         shown = [with_interval(metric, entries.get(metric.name)) for metric in metrics]
         rows.append([*cell, str(n), *shown])
     parts += [markdown_table([*names, "n", *(f"{metric.label} ({metric.unit})" for metric in metrics)], rows), ""]
+    if table["tuned"]:
+        parts += [
+            "The best rate by validation of those tried, a mean over seeds, and the test figures of its runs:",
+            "",
+        ]
+        parts += [markdown_table(*tuned.rows(table)), ""]
+    if wider := tuned.commands(table):
+        parts += ["At these ends of the range the best rate may lie beyond it:", "", "```sh", *wider, "```", ""]
     if table["references"]:
         parts += ["On the same texts and tasks, with 95 % intervals over documents or tasks:", ""]
         rows = [

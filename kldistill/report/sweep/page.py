@@ -8,7 +8,7 @@ from typing import Any
 from kldistill.evaluation.metrics import Metric
 from kldistill.report.data import Run
 from kldistill.report.html import render
-from kldistill.report.sweep import charts
+from kldistill.report.sweep import charts, tuned
 from kldistill.report.sweep.compare import ALL
 from kldistill.report.sweep.factors import FOLDER, SEED
 from kldistill.report.sweep.formats import (
@@ -47,6 +47,7 @@ def html(folder: Path, table: Mapping[str, Any], runs: Sequence[Run]) -> str:
     """
     metrics = {entry["name"]: Metric(**entry) for entry in table["metrics"]}
     rows = summary(table, metrics)
+    tuned_columns, tuned_rows = tuned.rows(table)
     return render(
         "sweep.html.j2",
         **table,
@@ -62,6 +63,9 @@ def html(folder: Path, table: Mapping[str, Any], runs: Sequence[Run]) -> str:
             {"names": cell, "n": max(entry["n"] for entry in means_of_cell.values()), "means": means_of_cell}
             for cell, means_of_cell in by_cell(table["means"]).items()
         ],
+        tuned_columns=tuned_columns,
+        tuned_rows=tuned_rows,
+        wider=tuned.commands(table),
         reference_models=by_model(table["references"]),
         named=metrics,
         compared=[
