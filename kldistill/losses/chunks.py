@@ -15,23 +15,24 @@ from torch import Tensor
 from kldistill.losses.alignment import COUNTS, LISTS, Alignment
 
 
-def concatenate(alignments: Sequence[Alignment], student_rows: int, teacher_rows: int) -> Alignment:
-    """Alignments of a batch's sequences as one, for rows of states that are padded and flattened.
+def concatenate(alignments: Sequence[Alignment], student_rows: Sequence[int], teacher_rows: Sequence[int]) -> Alignment:
+    """Alignments of a batch's sequences as one, for rows of states that stand one sequence after the other.
 
     Args:
         alignments: one per sequence, all of one piece table.
-        student_rows, teacher_rows: padded length of the student's and of the teacher's sequences.
+        student_rows, teacher_rows: how many rows each of the student's and of the teacher's sequences has, padding
+            included.
     """
     parts: dict[str, list[Tensor]] = {name: [] for name in LISTS}
     passed = {**dict.fromkeys(LISTS, 0), "student": 0, "teacher": 0}  # entries, and rows, of the sequences before
-    for alignment in alignments:
+    for alignment, n_student, n_teacher in zip(alignments, student_rows, teacher_rows, strict=True):
         for name, about in LISTS.items():
             values: Tensor = getattr(alignment, name)
             parts[name].append(values if about["into"] is None else values + passed[about["into"]])
         for name in LISTS:
             passed[name] += len(getattr(alignment, name))
-        passed["student"] += student_rows
-        passed["teacher"] += teacher_rows
+        passed["student"] += n_student
+        passed["teacher"] += n_teacher
     totals = {name: sum(getattr(alignment, name) for alignment in alignments) for name in COUNTS}
     return replace(alignments[0], **{name: torch.cat(values) for name, values in parts.items()}, **totals)
 

@@ -87,7 +87,7 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool, writes: Sequence
     )
     sources = _same("model", "tokens", "init", "teacher")
     steps["distill"] = Step(
-        _later("training.distill.build"), lambda cfg: cfg.distill, sources, version=2, resumable=True, together=True
+        _later("training.distill.build"), lambda cfg: cfg.distill, sources, version=3, resumable=True, together=True
     )
     steps |= _evaluation("distilled", "distill", suites)
     last = "distill"
@@ -98,7 +98,7 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool, writes: Sequence
             _later("training.finetune.build"),
             lambda cfg: cfg.finetune,
             sources,
-            version=3,
+            version=4,
             resumable=True,
             together=True,
         )

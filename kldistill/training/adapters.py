@@ -28,6 +28,7 @@ from transformers.pytorch_utils import Conv1D
 from kldistill.rows.rows import Rows
 from kldistill.rows.student import Student, head_of, layers_of
 from kldistill.runtime.errors import ArtifactError, ConfigError
+from kldistill.training import low_rank
 from kldistill.training.config import METHODS, LoraConfig
 
 FACTS, ADAPTER, BODY, BEFORE = "body.json", "adapter", "body.safetensors", "before"
@@ -125,6 +126,7 @@ def add_adapter(student: Student, cfg: LoraConfig) -> Any:
             f"lora.target_modules={cfg.target_modules!r}: names the embedding or the head. Name layers of the "
             "body, or use finetune=full, which trains them too."
         )
+    low_rank.join(view)
     return view
 
 

@@ -64,7 +64,8 @@ def collate(
         hidden = old_hidden[0].new_zeros(len(old_hidden), longest, old_hidden[0].shape[-1])
         for row, values in enumerate(old_hidden):
             hidden[row, : len(values)] = values
-    whole = concatenate(alignments, student_rows=padded.shape[1], teacher_rows=longest)
+    n = len(alignments)
+    whole = concatenate(alignments, student_rows=[padded.shape[1]] * n, teacher_rows=[longest] * n)
     old = None if old_ids is None else pad(old_ids)[0]
     return Batch(padded, mask, hidden, old, list(chunks(whole, chunk)), sum(len(row) for row in new_ids))
 

@@ -95,7 +95,7 @@ def test_chunks_of_a_batch_add_up(seed: int, size: int, lengths: list[int]) -> N
     students, teachers = max(map(len, news)), max(map(len, olds))
     logits = torch.randn(len(olds), students, 8, generator=generator, dtype=torch.float64)
     teacher = torch.randn(len(olds), teachers, 4, generator=generator, dtype=torch.float64)
-    parts = list(chunks(concatenate(aligned, students, teachers), size))
+    parts = list(chunks(concatenate(aligned, [students] * len(aligned), [teachers] * len(aligned)), size))
     flat, flat_teacher = logits.flatten(0, 1), teacher.flatten(0, 1)
     for loss, count in ((kl, "n_common"), (lambda s, _, a: ce(s, a), "n_next")):
         total = sum(loss(flat[p.student_rows], flat_teacher[p.teacher_rows], p.alignment) for p in parts)

@@ -37,7 +37,7 @@ def some_chunk(seed: int) -> tuple[Chunk, Tensor, Tensor, dict[str, bool]]:
     if seed % 4 == 0:  # a boundary that the teacher has not: its old tokens swallow the first of two in the student's
         shifted = PieceTable(N, new_tokens, [2, *[1] * (N - 1), *[1 + len(token) for token in new_tokens]])
         aligned[1] = align(texts[1], [*news[1][:-1], 0 if news[1][-1] else 1], shifted)
-    whole = concatenate(aligned, max(map(len, news)), max(map(len, texts)))
+    whole = concatenate(aligned, [max(map(len, news))] * len(aligned), [max(map(len, texts))] * len(aligned))
     (chunk,) = chunks(whole, 1000)
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(len(chunk.student_rows), N + len(new_tokens), generator=generator, dtype=torch.float64)

@@ -54,7 +54,7 @@ class Context:
         logits = torch.zeros(len(news), longest, self.table.new_size, dtype=torch.float64)
         logits[:, at] = row
         teacher = torch.cat([self.oracle.teacher_logits(text) for _, text in self.texts])
-        batch = concatenate(aligned, longest, len(self.texts[0][1]))
+        batch = concatenate(aligned, [longest] * len(aligned), [len(self.texts[0][1])] * len(aligned))
         logits = logits.flatten(0, 1)
         terms = kl_terms(masked_logits(logits, batch) if masked else logits, teacher, batch)
         here = torch.isin(batch.student_row, torch.arange(len(news)) * longest + at)

@@ -46,7 +46,7 @@ def some_batch(lengths: list[int], old_size: int = 4) -> tuple[Alignment, Tensor
     news = [[token if token < 4 else token - 4 + old_size for token in oracle.cut(old)] for old in olds]
     aligned = [align(old, new, table) for old, new in zip(olds, news, strict=True)]
     students, teachers = max(map(len, news)), max(lengths)
-    whole = concatenate(aligned, students, teachers)
+    whole = concatenate(aligned, [students] * len(aligned), [teachers] * len(aligned))
     student = torch.randn(len(olds) * students, DEPTH, generator=generator, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(len(olds) * teachers, DEPTH, generator=generator, dtype=torch.float64)
     return whole, student, teacher

@@ -14,7 +14,7 @@ from kldistill.losses.weighted import Term
 from kldistill.runtime.errors import ConfigError
 from kldistill.training.config import DistillConfig, SolveConfig
 from kldistill.training.cuts import TwoCuts
-from kldistill.training.solve import Readout, solve, teacher_rows
+from kldistill.training.solve import Readout, in_turn, solve, teacher_rows
 from tests.helpers.artifacts import MakeModel, MakeTokens
 from tests.helpers.setting import Setting, make_setting, whole
 
@@ -72,6 +72,27 @@ def test_the_reduced_loss_is_the_whole_one(name: str, setting: Setting) -> None:
     assert values[0] == pytest.approx(values[1], abs=1e-4)
     if not name.startswith("ce"):
         assert values[0] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_texts_side_by_side_in_a_part_are_the_same_texts(setting: Setting) -> None:
+    """Value and gradient do not depend on how many texts a part has; a text that is longer than a part is cut."""
+    terms = {"kl": Term(kl, 1.0), "ce": Term(ce, 0.1)}
+    longest, every = max(setting.cuts.lengths), sum(setting.cuts.lengths)
+    found, n_parts = [], []
+    for chunk in (longest // 2, longest, 2 * longest, every):
+        readout = Readout(setting.student, setting.cuts, chunk=chunk)
+        rows_ND = setting.student.rows.head.detach().clone().requires_grad_()
+        found.append((readout.loss(rows_ND, terms, backward=True), rows_ND.grad))
+        n_parts.append(len(readout.parts))
+    assert n_parts[0] > n_parts[1] > n_parts[2] > n_parts[3] == 1
+    for loss, gradient in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-6)
+        torch.testing.assert_close(gradient, found[0][1], rtol=1e-4, atol=1e-7)
+
+
+def test_texts_are_grouped_in_order() -> None:
+    assert in_turn([3, 3, 5, 1, 9, 2], 6) == [[0, 1], [2, 3], [4], [5]]
+    assert in_turn([], 6) == []
 
 
 def test_a_weighted_sum_takes_any_loss(setting: Setting) -> None:
