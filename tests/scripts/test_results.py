@@ -14,7 +14,7 @@ import yaml
 
 from kldistill.evaluation.outcomes import compared
 from kldistill.report.data import ReportError, find_runs
-from kldistill.report.sweep.archive import differences, pack, rebuild
+from kldistill.report.sweep.archive import PLACE, differences, pack, rebuild, unpacked
 from kldistill.report.sweep.collect import gather
 from kldistill.report.sweep.formats import as_csv
 from tests.helpers import scripts
@@ -31,6 +31,58 @@ def test_every_committed_table_is_rebuilt_byte_for_byte(script: ModuleType, caps
     tables = sorted(path.name for path in (ROOT / "docs" / "results").glob("*.md"))
     assert {"kl_vs_ce.md", "kl_vs_ce_finetune.md"} <= set(tables)
     assert script.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_no_committed_record_says_where_it_was_made() -> None:
+    """Placeholders stand for absolute paths, in the archives and beside them."""
+    results = ROOT / "docs" / "results"
+    archives = sorted(results.glob("*.tar.xz"))
+    assert archives
+    found: dict[str, list[str]] = {}
+    for path in results.iterdir():
+        if path not in archives and path.suffix != ".png":
+            found[path.name] = PLACE.findall(path.read_text(encoding="utf-8"))
+    for path in archives:
+        with unpacked(path) as folder:
+            for file in folder.rglob("*"):
+                if file.is_file():
+                    text = file.read_text(encoding="utf-8")
+                    found[f"{path.name}/{file.relative_to(folder)}"] = PLACE.findall(text)
+    assert len(found) > 50
+    assert {name: places for name, places in found.items() if places} == {}
+
+
+def test_what_is_packed_says_nowhere_where_it_was_made(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "sweep", {"ce": 0.0, "kl": 0.02}, seeds=1, inits=1)
+    before = gather(find_runs(sweep), sweep, "loss", "ce")
+    place = "/home/someone/data"
+    for file in sweep.rglob("run.json"):
+        record = json.loads(file.read_text())
+        record["config"]["corpus"] = {"path": place, "glob": "**/*.py", "url": "https://example.org/a/b"}
+        record["error"] = f"ConfigError: {place}/x.txt: it\n{place}/y.txt is not there"
+        record["about"] = {"rate": "nats/position", "program": f"file://{place}"}
+        file.write_text(json.dumps(record))
+        (file.parent / ".hydra" / "config.yaml").write_text(
+            f"corpus:\n  path: {place}\n  list: [{place}/a,{place}/b]\n"
+        )
+        overrides = json.loads((file.parent / ".hydra" / "overrides.yaml").read_text())
+        (file.parent / ".hydra" / "overrides.yaml").write_text(json.dumps([*overrides, f"outputs={place}"]))
+        node = yaml.safe_load((file.parent / ".hydra" / "hydra.yaml").read_text())
+        node["hydra"]["runtime"] |= {"cwd": place, "output_dir": f"{place}/outputs"}
+        (file.parent / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(node))
+    pack(sweep, tmp_path / "some.tar.xz")
+    with unpacked(tmp_path / "some.tar.xz") as folder:
+        texts = {file.name: file.read_text() for file in folder.rglob("*") if file.is_file()}
+        assert all("someone" not in text and not PLACE.findall(text) for text in texts.values())
+        record = json.loads(texts["run.json"])
+        corpus = record["config"]["corpus"]
+        assert corpus == {"path": "<path>/data", "glob": "**/*.py", "url": "https://example.org/a/b"}
+        assert record["error"] == "ConfigError: <path>/x.txt: it\n<path>/y.txt is not there"
+        assert record["about"] == {"rate": "nats/position", "program": "file://<path>/data"}
+        assert yaml.safe_load(texts["config.yaml"])["corpus"]["list"] == ["<path>/a", "<path>/b"]
+        after = gather(find_runs(folder), folder, "loss", "ce")
+    assert after["means"] == before["means"] and after["differences"] == before["differences"]
+    assert after["factors"] == before["factors"]
 
 
 def test_the_figures_of_canonical_solutions_are_those_of_their_records() -> None:

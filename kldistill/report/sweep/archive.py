@@ -2,12 +2,13 @@
 
 ``NAME.tar.xz`` holds of every run of a sweep what its tables need: ``run.json``, Hydra's record, and the records of the
 evaluations, one line a text or task. ``NAME.csv`` alone (a row a run) is what is left of sweeps whose records are gone:
-their differences have no documents, and so no verdict.
+their differences have no documents, and so no verdict. Nothing that is kept says where on a machine it was made.
 """
 
 import csv
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from kldistill.report.data import RUN, ReportError, Run, find_runs
 from kldistill.report.sweep.collect import gather
@@ -26,9 +29,13 @@ ARCHIVE = ".tar.xz"
 _KEPT = ("records.jsonl", SUMMARY)
 _DROPPED = ("completion", "prompt_sha256", "detail")  # of a record: the tables need none of them
 
+# An absolute path in a text, in JSON or in YAML, but not the rest of a relative one, of an address or of a fraction.
+PLACE = re.compile(r"""(?:(?<=\\n)|(?<=file://)|(?<![\w.:/<>*}|)~-]))/[A-Za-z_][^\s"'\\,;:()\[\]{}<>|]*""")
+
 
 def pack(folder: Path, path: Path) -> None:
-    """Write the archive of a sweep's runs. The same runs always give the same bytes.
+    """Write the archive of a sweep's runs. The same runs always give the same bytes, wherever they were made: absolute
+    paths become ``<path>/`` and their last part.
 
     Args:
         folder: the sweep's folder, such as ``outputs/runs/kl_vs_ce``.
@@ -50,7 +57,7 @@ def pack(folder: Path, path: Path) -> None:
                 _add(archive, f"{name}/{RUN}", json.dumps(record, sort_keys=True))
             for where, file in sorted(files.items()):
                 text = file.read_text(encoding="utf-8")
-                _add(archive, f"{name}/{where.as_posix()}", _short(text) if file.name == "records.jsonl" else text)
+                _add(archive, f"{name}/{where.as_posix()}", kept_of(file.name, text))
 
 
 def rebuild(path: Path, *, factor: str = "loss", baseline: str = "ce") -> dict[str, str]:
@@ -132,6 +139,21 @@ def _page(table: Mapping[str, Any], source: str, note: str) -> str:
     return f"Rebuilt by `python scripts/results.py` from `{source}`, {note}.\n\n{as_markdown(table)}"
 
 
+def kept_of(name: str, text: str) -> str:
+    """What is kept of a file of a run, by the file's name."""
+    if name == "records.jsonl":
+        return _short(text)
+    if name == "hydra.yaml":  # of Hydra's own settings, which presets were taken
+        choices = OmegaConf.select(OmegaConf.create(text), "hydra.runtime.choices")
+        return OmegaConf.to_yaml(OmegaConf.create({"hydra": {"runtime": {"choices": choices or {}}}}))
+    return text
+
+
+def nowhere(text: str) -> str:
+    """The text with absolute paths shortened to their last part."""
+    return PLACE.sub(lambda found: f"<path>/{found[0].rstrip('/').rpartition('/')[2]}", text)
+
+
 def _short(records: str) -> str:
     """Records without what no table needs."""
     lines = [json.loads(line) for line in records.splitlines()]
@@ -139,7 +161,7 @@ def _short(records: str) -> str:
 
 
 def _add(archive: tarfile.TarFile, name: str, text: str) -> None:
-    data = text.encode()
+    data = nowhere(text).encode()
     entry = tarfile.TarInfo(name)
     entry.size = len(data)
     archive.addfile(entry, io.BytesIO(data))
