@@ -281,13 +281,16 @@ def test_kl_old_by_hand_and_blind_to_new_tokens() -> None:
     assert logits.grad[:, :N].abs().max() > 0
 
 
-def test_hidden_is_zero_for_equal_states_and_a_mean_square_else() -> None:
+def test_hidden_is_zero_for_equal_states_and_a_share_of_the_teachers_size_else() -> None:
     alignment, _, _ = whole_text(2, [(0, 1), (1, 2)])
     teacher = torch.randn(24, 5, dtype=torch.float64)
     states = torch.zeros(len(alignment.next_row) + 1, 5, dtype=torch.float64)
     states[alignment.student_row] = teacher[alignment.teacher_row]
     assert hidden(states, teacher, alignment).item() == 0
-    assert hidden(states + 2, teacher, alignment).item() == pytest.approx(4)
+    shares = 4 * 5 / teacher[alignment.teacher_row].square().sum(-1)  # every entry is 2 away
+    assert hidden(states + 2, teacher, alignment).item() == pytest.approx(shares.mean().item())
+    assert hidden(7 * (states + 2), 7 * teacher, alignment).item() == pytest.approx(shares.mean().item())
+    assert hidden(0 * states, teacher, alignment).item() == pytest.approx(1)
 
 
 def test_without_new_tokens_in_reach_kl_is_the_plain_kl() -> None:
