@@ -7,7 +7,9 @@ where the rule is not known, the user is told.
 """
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +95,17 @@ def convert(file: Path, out: Path, say: Callable[[str], None], tokenizer_folder:
     Raises:
         ModelError: it is no GGUF file, or transformers cannot read it.
     """
-    header = metadata(file)
-    say(f"Converting {file.name} to float32 safetensors (once, about half a minute)")
-    try:
-        tokenizer = read_tokenizer(file, header, tokenizer_folder, say)
-        with without_bars_of_transformers():
-            loaded = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
-        raise ModelError(f"{file}: transformers cannot read this GGUF file: {error}") from error
+    with read_once():
+        header = metadata(file)
+        say(f"Converting {file.name} to float32 safetensors (once, some ten seconds)")
+        try:
+            tokenizer = read_tokenizer(file, header, tokenizer_folder, say)
+            with without_bars_of_transformers():
+                loaded = AutoModelForCausalLM.from_pretrained(
+                    str(file.parent), gguf_file=file.name, dtype=torch.float32
+                )
+        except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+            raise ModelError(f"{file}: transformers cannot read this GGUF file: {error}") from error
     tokenizer.save_pretrained(out)
     config = loaded.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "unk_token_id"):
@@ -117,6 +122,24 @@ def convert(file: Path, out: Path, say: Callable[[str], None], tokenizer_folder:
     with without_bars_of_transformers():
         model.save_pretrained(out)
     return header
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Meanwhile a GGUF file is gone through once, in plain Python, and names of tensors are listed once.
+
+    transformers goes through the whole file for each of config, tokenizer and weights, and lists all names anew for
+    every module of the model. Neither changes in between.
+    """
+    reader, names = gguf_format.GGUFReader, gguf_format.get_tensor_name_map
+    opened = cache(reader)
+    patched = {"GGUFReader": lambda path, *rest: opened(Path(path), *rest), "get_tensor_name_map": cache(names)}
+    try:
+        for name, function in patched.items():
+            setattr(gguf_format, name, function)
+        yield
+    finally:
+        gguf_format.GGUFReader, gguf_format.get_tensor_name_map = reader, names
 
 
 def read_tokenizer(

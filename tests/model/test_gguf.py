@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,33 @@ def test_ids_and_logits_are_those_of_the_folder(family: str, kind: str, tiny_mod
     torch.testing.assert_close(load_original(out)(ids).logits, load_original(folder)(ids).logits, rtol=1e-4, atol=1e-4)
     assert read_facts(out)["name"] == "a tiny model"
     assert not any("Warning" in text for text in said)
+
+
+def test_the_file_is_gone_through_once(monkeypatch: pytest.MonkeyPatch, tiny_model: MakeModel, tmp_path: Path) -> None:
+    """By us and by transformers for config, tokenizer and weights together: it is done in plain Python, entry by entry.
+    Names of tensors are listed once, not for every module.
+    """
+    import gguf as gguf_format
+
+    file = write(tiny_model("llama", tokenizer="smollm", pad_to=1), tmp_path / "model.gguf")
+    calls: list[str] = []
+
+    class Counted(gguf_format.GGUFReader):
+        def __init__(self, *arguments: Any) -> None:
+            calls.append("reader")
+            super().__init__(*arguments)
+
+    def counted(*arguments: Any, of: Any = gguf_format.get_tensor_name_map) -> Any:
+        calls.append("names")
+        return of(*arguments)
+
+    monkeypatch.setattr(gguf_format, "GGUFReader", Counted)
+    monkeypatch.setattr(gguf_format, "get_tensor_name_map", counted)
+    (tmp_path / "out").mkdir()
+    gguf.convert(file, tmp_path / "out", lambda text: None)
+    assert sorted(calls) == ["names", "reader"]
+    assert gguf_format.GGUFReader is Counted and gguf_format.get_tensor_name_map is counted
+    assert gguf.metadata(file)["general.name"] == "a tiny model"
 
 
 def test_a_rule_that_may_be_read_otherwise_is_told_and_a_folder_mends_it(
