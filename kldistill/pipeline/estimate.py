@@ -11,11 +11,14 @@ from typing import NamedTuple
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from kldistill.evaluation.config import WriteConfig
+from kldistill.evaluation.marginal import PER_TEXT
 from kldistill.model import gemma3, smollm2, tiny
 from kldistill.model.config import Gemma3Config, GgufConfig, HfModelConfig, SmolLM2Config, TinyModelConfig
 from kldistill.model.gguf import existing
 from kldistill.model.load import read_config
 from kldistill.pipeline.compose import Config
+from kldistill.pipeline.steps import steps_of
 from kldistill.runtime.devices import device_of
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.processes import launched
@@ -25,6 +28,7 @@ SHORTER = 0.83  # tokens of the new cut for one of the old
 LOGITS = 4  # blocks of chunk x W numbers that exist at a time: logits, target, softmax, gradient
 ACTIVATIONS = 34  # bytes-per-weight units that a layer keeps for one token's way back (arXiv 2205.05198, eq. 2)
 INPUT = 1  # the same where it keeps its input alone
+HISTORIES, ROWS = 11, 6  # tokens that are run for a word's other cuts, and heads: measured on the quickstart
 EFFICIENCY = 0.5  # of a large matrix product's rate that training reaches, measured on SmolLM2 on two cores
 
 
@@ -114,6 +118,10 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
     matrices = 1 if shape.tied and (not d.solve.iterations or d.solve.tie) else 2
     snippets = d.n_snippets
     unique, batch = (n * d.snippet_bytes / BYTES_PER_TOKEN for n in (snippets, d.batch_size))
+    # What the original model writes stands after a prompt, which is run too.
+    written = {split: step.config(cfg) for split, step in steps_of(cfg).items() if split.startswith("write_")}
+    if "write_train" in written:
+        unique += prompts(written["write_train"])
     adapter = 14 * d.lora.r * shape.width * shape.layers  # two thin matrices for each of seven linear layers
     weights = shape.parameters * shape.weight_bytes
     # What one process holds: its share of a batch, or as much of it as runs at a time.
@@ -151,6 +159,12 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
 
     head = 2 * height * shape.width
     seen = d.steps * batch
+    if written:
+        each = [(prompts(one) + one.n * one.n_bytes / BYTES_PER_TOKEN, one.n * one.n_bytes) for one in written.values()]
+        work = sum(2 * shape.body * tokens + head * size / BYTES_PER_TOKEN for tokens, size in each)
+        plan.append(
+            Need("work: text that the model writes", work, "FLOP", "token by token: on a GPU, slower than this")
+        )
     if d.teacher == "self":
         plan.append(Need("work: teacher", 2 * shape.body * unique, "FLOP", "2 B a token"))
     step = (
@@ -163,10 +177,26 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
         passes = {"full": 6, "lora": 4, "rows": 4}[tuned.method] * shape.body + 3 * head
         tokens = tuned.steps * tuned.batch_size * tuned.snippet_bytes / BYTES_PER_TOKEN * SHORTER
         plan.append(Need("work: fine-tuning", tokens * passes, "FLOP", "forward and back"))
-    models = 3 + (tuned.method != "none")
-    scored = models * (cfg.eval.domain_bytes + cfg.eval.general_bytes) / BYTES_PER_TOKEN
-    plan.append(Need("work: scoring", scored * (2 * shape.body + 2 * head), "FLOP", "every model on held-out text"))
+    extended = 2 + (tuned.method != "none")
+    models = 1 + extended + (tuned.method != "none" and tuned.control)
+    n_general = 1 + bool(cfg.corpus.general_code)
+    scored = models * (cfg.eval.domain_bytes + n_general * cfg.eval.general_bytes) / BYTES_PER_TOKEN
+    work = scored * (2 * shape.body + 2 * head)
+    if "write_test" in written:
+        one = written["write_test"]
+        tokens = models * one.n * one.n_bytes / BYTES_PER_TOKEN
+        work += 2 * shape.body * (tokens + models * prompts(one)) + 2 * head * tokens
+    plan.append(Need("work: scoring", work, "FLOP", "every model on held-out text"))
+    if cfg.eval.marginal_words and n_new:
+        text = cfg.eval.window_bytes / BYTES_PER_TOKEN * SHORTER / PER_TEXT
+        work = extended * cfg.eval.marginal_words * (2 * shape.body * (text + HISTORIES) + head * ROWS)
+        plan.append(Need("work: all cuts of words", work, "FLOP", f"{text + HISTORIES:.0f} tokens a word and model"))
     return plan
+
+
+def prompts(cfg: WriteConfig) -> float:
+    """Tokens of what the original model goes on from."""
+    return cfg.n * cfg.prompt_bytes / BYTES_PER_TOKEN
 
 
 def rate_here(cfg: Config) -> float:

@@ -80,6 +80,42 @@ def test_what_a_choice_costs() -> None:
     assert none["memory: new rows with AdamW"] == 0
 
 
+def test_text_that_is_written_and_all_cuts_of_words_cost_too() -> None:
+    plain = amounts(needs(planned(), SEVEN))
+    assert not {"work: text that the model writes", "work: all cuts of words"} & plain.keys()
+    body, head = 2 * 7e9, 2 * 4096 * (128_000 + 512)
+    token = estimate.BYTES_PER_TOKEN
+    test = amounts(needs(planned("eval.written=100"), SEVEN))
+    assert test["work: text that the model writes"] == pytest.approx(100 * 256 / token * (2 * body + head))
+    more = test["work: scoring"] - plain["work: scoring"]
+    assert more == pytest.approx(3 * 100 * 256 / token * (2 * body + 2 * head)), "three models, prompts without a head"
+    train = amounts(needs(planned("distill.self_written=0.5", "distill.snippets=40"), SEVEN))
+    assert train["work: text that the model writes"] == pytest.approx(20 / token * ((256 + 700) * body + 700 * head)), (
+        "half of the snippets"
+    )
+    without = amounts(needs(planned("distill.snippets=40"), SEVEN))
+    assert train["work: teacher"] - without["work: teacher"] == pytest.approx(20 * 256 / token * body)
+    assert train["disk: the teacher's states"] > without["disk: the teacher's states"]
+    words, tuned = (
+        amounts(needs(planned("eval.marginal_words=100", *more), SEVEN))["work: all cuts of words"]
+        for more in ([], ["finetune=lora"])
+    )
+    assert words == pytest.approx(2 * 100 * (body * (1500 / token * 0.83 / 5 + 11) + 6 * head))
+    assert tuned == pytest.approx(1.5 * words), "one more extended model"
+    assert "work: all cuts of words" not in amounts(needs(planned("eval.marginal_words=100", "tokens=none"), SEVEN))
+    some = planned("eval.marginal_words=100", "eval.written=100", "model=tiny", "corpus.packages=[rich]")
+    assert "work: text that the model writes" in told(some, 1e9) and "work: all cuts of words" in told(some, 1e9)
+
+
+def test_every_text_that_is_scored_counts() -> None:
+    plain, prose, control = (
+        amounts(needs(planned(*more), SEVEN))["work: scoring"]
+        for more in ([], ["corpus/general_code=none"], ["finetune=lora", "finetune.control=true"])
+    )
+    assert prose / plain == pytest.approx((40 + 16) / (40 + 2 * 16))
+    assert control / plain == pytest.approx(5 / 3), "fine-tuned, and the original fine-tuned"
+
+
 def test_time_follows_the_rate() -> None:
     cfg = planned(*SMALL, "corpus.path=.")
     shape = shape_of(cfg)
