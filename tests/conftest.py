@@ -22,6 +22,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.helpers import interpreter
+from tests.helpers.unsynced import no_sync
 
 if TYPE_CHECKING:
     from tests.helpers.artifacts import MakeModel, MakeTokens
@@ -32,6 +33,7 @@ settings.load_profile("kldistill")
 
 
 def pytest_configure() -> None:
+    no_sync()
     interpreter.offer()
 
 

@@ -8,6 +8,7 @@ docs/metrics.md defines each metric.
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from kldistill.training.sums import SUMS
@@ -41,6 +42,7 @@ class Name(NamedTuple):
         return "/".join(part for part in ("eval", *self) if part)
 
 
+@lru_cache(maxsize=4096)  # a report takes the same names apart again and again
 def parse(key: str) -> Name | None:
     """A metric's name taken apart; None for metrics that are not of the evaluation."""
     head, *parts = key.split("/")

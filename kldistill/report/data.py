@@ -139,7 +139,7 @@ def find_runs(folder: Path) -> list[Run]:
 
 def lines(path: Path | None) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file, redacted; none where there is no file."""
-    return [] if path is None else [redact(json.loads(line)) for line in read_lines(path)]
+    return [] if path is None else redact([json.loads(line) for line in read_lines(path)])
 
 
 def curves(run: Run, stage: str) -> dict[str, list[tuple[float, float]]]:

@@ -192,6 +192,7 @@ def end(error: BaseException | None) -> NoReturn:
 
 
 if __name__ == "__main__":
+    importlib.import_module("unsynced").no_sync()
     del sys.path[0]  # where this file is
     for package in PACKAGES:
         importlib.import_module(package)

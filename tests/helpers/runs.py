@@ -36,6 +36,7 @@ SMALL = [
     "corpus.general.requirements=false",
     "corpus/general_code=none",
     "tokens.n_new=24",
+    "tokens.curve=64",
     "distill.steps=4",
     "distill.batch_size=2",
     "distill.validate_every=2",
@@ -48,6 +49,7 @@ SMALL = [
     "interpret.context_bytes=300",
     "interpret.n_uses=6",
     "interpret.attention_contexts=1",
+    "interpret.completions=1",
 ]
 
 

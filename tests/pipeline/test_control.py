@@ -11,19 +11,33 @@ from kldistill.pipeline import compose
 from kldistill.pipeline.steps import steps_of
 from kldistill.runtime.errors import ConfigError
 from kldistill.tokens.artifact import read_new_tokens
-from tests.helpers.runs import config, run, write_corpus
+from tests.helpers.runs import config, read_run, run, write_corpus
 
 TUNED = ["finetune=lora", "finetune.steps=4", "finetune.validate_every=2", "finetune.lora.r=4", "finetune.lr=0.01"]
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("control") / "corpus")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of everything below."""
+    return tmp_path_factory.mktemp("control")
 
 
-def test_the_original_is_fine_tuned_beside_the_extended_model(corpus: Path, tmp_path: Path) -> None:
-    record = run(corpus, tmp_path, *TUNED, "finetune.control=true", "stages=[evaluate,report]", draw=True)
-    metrics, folder = record["metrics"], tmp_path / "runs" / "run"
+@pytest.fixture(scope="module")
+def corpus(root: Path) -> Path:
+    return write_corpus(root / "corpus")
+
+
+@pytest.fixture(scope="module")
+def tuned(corpus: Path, root: Path) -> Path:
+    """The outputs of a run of every stage, with its pictures."""
+    run(corpus, root / "outputs", *TUNED, "finetune.control=true", draw=True)
+    return root / "outputs"
+
+
+def test_the_original_is_fine_tuned_beside_the_extended_model(tuned: Path) -> None:
+    folder = tuned / "runs" / "run"
+    record = read_run(folder)
+    metrics = record["metrics"]
     bits = {of: metrics[f"eval/{of}/domain/bits_per_byte"] for of in ("original", "control", "finetuned")}
     assert bits["control"] < bits["original"], "it has learnt"
     sizes = {of: metrics[f"eval/{of}/domain/tokens_per_1000_bytes"] for of in bits}
@@ -36,6 +50,15 @@ def test_the_original_is_fine_tuned_beside_the_extended_model(corpus: Path, tmp_
     assert len({json.loads(text)["finetune/snippets"] for text in texts}) == 1
     page = (folder / "report.html").read_text()
     assert "original, fine-tuned" in page and "under the fine-tuned one" in page
+
+
+def test_no_artifact_holds_a_path_of_this_machine(tuned: Path, root: Path) -> None:
+    """What a run leaves can be handed on, but for ``artifact.json``, which repeats the paths that the user gave."""
+    files = [path for path in (tuned / "artifacts").rglob("*") if path.is_file()]
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= {path.name for path in files}
+    assert any(path.suffix == ".svg" for path in files), "pictures too"
+    here = str(root).encode()
+    assert not [str(path) for path in files if path.name != "artifact.json" and here in path.read_bytes()]
 
 
 def test_a_run_without_new_tokens_is_the_original(corpus: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,6 +96,29 @@ def never(out: Path) -> None:
 
 
 # Fingerprints
+
+
+def test_the_disk_has_all_bytes_before_the_seal_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[Any] = []
+    rename = os.rename
+
+    def renamed(source: Path, target: Path) -> None:
+        events.append("renamed")
+        rename(source, target)
+
+    def builder(out: Path) -> None:
+        (out / "sub").mkdir()
+        (out / "sub" / "deep.bin").write_bytes(b"x")
+        (out / "flat.bin").write_bytes(b"y")
+
+    monkeypatch.setattr(os, "fsync", lambda file: events.append(os.fstat(file).st_ino))
+    monkeypatch.setattr(os, "rename", renamed)
+    made = Store(tmp_path).build("stage", FP, builder, meta=META)
+    sealed = events.index("renamed")
+    everything = [made, *made.rglob("*")]
+    assert len(everything) == 5
+    assert {path.stat().st_ino for path in everything} <= set(events[:sealed])
+    assert made.stat().st_ino in events[sealed + 1 :], "and the seal's own name"
 
 
 def test_fingerprint_is_short_stable_and_blind_to_key_order() -> None:

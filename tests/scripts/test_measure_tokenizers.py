@@ -12,6 +12,8 @@ from kldistill.model.load import load_original_tokenizer
 from kldistill.tokens.encoding import text_ids
 from tests.helpers import scripts
 from tests.helpers.artifacts import MakeModel
+from tests.helpers.interpreter import python
+from tests.helpers.paths import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def script() -> ModuleType:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out, documents = tmp_path_factory.mktemp("corpus"), tiny.training_text()
-    for split, part in (("train", documents[:1]), ("test", documents[4:5])):
+    for split, part in (("train", [documents[0][:40_000]]), ("test", documents[4:5])):
         (out / f"{split}.jsonl").write_text(
             "".join(json.dumps({"id": str(i), "text": text}) + "\n" for i, text in enumerate(part))
         )
@@ -66,6 +68,8 @@ def test_records_are_kept_and_the_table_is_written_between_its_marks(
     page.write_text(f"above\n{script.BEGIN}an old table\n{script.END}below\n")
     where = ["--corpus", str(corpus), "--records", str(records), "--page", str(page)]
     monkeypatch.setattr(sys, "argv", ["measure", *where, f"one={folder}"])
+    monkeypatch.setattr(sys, "executable", python())
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     script.main()
     (first,) = [json.loads(line) for line in records.read_text().splitlines()]
     assert (first["name"], first["boundary"]) == ("one", "dotted")

@@ -58,7 +58,7 @@ def test_the_stage_reads_them_as_text_and_says_how_many(tiny_model, tmp_path: Pa
     for split, n in (("train", 40), ("validation", 3), ("test", 2)):
         (corpus / f"{split}.jsonl").write_text(json.dumps({"id": split, "text": TEXT * n}) + "\n")
     said: list[str] = []
-    cfg = TokensConfig(n_new=10, boundary="word")
+    cfg = TokensConfig(n_new=10, boundary="word", curve=0)
     tokens_stage.build(cfg, {"model": tiny_model("qwen2"), "corpus": corpus}, out, Job(say=said.append))
     assert json.loads((out / "summary.json").read_text())["tokens/special_in_text"] == 2 * 45
     assert any("90 times" in text for text in said)

@@ -22,7 +22,7 @@ from kldistill.tokens.texts import up_to
 from tests.helpers.interpreter import python
 
 SPLITS = {"train": slice(0, 3), "validation": slice(3, 4), "test": slice(4, 5)}
-SIZE = 50_000  # bytes of each document
+SIZE = 30_000  # bytes of each document
 FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3")
 UNSEEN = "def attention_mask(self):\n    return self.__init__ + naïve_中文 - 'don't' * 128  # 😀\n"
 
@@ -45,7 +45,7 @@ def build(tiny_model, corpus_folder: Path, tmp_path: Path) -> Build:
     def run(family: str = "gpt2", job: Job | None = None, **settings: object) -> Path:
         out = tmp_path / f"tokens{len(list(tmp_path.iterdir()))}"
         out.mkdir()
-        cfg = TokensConfig(**{"n_new": 40, **settings})  # type: ignore[arg-type]
+        cfg = TokensConfig(**{"n_new": 40, "curve": 0, **settings})  # type: ignore[arg-type]
         tokens_stage.build(cfg, {"model": tiny_model(family), "corpus": corpus_folder}, out, job or Job())
         return out
 
@@ -58,7 +58,8 @@ def texts_of(folder: Path, split: str) -> list[str]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(family: str, build: Build, tiny_model, corpus_folder: Path) -> None:
-    out = build(family)
+    out = build(family, curve=64)
+    assert (out / "curve.json").is_file()
     old = load_original_tokenizer(tiny_model(family))
     size = old_size(old)
     new_tokens = read_new_tokens(out)
@@ -128,7 +129,7 @@ def test_building_twice_gives_the_same_files(build: Build) -> None:
 def test_boundaries_widen(family: str, build: Build) -> None:
     strings, saved = {}, {}
     for boundary in ("word", "identifier", "dotted"):
-        out = build(family, boundary=boundary, n_new=200)
+        out = build(family, boundary=boundary, n_new=300)
         found = read_new_tokens(out)
         strings[boundary] = [token.string for token in found]
         saved[boundary] = sum(token.count * (len(token.pieces) - 1) for token in found)
@@ -146,7 +147,7 @@ def test_a_folder_with_two_chat_templates(tiny_model, corpus_folder: Path, tmp_p
     (model / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages[0]['content'] }}")
     out = tmp_path / "out"
     out.mkdir()
-    tokens_stage.build(TokensConfig(n_new=10), {"model": model, "corpus": corpus_folder}, out, Job())
+    tokens_stage.build(TokensConfig(n_new=10, curve=0), {"model": model, "corpus": corpus_folder}, out, Job())
     templates = AutoTokenizer.from_pretrained(out / "tokenizer").chat_template
     assert templates == AutoTokenizer.from_pretrained(model).chat_template
     assert set(templates) == {"default", "tool_use"}
@@ -163,7 +164,7 @@ def test_added_tokens_beyond_the_vocabulary_keep_their_ids(tiny_model, corpus_fo
     (model / "model.json").write_text(json.dumps(facts))
     out = tmp_path / "out"
     out.mkdir()
-    tokens_stage.build(TokensConfig(n_new=10), {"model": model, "corpus": corpus_folder}, out, Job())
+    tokens_stage.build(TokensConfig(n_new=10, curve=0), {"model": model, "corpus": corpus_folder}, out, Job())
     new = Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json"))
     size = old_size(old)
     assert [token.id for token in read_new_tokens(out)] == list(range(size, size + 10))
@@ -221,7 +222,7 @@ def test_whole_word_lookup_takes_no_token_that_lies(
     (model / "model.json").write_bytes((tiny_model("llama") / "model.json").read_bytes())
     out = tmp_path / "out"
     out.mkdir()
-    tokens_stage.build(TokensConfig(n_new=200), {"model": model, "corpus": corpus_folder}, out, Job())
+    tokens_stage.build(TokensConfig(n_new=200, curve=0), {"model": model, "corpus": corpus_folder}, out, Job())
     before = Tokenizer.from_str(json.dumps(spec))
     new = Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json"))
     for token in read_new_tokens(out):
@@ -260,7 +261,7 @@ def test_truncation_and_padding_left_in_the_folder_change_nothing(
             path.write_text(json.dumps(spec))
         outs.append(tmp_path / name)
         outs[-1].mkdir()
-        tokens_stage.build(TokensConfig(n_new=20), {"model": source, "corpus": corpus_folder}, outs[-1], Job())
+        tokens_stage.build(TokensConfig(n_new=20, curve=0), {"model": source, "corpus": corpus_folder}, outs[-1], Job())
     plain, left = (read_new_tokens(out) for out in outs)
     assert plain == left
     exported = json.loads((outs[1] / "tokenizer" / "tokenizer.json").read_text())
@@ -276,7 +277,7 @@ def test_extending_an_extended_tokenizer(build: Build, tiny_model, corpus_folder
     said: list[str] = []
     out = tmp_path / "second"
     out.mkdir()
-    cfg = TokensConfig(n_new=10, boundary="identifier")
+    cfg = TokensConfig(n_new=10, boundary="identifier", curve=0)
     tokens_stage.build(cfg, {"model": source, "corpus": corpus_folder}, out, Job(say=said.append))
     old, found = read_new_tokens(first), read_new_tokens(out)
     assert [token.id for token in found] == list(range(old[-1].id + 1, old[-1].id + 11))

@@ -183,12 +183,13 @@ _TASK_SUMS: dict[str, Callable[[Mapping[str, Any]], tuple[float, float]]] = {
 }
 
 
-def _subjects(folder: Path) -> set[tuple[str, str]]:
-    """The models and the texts or suites that an artifact has metrics of."""
-    return {name[:2] for name in map(parse, read_summary(folder)) if name is not None}
-
-
 # The same baseline is compared with again and again. An artifact's folder is its content's name, so nothing goes stale.
+@lru_cache(maxsize=4096)
+def _subjects(folder: Path) -> frozenset[tuple[str, str]]:
+    """The models and the texts or suites that an artifact has metrics of."""
+    return frozenset(name[:2] for name in map(parse, read_summary(folder)) if name is not None)
+
+
 @lru_cache(maxsize=4096)
 def _of_texts(path: Path, subject: str, metric: str) -> Sums:
     sums = SUMS[metric]
