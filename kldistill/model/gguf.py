@@ -22,6 +22,7 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     PreTrainedTokenizerFast,
+    modeling_gguf_pytorch_utils,
 )
 
 from kldistill.model import beginning
@@ -129,17 +130,20 @@ def read_once() -> Iterator[None]:
     """Meanwhile a GGUF file is gone through once, in plain Python, and names of tensors are listed once.
 
     transformers goes through the whole file for each of config, tokenizer and weights, and lists all names anew for
-    every module of the model. Neither changes in between.
+    every module of the model. Neither changes in between. Its bar, which none of its settings turns off, is not drawn.
     """
     reader, names = gguf_format.GGUFReader, gguf_format.get_tensor_name_map
+    bar = modeling_gguf_pytorch_utils.tqdm
     opened = cache(reader)
     patched = {"GGUFReader": lambda path, *rest: opened(Path(path), *rest), "get_tensor_name_map": cache(names)}
     try:
         for name, function in patched.items():
             setattr(gguf_format, name, function)
+        modeling_gguf_pytorch_utils.tqdm = lambda tensors, **_: tensors
         yield
     finally:
         gguf_format.GGUFReader, gguf_format.get_tensor_name_map = reader, names
+        modeling_gguf_pytorch_utils.tqdm = bar
 
 
 def read_tokenizer(

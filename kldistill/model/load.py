@@ -97,8 +97,26 @@ def read_config(facts: Mapping[str, Any], where: str) -> PretrainedConfig:
         raise ModelError(f"{where}: {config.model_type} is an encoder-decoder model; kldistill extends causal ones.")
     mapping = AutoModelForCausalLM._model_mapping
     if type(config) not in mapping and "AutoModelForCausalLM" not in getattr(config, "auto_map", {}):
-        raise ModelError(f"{where}: transformers knows no causal language model of type {config.model_type!r}.")
+        raise ModelError(
+            f"{where}: transformers knows no causal language model of type {config.model_type!r}.{_parts(config)}"
+        )
     return config
+
+
+def _parts(config: PretrainedConfig) -> str:
+    """What a model without a causal class is made of, and what its user can do; empty where it has one part only."""
+    parts = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", {})}
+    types = {name: part.model_type for name, part in parts.items() if isinstance(part, PretrainedConfig)}
+    if not types:
+        return ""
+    told = f" It is a model of several parts ({', '.join(f'{name}: {kind}' for name, kind in types.items())})"
+    text = parts.get("text_config")
+    if isinstance(text, PretrainedConfig) and type(text) in AutoModelForCausalLM._model_mapping:
+        return (
+            f"{told}; kldistill extends the text part alone. Save that one as a model of its own ({text.model_type!r}, "
+            "with the tokenizer beside it), and give its folder as model.path."
+        )
+    return f"{told}, of which kldistill extends none."
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

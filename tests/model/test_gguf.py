@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import modeling_gguf_pytorch_utils
 
 from kldistill.export import gguf_file
 from kldistill.model import gguf, tiny
@@ -42,9 +43,11 @@ def test_ids_and_logits_are_those_of_the_folder(family: str, kind: str, tiny_mod
     assert not any("Warning" in text for text in said)
 
 
-def test_the_file_is_gone_through_once(monkeypatch: pytest.MonkeyPatch, tiny_model: MakeModel, tmp_path: Path) -> None:
+def test_the_file_is_gone_through_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_model: MakeModel, tmp_path: Path
+) -> None:
     """By us and by transformers for config, tokenizer and weights together: it is done in plain Python, entry by entry.
-    Names of tensors are listed once, not for every module.
+    Names of tensors are listed once, not for every module, and no bar of transformers is drawn.
     """
     import gguf as gguf_format
 
@@ -63,8 +66,12 @@ def test_the_file_is_gone_through_once(monkeypatch: pytest.MonkeyPatch, tiny_mod
     monkeypatch.setattr(gguf_format, "GGUFReader", Counted)
     monkeypatch.setattr(gguf_format, "get_tensor_name_map", counted)
     (tmp_path / "out").mkdir()
+    capsys.readouterr()
+    bar = modeling_gguf_pytorch_utils.tqdm
     gguf.convert(file, tmp_path / "out", lambda text: None)
     assert sorted(calls) == ["names", "reader"]
+    assert capsys.readouterr().err == ""
+    assert modeling_gguf_pytorch_utils.tqdm is bar
     assert gguf_format.GGUFReader is Counted and gguf_format.get_tensor_name_map is counted
     assert gguf.metadata(file)["general.name"] == "a tiny model"
 

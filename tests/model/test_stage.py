@@ -109,7 +109,14 @@ def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("config", "reason"),
-    [(T5Config(d_model=8), "encoder-decoder"), (AutoConfig.for_model("clip"), "no causal language model")],
+    [
+        (T5Config(d_model=8), "encoder-decoder"),
+        (AutoConfig.for_model("vit"), r"no causal language model of type 'vit'\.$"),
+        (AutoConfig.for_model("llava"), r"of type 'llava'.*text_config: llama.* Save that one .*'llama'.* model\.path"),
+        (AutoConfig.for_model("qwen2_vl"), r"of type 'qwen2_vl'.*several parts \(.*vision_config: .*text_config: "),
+        (AutoConfig.for_model("clip"), r"of type 'clip'.* of which kldistill extends none"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.model_type,
 )
 def test_models_that_are_not_causal_are_refused(config: BertConfig, reason: str, tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
