@@ -1,14 +1,16 @@
 """Cut texts into pre-tokens by a regex and count them, on all cores.
 
-Each core has a process of its own (joblib's), as Python's threads would wait for each other.
+Each core has a process of its own (joblib's), as Python's threads would wait for each other. Text in ASCII, as most
+code is, goes through a translation of the regex for Python's own ``re``, which takes less than half of the time.
 """
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import regex
 from joblib import Parallel, delayed
@@ -22,6 +24,7 @@ class Rule(NamedTuple):
 
     Attributes:
         pattern: the regex whose matches are the pre-tokens.
+        before: regexes whose matches, and what lies between them, are cut apart first, one regex after the other.
         normalizer: the normalizer's definition as in ``tokenizer.json``, or None.
         added: contents of AddedTokens, which come out as pre-tokens of their own; none of special ones, whose
             spelling is text.
@@ -30,11 +33,13 @@ class Rule(NamedTuple):
     pattern: str
     normalizer: dict | None
     added: list[str]
+    before: tuple[str, ...] = ()
 
 
 def cutter(rule: Rule) -> Callable[[str], list[str]]:
     """A function from a text to its pre-tokens."""
-    pattern = regex.compile(rule.pattern)
+    find = _by_alphabet(rule.pattern, lambda pattern: pattern.findall)
+    before = [_by_alphabet(f"({pattern})", lambda pattern: pattern.split) for pattern in rule.before]
     blank = json.loads(Tokenizer(models.BPE()).to_str())
     normalizer = Tokenizer.from_str(json.dumps({**blank, "normalizer": rule.normalizer})).normalizer
     longest_first = sorted(rule.added, key=len, reverse=True)
@@ -46,11 +51,61 @@ def cutter(rule: Rule) -> Callable[[str], list[str]]:
         for i, piece in enumerate(pieces):
             if i % 2:
                 pretokens.append(piece)
-            else:
-                pretokens += pattern.findall(normalizer.normalize_str(piece) if normalizer else piece)
+                continue
+            found = [normalizer.normalize_str(piece) if normalizer else piece]
+            for split in before:
+                found = [part for text in found for part in split(text) if part]
+            for text in found:
+                pretokens += find(text)
         return pretokens
 
     return cut
+
+
+def _by_alphabet(pattern: str, method: Callable[[Any], Callable[[str], list[str]]]) -> Callable[[str], list[str]]:
+    """A regex's method, for texts in ASCII that of its translation if there is one."""
+    own, ascii_only = method(regex.compile(pattern)), for_ascii(pattern)
+    if ascii_only is None:
+        return own
+    quick = method(ascii_only)
+    return lambda text: quick(text) if text.isascii() else own(text)
+
+
+# Signs of what ``re`` reads otherwise, or not at all: nested and POSIX classes, and classes that begin with a bracket.
+_OTHER = re.compile(r"\[\[|\[\^?\]")
+_PROPERTY = regex.compile(r"\\[pP](?:\{\^?[\w=:& -]+\}|\w)")
+
+
+def for_ascii(pattern: str) -> re.Pattern[str] | None:
+    """The regex for Python's ``re``: with the same matches in any text of ASCII characters; None if there is none.
+
+    Properties of Unicode (``\\p{L}``) and white space, which ``re`` takes for more than Unicode does, become the
+    characters themselves; everything else that is in use for pre-tokens means the same.
+    """
+    if _OTHER.search(pattern):
+        return None
+    parts, in_class, place = list[str](), False, 0
+    while place < len(pattern):
+        char = pattern[place]
+        size = 2 if char == "\\" else 1
+        if match := _PROPERTY.match(pattern, place):
+            size = len(match[0])
+        part = pattern[place : place + size]
+        if match or part in (r"\s", r"\S"):
+            some = regex.compile(part)
+            # One beyond ASCII, so that the class is never empty.
+            chosen = "".join(rf"\x{code:02x}" for code in range(128) if some.fullmatch(chr(code))) + "\u0100"
+            part = chosen if in_class else f"[{chosen}]"
+        elif char == "[":
+            in_class = True
+        elif char == "]":
+            in_class = False
+        parts.append(part)
+        place += size
+    try:
+        return re.compile("".join(parts))
+    except re.error:
+        return None
 
 
 def count(rule: Rule, groups: Iterable[list[str]], workers: int, advance: Callable[[int], None]) -> Counter[str]:

@@ -3,9 +3,9 @@
 A *word* is what a new token may not reach beyond: a pre-token of the widened pre-tokenizer (byte-level), or a run of
 tokens whose shapes allow it (SentencePiece-style). Only words of two or more tokens matter.
 
-Where the pre-tokenizer is one regex, the text is cut by the same regex here and only its different words are encoded,
-each once: that takes a quarter of the processor time of encoding the whole text, nearly all of which goes into
-pre-tokens. Otherwise the whole text is encoded. Either way the encoding runs in Rust on all cores, decides where words
+Where the pre-tokenizer is one regex (and digits that are cut off before), the text is cut by the same regex here and
+only its different words are encoded, each once. Otherwise the whole text is encoded, which takes several times as much
+processor time. Either way the encoding runs in Rust on all cores, decides where words
 begin, and everything after it is numpy on flat arrays.
 """
 
@@ -128,21 +128,23 @@ def encoder(wide: Definition) -> Callable[[list[str]], Encoded]:
 
 
 def rule_of(spec: dict[str, Any]) -> Rule | None:
-    """How a byte-level tokenizer cuts texts into pre-tokens, if one regex is all that cuts, else None.
+    """How a byte-level tokenizer cuts texts into pre-tokens, if one regex is all that cuts beside digits, else None.
 
     The cut need not be exact: what it leaves whole is cut again when the word is encoded.
     """
-    steps = parts(spec["pre_tokenizer"], "pretokenizers")
-    own = len(steps) == 1 and steps[0]["type"] == "ByteLevel" and steps[0].get("use_regex", True)
-    given = (
-        [step["type"] for step in steps] == ["Split", "ByteLevel"]
-        and keeps_matches(steps[0])
-        and not steps[1].get("use_regex", True)
-    )
-    if not (own or given) or steps[-1].get("add_prefix_space"):
+    *before, last = parts(spec["pre_tokenizer"], "pretokenizers") or [{"type": "none"}]
+    if last["type"] != "ByteLevel" or last.get("add_prefix_space"):
+        return None
+    pattern = GPT2
+    if not last.get("use_regex", True):
+        if not before or not keeps_matches(before[-1]):
+            return None
+        pattern = before.pop()["pattern"]["Regex"]
+    if any(step["type"] != "Digits" for step in before):
         return None
     added = [token["content"] for token in spec["added_tokens"] if not token["special"]]
-    return Rule(GPT2 if own else steps[0]["pattern"]["Regex"], spec["normalizer"], added)
+    digits = tuple(r"\p{N}" if step["individual_digits"] else r"\p{N}+" for step in before)
+    return Rule(pattern, spec["normalizer"], added, digits)
 
 
 def _parts(

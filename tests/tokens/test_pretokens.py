@@ -4,10 +4,22 @@ from collections import Counter
 
 import pytest
 import regex
+from hypothesis import given
+from hypothesis import strategies as st
 
+from kldistill.model import tiny
 from kldistill.tokens import pretokens
+from kldistill.tokens.boundaries import widen
+from kldistill.tokens.definition import definition, parts
 from kldistill.tokens.joints import GPT2
-from kldistill.tokens.pretokens import Rule, count, cutter
+from kldistill.tokens.pretokens import Rule, count, cutter, for_ascii
+
+
+def widened(name: str, boundary: str) -> str:
+    """The regex of a tokenizer, widened."""
+    spec = widen(definition(tiny.byte_level(name, 420)), boundary)
+    return next(step["pattern"]["Regex"] for step in parts(spec["pre_tokenizer"], "pretokenizers") if "pattern" in step)
+
 
 RULE = Rule(GPT2, {"type": "NFC"}, ["<|end|>", "<|end|>x"])
 TEXT = "naïve e\u0301 it's 12 <|end|>x y\u2028z <|end|>\n\n\tfoo_bar 😀 ( "
@@ -16,6 +28,40 @@ TEXT = "naïve e\u0301 it's 12 <|end|>x y\u2028z <|end|>\n\n\tfoo_bar 😀 ( "
 def test_cut() -> None:
     found = cutter(RULE)("it's e\u0301 <|end|>x<|end|>ed")
     assert found == ["it", "'s", " é", " ", "<|end|>x", "<|end|>", "ed"]
+
+
+def test_what_is_cut_first_hides_what_stands_beside_it() -> None:
+    """White space before a digit ends a piece there: nothing goes on after it."""
+    rule = Rule(GPT2, None, [], (r"\p{N}",))
+    assert cutter(rule)("a  12") == ["a", "  ", "1", "2"]
+    assert cutter(rule)("é  12") == ["é", "  ", "1", "2"]
+    assert cutter(rule._replace(before=()))("a  12") == ["a", " ", " 12"]
+
+
+PATTERNS = [
+    GPT2,
+    r"(?i:'s|'t|'re|'ll)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|\p{N}|\p{Han}+|[^\p{L}\p{Han}]|.",
+    r"\P{L}+|\pL+|[\P{N}\[\]]|\\p",
+    *(
+        widened(name, boundary)
+        for name in ("gpt2", "llama3", "qwen2", "smollm")
+        for boundary in ("identifier", "dotted")
+    ),
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@given(text=st.text(st.characters(max_codepoint=127), max_size=60))
+def test_ascii_is_cut_by_a_translation_as_by_the_regex(pattern: str, text: str) -> None:
+    translated = for_ascii(pattern)
+    assert translated is not None
+    assert translated.findall(text) == regex.findall(pattern, text)
+
+
+@pytest.mark.parametrize("pattern", [r"[[:alpha:]]+", r"[]a]+", r"[^]a]+", r"\X+", r"\p{Lx"])
+def test_what_python_reads_otherwise_is_not_translated(pattern: str) -> None:
+    assert for_ascii(pattern) is None
 
 
 def test_no_special_tokens_and_no_normalizer() -> None:

@@ -102,11 +102,12 @@ def test_sentencepiece_words_have_the_shape(name: str, boundary: str) -> None:
         assert all(later.fullmatch(names[piece]) for piece in pieces[1:])
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama3", "qwen2"])
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "qwen2", "smollm"])
 def test_cutting_first_and_encoding_whole_texts_count_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny.byte_level(name, 420)
     spec, size = widen(definition(tokenizer), "identifier"), old_size(tokenizer)
     texts = [*TEXTS, *tiny.training_text(), "e\u0301 a\u030a_x²y\u2028z\x1cq\x85\xa0w"]
+    texts += ["x  12 a\t 3_4  5.6e7\n 8", "½x  ½ ٣٤", "a \x1c \x1d 1"]
     cut = count_words(Definition(spec, size, "identifier"), texts)
     assert rule_of(spec) is not None
     monkeypatch.setattr("kldistill.tokens.words.rule_of", lambda _spec: None)
@@ -116,7 +117,11 @@ def test_cutting_first_and_encoding_whole_texts_count_the_same(name: str, monkey
 
 
 def test_other_pretokenizers_are_encoded_whole() -> None:
-    assert rule_of(definition(tiny.byte_level("smollm", 420))) is None
+    spec = definition(tiny.byte_level("smollm", 420))
+    assert rule_of(spec) is not None
+    punctuation = {"type": "Punctuation", "behavior": "Contiguous"}
+    spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [punctuation, spec["pre_tokenizer"]]}
+    assert rule_of(spec) is None
     assert rule_of(definition(tiny.sentencepiece_style("gemma", 500))) is None
 
 
