@@ -141,6 +141,36 @@ def test_a_difference_of_models_that_are_not_there_is_refused(tmp_path: Path) ->
         differences(asked(ours | {"model": "finetuned"}))
 
 
+def test_a_difference_of_several_seeds_is_that_of_the_sweeps_own_table(tmp_path: Path) -> None:
+    runs = write_sweep(tmp_path / "runs", {"ce": 0.0, "kl": 0.02}, seeds=3, inits=1)
+    pack(runs, tmp_path / "mine.tar.xz")
+    names = sorted(run.below(runs) for run in find_runs(runs))
+
+    def shown(ours: list[str], theirs: list[str] | str) -> list[list[str]]:
+        sides = {
+            side: {"archive": "mine", "run": of, "model": "distilled"}
+            for side, of in zip(("ours", "theirs"), (ours, theirs), strict=True)
+        }
+        (tmp_path / "differences.yaml").write_text(yaml.safe_dump([{"name": "a", **sides}]))
+        page = differences(tmp_path / "differences.yaml")["differences.md"]
+        return [row for line in page.splitlines() if (row := [cell.strip() for cell in line.split("|")])[1:2] == ["a"]]
+
+    kl, ce = ([name for name in names if f"loss={loss}" in name] for loss in ("kl", "ce"))
+    assert len(kl) == len(ce) == 3
+    (entry,) = (
+        entry
+        for entry in gather(find_runs(runs), runs, "loss", "ce")["differences"]
+        if entry["metric"] == "eval/domain/bits_per_byte" and entry["value"] == "kl"
+    )
+    (row,) = (row for row in shown(kl, ce) if row[2] == "Bits per byte, domain")
+    ends = f"[{entry['low']:+.3f}, {entry['high']:+.3f}]"
+    assert row[3:7] == [f"{entry['difference']:+.3f}", ends, str(entry["documents"]), "3"]
+    alone = [float(shown([name], ce[0])[0][3]) for name in kl]  # one run stands beside all of the other side's
+    assert float(shown(kl, ce[0])[0][3]) == pytest.approx(statistics.mean(alone), abs=2e-3)
+    with pytest.raises(ReportError, match="one side has 3 runs, the other 2"):
+        shown(kl, ce[:2])
+
+
 def test_means_of_the_grid_are_those_of_its_rows() -> None:
     """Of one cell by hand, so that the table is not merely the same as itself."""
     rows = csv.DictReader((ROOT / "docs/results/kl_vs_ce.csv").read_text(encoding="utf-8").splitlines())
