@@ -15,6 +15,8 @@ class ScoringConfig:
     Attributes:
         domain_bytes: bytes of the test split that are scored, about.
         general_bytes: bytes that are scored, about, of each general text that the corpus has.
+        general_code_bytes: the same of general code alone, whose documents are longer: eight are needed for an
+            interval; null for ``general_bytes``.
         window_bytes: documents are cut at lines into windows of about this many bytes, scored on their own.
         marginal_words: words with new tokens, about, of the domain's text, of which all cuts are summed beside the
             tokenizer's own (``marginal_gap``); 0: none. 100 take SmolLM2-135M some 20 seconds a model on one core.
@@ -28,12 +30,19 @@ class ScoringConfig:
     window_bytes: int = 1_500
     marginal_words: int = 0
     masked: bool = False
+    general_code_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for key in ("domain_bytes", "general_bytes"):
-            require(getattr(self, key) >= 1, f"eval.{key}", getattr(self, key), "must be at least 1")
+        for key in ("domain_bytes", "general_bytes", "general_code_bytes"):
+            asked = getattr(self, key)
+            require(asked is None or asked >= 1, f"eval.{key}", asked, "must be at least 1")
         require(self.window_bytes >= 32, "eval.window_bytes", self.window_bytes, "must be at least 32")
         require(self.marginal_words >= 0, "eval.marginal_words", self.marginal_words, "must be at least 0")
+
+    def size_of(self, text: str) -> int:
+        """Bytes that are scored, about, of ``domain``, ``general`` or ``general_code`` text."""
+        own = {"domain": self.domain_bytes, "general_code": self.general_code_bytes}.get(text)
+        return self.general_bytes if own is None else own
 
 
 @dataclass

@@ -59,8 +59,7 @@ def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path
         if split == WRITTEN:
             windows = self_written(folder)
         else:
-            size = cfg.eval.domain_bytes if name == "domain" else cfg.eval.general_bytes
-            windows = draw(cut(read_documents(folder, split), cfg.eval.window_bytes), n_bytes=size)
+            windows = draw(cut(read_documents(folder, split), cfg.eval.window_bytes), n_bytes=cfg.eval.size_of(name))
         windows = within_context(windows, tokenizer, load_original_config(inputs["model"]))
         encoded = encode_snippets(tokenizer, windows)
         description = f"Original model on {name} text"

@@ -179,8 +179,8 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
         plan.append(Need("work: fine-tuning", tokens * passes, "FLOP", "forward and back"))
     extended = 2 + (tuned.method != "none")
     models = 1 + extended + (tuned.method != "none" and tuned.control)
-    n_general = 1 + bool(cfg.corpus.general_code)
-    scored = models * (cfg.eval.domain_bytes + n_general * cfg.eval.general_bytes) / BYTES_PER_TOKEN
+    texts = ["domain", "general", *(["general_code"] if cfg.corpus.general_code else [])]
+    scored = models * sum(map(cfg.eval.size_of, texts)) / BYTES_PER_TOKEN
     work = scored * (2 * shape.body + 2 * head)
     if "write_test" in written:
         one = written["write_test"]

@@ -18,6 +18,7 @@ from kldistill.evaluation.suites import stage as tasks_stage
 from kldistill.pipeline import compose
 from kldistill.pipeline.checks import check
 from kldistill.runtime.errors import ConfigError
+from kldistill.training.objective import any_masked, terms_of
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import config
 
@@ -350,3 +351,15 @@ def test_the_home_folder_works_in_every_path_key(tmp_path: Path, monkeypatch: py
     listed = compose.typed(config(["corpus=hf_dataset", "corpus.path=json", 'corpus.data_files=["~/a","/b"]']))
     assert listed.corpus.source["data_files"] == ["/home/me/a", "/b"]
     assert compose.typed(config(["model=smollm2_135m", 'model.file="~/f"'])).model.file == "/home/me/f"
+
+
+def test_a_term_of_the_loss_can_be_masked_where_it_knows_how() -> None:
+    masked = compose.typed(config(["loss=kl_ce_light_masked"]))
+    assert {name: term.function.keywords for name, term in terms_of(masked.distill.loss).items()} == {
+        "kl": {"masked": True},
+        "ce": {"masked": True},
+    }
+    one = compose.typed(config(["loss=kl_ce", "+loss.terms.kl.function.masked=true"]))
+    assert [any_masked({name: term}) for name, term in terms_of(one.distill.loss).items()] == [True, False]
+    with pytest.raises(ConfigError, match="masked"):
+        check(compose.typed(config(["loss=kl_old", "+loss.terms.kl_old.function.masked=true"])))

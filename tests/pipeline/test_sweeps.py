@@ -108,6 +108,21 @@ def test_kl_vs_ce_trains_every_loss_and_kind_of_init_at_its_own_rate(initialised
             rate(*overrides)
 
 
+def test_how_much_is_scored_of_each_text(initialised: None) -> None:
+    """General code of the quickstart has eight documents at 14,000 bytes; the larger and the smaller grid score as much
+    of it as of general prose.
+    """
+    sizes = {}
+    for experiment in ("quickstart", "thesis", "kl_vs_ce"):
+        found = compose.typed(config([f"experiment={experiment}", "loss=kl", "init=subtoken_mean"])).eval
+        sizes[experiment] = [found.size_of(text) for text in ("domain", "general", "general_code")]
+    assert sizes == {
+        "quickstart": [32_000, 12_000, 14_000],
+        "thesis": [150_000, 30_000, 30_000],
+        "kl_vs_ce": [16_000, 6_000, 6_000],
+    }
+
+
 def test_the_thesis_fine_tunes_every_arm_and_asks_all_tasks(initialised: None) -> None:
     runs = sweeps.members(multirun("experiment=thesis", "seed=0,1"))
     assert len(runs) == 24

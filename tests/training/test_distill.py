@@ -158,6 +158,27 @@ def test_how_it_runs_does_not_change_the_rows(inputs: Inputs, runtime: dict[str,
     torch.testing.assert_close(other.head, usual.head, **exactly)
 
 
+def test_each_kind_of_text_has_its_own_size(inputs: Inputs, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for split in ("test", "general", "general_code"):
+        texts = (inputs.folders["corpus"] / "train.jsonl").read_text()
+        (corpus / f"{split}.jsonl").write_text(texts)
+    found = {}
+    for own in (None, 3000):
+        out = tmp_path / f"out {own}"
+        out.mkdir()
+        settings = ScoringConfig(domain_bytes=1000, general_bytes=2000, window_bytes=300, general_code_bytes=own)
+        job = Job(RuntimeConfig(device="cpu"))
+        evaluate_original(EvaluateConfig("original", settings), {**inputs.folders, "corpus": corpus}, out, job)
+        figures = json.loads((out / "summary.json").read_text())
+        found[own] = [figures[f"eval/original/{text}/bytes"] for text in ("domain", "general", "general_code")]
+    assert found[None][1] == found[None][2]
+    assert found[3000][:2] == found[None][:2], "the others stay as they are"
+    for size, asked in zip(found[3000], (1000, 2000, 3000), strict=True):
+        assert asked <= size < asked + 750, "the last window may reach over"
+
+
 def test_masked_terms_train_the_masked_student(inputs: Inputs) -> None:
     """What they train falls, and validation tells of it; after them the student as it is leaves more to the mask."""
     ends = {}
