@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import interpreter
 from tests.helpers.paths import ROOT
 from tests.helpers.patience import PATIENCE
 
@@ -26,12 +27,16 @@ print(json.dumps([str(compose.conf_folder()), compose.__file__, cfg.distill.step
 
 
 def python(*arguments: str | Path, folder: Path, path: Path | None = None) -> str:
-    """Output of this interpreter in ``folder``, without the checkout on its path; its errors fail the test."""
+    """Output of an interpreter in ``folder``, without the checkout on its path; its errors fail the test.
+
+    It is one that has loaded the packages that kldistill needs, where it runs what was installed at ``path``.
+    """
+    executable = sys.executable if path is None else interpreter.python()
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if path is not None:
         env["PYTHONPATH"] = str(path)
     done = subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE
+        [executable, *map(str, arguments)], cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

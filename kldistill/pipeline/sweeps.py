@@ -118,13 +118,14 @@ def members(config: DictConfig) -> list[Member]:
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     overrides = parser.parse_overrides([*params, *config.hydra.overrides.task])
+    config = deepcopy(config)  # once: all runs have the same keys, so each overwrites what the one before has set
     return [_member(config, lists) for lists in BasicSweeper.split_arguments(overrides, None)[0]]
 
 
 def _member(config: DictConfig, overrides: Sequence[str]) -> Member:
-    """Where a run with these overrides will be: Hydra's own interpolations, with this run's values in place."""
-    config = deepcopy(config)
+    """Where a run with these overrides will be: Hydra's own interpolations, with this run's values put in place."""
     chosen = dict(text.split("=", 1) for text in overrides)
+    OmegaConf.set_readonly(config.hydra, False)  # as Hydra left it for the run before
     with open_dict(config):
         config.hydra.overrides.task = list(overrides)
         config.hydra.runtime.choices.update({k: v for k, v in chosen.items() if k in config.hydra.runtime.choices})

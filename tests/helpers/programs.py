@@ -20,7 +20,7 @@ def passes(programs: Sequence[str], seconds: int = 20) -> list[bool]:
     """For each program whether it runs to its end, within some seconds of processor time."""
 
     def run(program: str) -> bool:
-        command = [sys.executable, "-I", "-c", LIMITED, program, str(seconds)]
+        command = [sys.executable, "-I", "-S", "-c", LIMITED, program, str(seconds)]
         with tempfile.TemporaryDirectory() as folder:
             done = subprocess.run(command, capture_output=True, timeout=PATIENCE, cwd=folder, stdin=subprocess.DEVNULL)
         return done.returncode == 0

@@ -6,7 +6,9 @@ import re
 import signal
 import subprocess
 from bisect import bisect
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,14 @@ from tests.helpers.paths import HELPERS, ROOT
 from tests.helpers.patience import PATIENCE
 from tests.helpers.runs import SMALL, config, read_run, write_corpus
 
-STAGES = list(steps_of(compose.typed(config([*SMALL, "corpus.path=."]))))
 OVERRIDES = ["distill.steps=6", "runtime.checkpoint_every=2", "runtime.workers=1"]
 DIFFERENT = ("time", "tokens_per_second", "seconds", "peak_memory_bytes")  # between any two runs
+
+
+@cache
+def stages() -> list[str]:
+    """All steps of a small run, in order."""
+    return list(steps_of(compose.typed(config([*SMALL, "corpus.path=."]))))
 
 
 def kill(pattern: str, n: int = 1, event: str = "open", torn: bool = False) -> dict[str, Any]:
@@ -42,11 +49,11 @@ SEALED = ("corpus", "distill", "evaluate_distilled")
 LINES = r"/distill/\w+\.partial/metrics\.jsonl$"  # validation at step 0, then a line a step, and validation at 2, 4, 6
 CHECKPOINT = r"/checkpoint\.safetensors$"
 # Each list is one run: killed at every moment in turn, by the same command again, until it finishes.
-PLANS: dict[str, list[dict[str, Any]]] = {
-    "uninterrupted": [],
-    "at the first file of each stage": [kill(rf"/{stage}/\w+\.partial/") for stage in STAGES],
-    "at the end of each stage": [last_moment(index, stage) for index, stage in enumerate(STAGES)],
-    "in training": [
+PLANS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "uninterrupted": lambda: [],
+    "at the first file of each stage": lambda: [kill(rf"/{stage}/\w+\.partial/") for stage in stages()],
+    "at the end of each stage": lambda: [last_moment(index, stage) for index, stage in enumerate(stages())],
+    "in training": lambda: [
         kill(LINES, 1),
         kill(LINES, 3),
         kill(LINES, 5, torn=True),
@@ -54,19 +61,19 @@ PLANS: dict[str, list[dict[str, Any]]] = {
         kill(LINES, 2),
         kill(LINES, 3),
     ],
-    "between the stage's line and the run's": [
+    "between the stage's line and the run's": lambda: [
         kill(r"/runs/run/metrics\.jsonl$", 9, torn=True),
         kill(r"/runs/run/\.metrics\.jsonl\.[\d-]+\.tmp$", 1),
         kill(r"/runs/run/\.metrics\.jsonl\.[\d-]+\.tmp$", 2),
     ],
-    "around checkpoints": [
+    "around checkpoints": lambda: [
         kill(CHECKPOINT, 1, event="os.rename"),
         kill(CHECKPOINT, 2, event="os.rename"),
         kill(CHECKPOINT, 2, event="os.rename"),
         kill(r"/distill/\w+\.partial/rows\.json$"),
         kill(CHECKPOINT, event="os.remove"),
     ],
-    "while run.json is written": [kill(r"/\.run\.json\.[\d-]+\.tmp$", n) for n in (1, 9, 11)],
+    "while run.json is written": lambda: [kill(r"/\.run\.json\.[\d-]+\.tmp$", n) for n in (1, 9, 11)],
 }
 
 
@@ -97,7 +104,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     for name, plan in PLANS.items():
         found[name].folder.mkdir()
         places = {"log": found[name].folder / "log", "outputs": found[name].folder / "outputs", "corpus": corpus}
-        jobs += [{**{key: str(path) for key, path in places.items()}, "kill": moment} for moment in [*plan, None]]
+        jobs += [{**{key: str(path) for key, path in places.items()}, "kill": moment} for moment in [*plan(), None]]
     (folder / "jobs.json").write_text(json.dumps({"overrides": OVERRIDES, "jobs": jobs}))
     subprocess.run(
         [python(), HELPERS / "resume_driver.py", folder / "jobs.json", folder / "ends.json"],
@@ -107,7 +114,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     )
     ends = iter(json.loads((folder / "ends.json").read_text()))
     for name, plan in PLANS.items():
-        for _ in range(len(plan) + 1):
+        for _ in range(len(plan()) + 1):
             end = next(ends)
             found[name].codes.append(end["code"])
             found[name].started.append(end["started"])
@@ -117,7 +124,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
 @pytest.mark.parametrize("plan", PLANS)
 def test_every_kill_hit_and_the_last_attempt_finished(plan: str, outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes[plan]
-    assert outcome.codes == [-signal.SIGKILL] * len(PLANS[plan]) + [0], outcome.log
+    assert outcome.codes == [-signal.SIGKILL] * len(PLANS[plan]()) + [0], outcome.log
     assert read_run(outcome.folder / "outputs/runs/run")["status"] == "finished"
 
 
@@ -144,7 +151,7 @@ def figures(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file without what differs between any two runs, by stage."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     kept = [{key: value for key, value in line.items() if not key.endswith(DIFFERENT)} for line in lines]
-    return sorted(kept, key=lambda line: STAGES.index(line["stage"]))
+    return sorted(kept, key=lambda line: stages().index(line["stage"]))
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -161,7 +168,7 @@ def test_metrics_have_every_line_of_every_stage_once(plan: str, outcomes: dict[s
 @pytest.mark.parametrize("plan", PLANS)
 def test_nothing_is_left_lying_about(plan: str, outcomes: dict[str, Outcome]) -> None:
     outputs = outcomes[plan].folder / "outputs"
-    for stage in STAGES:
+    for stage in stages():
         names = [path.name for path in (outputs / "artifacts" / stage).iterdir() if path.suffix != ".lock"]
         assert names == [outcomes[plan].artifact(stage).name]
     names = {path.name for path in (outputs / "runs/run").iterdir()}
@@ -173,8 +180,8 @@ def test_nothing_is_left_lying_about(plan: str, outcomes: dict[str, Outcome]) ->
 def test_what_was_whole_or_sealed_is_built_once(outcomes: dict[str, Outcome]) -> None:
     for plan, once in (("at the first file of each stage", ()), ("at the end of each stage", SEALED)):
         log = outcomes[plan].log
-        counts = {stage: len(re.findall(rf"^{stage}: building", log, re.MULTILINE)) for stage in STAGES}
-        assert counts == {stage: 1 if stage in once else 2 for stage in STAGES}, "once until the kill, once after it"
+        counts = {stage: len(re.findall(rf"^{stage}: building", log, re.MULTILINE)) for stage in stages()}
+        assert counts == {stage: 1 if stage in once else 2 for stage in stages()}, "once until the kill, once after it"
 
 
 def test_training_goes_on_from_the_last_checkpoint(outcomes: dict[str, Outcome]) -> None:

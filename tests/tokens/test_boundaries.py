@@ -3,6 +3,7 @@
 import copy
 import json
 from functools import cache
+from typing import Any
 
 import pytest
 import regex
@@ -68,13 +69,17 @@ NASTY = [
 ]
 texts = st.lists(st.sampled_from(NASTY), max_size=24).map("".join)
 
-DEFINITIONS = {kind: definition(tiny.byte_level(kind, 1500)) for kind in KINDS}
+
+@cache
+def definition_of(kind: str) -> dict[str, Any]:
+    """Never to be changed."""
+    return definition(tiny.byte_level(kind, 1500))
 
 
 @cache
 def tokenizer_of(kind: str, boundary: str) -> Tokenizer:
     """The old tokenizer, cutting at ``boundary``, without its normalizer (which may change lengths)."""
-    return Tokenizer.from_str(json.dumps({**widen(DEFINITIONS[kind], boundary), "normalizer": None}))
+    return Tokenizer.from_str(json.dumps({**widen(definition_of(kind), boundary), "normalizer": None}))
 
 
 def cuts(kind: str, boundary: str, text: str) -> set[int]:
@@ -148,13 +153,13 @@ def test_word_and_sentencepiece_leave_the_definition_alone() -> None:
     for boundary in ("word", "identifier", "dotted"):
         gemma = definition(tiny.sentencepiece_style("gemma", 500))
         assert widen(gemma, boundary) == gemma
-    assert widen(DEFINITIONS["gpt2"], "word") == DEFINITIONS["gpt2"]
+    assert widen(definition_of("gpt2"), "word") == definition_of("gpt2")
 
 
 def test_widening_does_not_change_its_argument() -> None:
-    before = copy.deepcopy(DEFINITIONS["qwen2"])
-    widen(DEFINITIONS["qwen2"], "dotted")
-    assert DEFINITIONS["qwen2"] == before
+    before = copy.deepcopy(definition_of("qwen2"))
+    widen(definition_of("qwen2"), "dotted")
+    assert definition_of("qwen2") == before
 
 
 @pytest.mark.parametrize(
@@ -186,7 +191,7 @@ def test_widening_does_not_change_its_argument() -> None:
     ],
 )
 def test_unknown_pretokenizers_are_refused_with_the_way_out(pre_tokenizer: dict) -> None:
-    spec = {**DEFINITIONS["gpt2"], "pre_tokenizer": pre_tokenizer}
+    spec = {**definition_of("gpt2"), "pre_tokenizer": pre_tokenizer}
     with pytest.raises(TokenizerError, match=r"tokens\.boundary=word|neither byte-level"):
         widen(spec, "identifier")
     assert widen(spec, "word") == spec
@@ -232,7 +237,7 @@ def test_other_families(name: str, text: str, expected: list[str]) -> None:
 
 
 def test_tokens_across_the_joint_refuse_it_and_auto_takes_what_is_left() -> None:
-    spec = copy.deepcopy(DEFINITIONS["gpt2"])
+    spec = copy.deepcopy(definition_of("gpt2"))
     assert widest(spec)[0] == "dotted"
     spec["model"]["vocab"]["x."] = len(spec["model"]["vocab"])
     boundary, _, reasons = widest(spec)
@@ -244,7 +249,7 @@ def test_tokens_across_the_joint_refuse_it_and_auto_takes_what_is_left() -> None
 
 def test_a_token_that_begins_a_character_keeps_those_characters_apart() -> None:
     """GPT-2 has a token of a dot and the first byte of U+2000 to U+2FFF."""
-    spec = copy.deepcopy(DEFINITIONS["gpt2"])
+    spec = copy.deepcopy(definition_of("gpt2"))
     spec["model"]["vocab"]["." + CHAR_OF_BYTE[0xE2]] = len(spec["model"]["vocab"])
     spans = spans_of(spec)
     assert spans.partial == {".": "\u2000-\u2fff"} and set(spans.pairs) <= {("l", "U")}
@@ -254,7 +259,7 @@ def test_a_token_that_begins_a_character_keeps_those_characters_apart() -> None:
 
 def test_words_that_are_only_looked_up_keep_their_own_cut() -> None:
     """Llama-3's `` milyon``: in the vocabulary, but its merges make other tokens of it."""
-    spec = copy.deepcopy(DEFINITIONS["llama3"])
+    spec = copy.deepcopy(definition_of("llama3"))
     vocab = spec["model"]["vocab"]
     assert looked_up(spec) == []
     vocab["Ġmqzjyon"] = len(vocab)
@@ -277,7 +282,7 @@ def test_any_of_matches_the_words(words: list[str], text: str) -> None:
 
 def test_what_was_widened_before_stays() -> None:
     """An extended tokenizer is extended again: its own tokens span the joints that its rule has already."""
-    once = widen(DEFINITIONS["llama3"], "identifier")
+    once = widen(definition_of("llama3"), "identifier")
     once["model"] = {**once["model"], "vocab": {**once["model"]["vocab"], "x_y": len(once["model"]["vocab"])}}
     assert widen(once, "identifier") == once
     assert widest(once)[0] == "identifier"
