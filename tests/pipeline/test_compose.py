@@ -1,6 +1,7 @@
 """Every YAML below conf/ composes and validates; wrong values are refused by Hydra or by the schemas, readably."""
 
 import copy
+import json
 import re
 from dataclasses import fields, is_dataclass
 from itertools import zip_longest
@@ -254,6 +255,16 @@ def test_what_a_loss_needs_is_no_setting(fact: str) -> None:
 def test_the_slice_that_training_gets_holds_the_loss(base: DictConfig) -> None:
     cfg = compose.typed(base)
     assert compose.resolved(cfg.distill)["loss"] == compose.resolved(cfg.loss)
+
+
+def test_typed_values_become_the_plain_ones_that_omegaconf_makes_of_them(base: DictConfig) -> None:
+    cfg = compose.typed(changed(base, "logger.tags", ["a \\${text}"]))
+    plain = compose.resolved(cfg)
+    assert plain["logger"]["tags"] == ["a ${text}"], "not looked up a second time"
+    cfg.logger.tags = []
+    plain = compose.resolved(cfg)
+    assert plain == OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True)
+    assert json.loads(json.dumps(plain)) == plain
 
 
 # ---- names of folders
