@@ -10,6 +10,7 @@ python scripts/bench.py all --run FOLDER
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does
 
 import torch
 from bench_training import folders_of, memory, processes, python_sources, timed, train
@@ -150,7 +153,8 @@ def everything(args: argparse.Namespace) -> None:
         ["train", *run, "--loss", "kl,ce"],
         ["train", *run, "--loss", "kl", "--lora", "16"],
         ["memory", *run, "--steps", "3"],
-        ["memory", *run, "--steps", "3", "--tokens", "1e5", "--pass_tokens", "160"],
+        ["memory", *run, "--steps", "3", "--tokens", "1e5"],
+        ["memory", *run, "--steps", "3", "--tokens", "1e5", "--pass_tokens", "100000"],
         ["memory", *run, "--steps", "3", "--tokens", "1e5", "--again"],
         ["processes", *run, "--steps", "6"],
         ["generation", "--model", model],
@@ -191,7 +195,7 @@ def main(argv: list[str]) -> None:
         command.add_argument("--again", action="store_true", help="run layers again (gradient_checkpointing)")
     command.add_argument("--tokens", type=float, default=1e6, help="of the text")
     command.add_argument("--bytes", type=int, default=165, help="of a snippet")
-    command.add_argument("--pass_tokens", type=int)
+    command.add_argument("--pass_tokens", type=int, help="runtime.pass_tokens")
     args = parser.parse_args(argv)
     args.run(args)
 

@@ -22,12 +22,13 @@ from kldistill.corpus.snippets import cut
 from kldistill.losses.weighted import Term
 from kldistill.model.load import load_original, load_original_tokenizer
 from kldistill.rows.rows import Rows
+from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.shares import Share
 from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.encoding import encode_snippets
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import adapters
-from kldistill.training.batches import Batch, Steps, schedule
+from kldistill.training.batches import Batch, Steps, pass_budget, schedule
 from kldistill.training.config import LoraConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import forget_peak, peak_memory
@@ -66,7 +67,8 @@ def train(args: argparse.Namespace) -> None:
     """
     objective, cuts = of_run(args)
     student, model = objective.student, objective.student.model
-    batches = Steps(cuts, schedule(cuts.lengths, args.batch, args.steps + 1, 0), chunk=args.chunk)
+    order = schedule(cuts.lengths, args.batch, args.steps + 1, 0)
+    batches = Steps(cuts, order, chunk=args.chunk, budget=pass_budget(RuntimeConfig()))
     optimizer = torch.optim.AdamW([parameter for parameter in student.parameters() if parameter.requires_grad], lr=1e-6)
     head = student.lm_head.weight.numel()
     body = sum(parameter.numel() for parameter in student.body.parameters()) - student.embedding.weight.numel()
@@ -74,15 +76,16 @@ def train(args: argparse.Namespace) -> None:
     spent, floor, rates = 0.0, 0.0, list[float]()
     new = old = 0
     for number in range(args.steps + 1):
-        (batch,) = batches[number]
+        passes = batches[number]
 
-        def step(batch: Batch = batch) -> None:
-            objective(batch)[0].backward()
+        def step(passes: list[Batch] = passes) -> None:
+            for batch in passes:
+                objective(batch)[0].backward()
             optimizer.step()
             optimizer.zero_grad()
 
         _, cpu = timed(step)
-        left = torch.randn(batch.new_ids.numel(), config.hidden_size)
+        left = torch.randn(sum(batch.new_ids.numel() for batch in passes), config.hidden_size)
         right = torch.randn(config.hidden_size, config.intermediate_size)
         _, product = timed(lambda left=left, right=right: [left @ right for _ in range(100)])
         rate = 100 * 2 * left.numel() * right.shape[1] / product
@@ -92,8 +95,9 @@ def train(args: argparse.Namespace) -> None:
         spent += cpu
         rates.append(rate)
         read = sum(len(cuts.states.ids[index]) for index in batches.order[number])
-        floor += (batch.n_tokens * (4 * body + 2 * 2 * head) + read * 2 * head) / rate
-        new, old = new + batch.n_tokens, old + read
+        n_tokens = sum(batch.n_tokens for batch in passes)
+        floor += (n_tokens * (4 * body + 2 * 2 * head) + read * 2 * head) / rate
+        new, old = new + n_tokens, old + read
     print(f"{args.steps} steps of {args.loss}, LoRA rank {args.lora}, {new / args.steps:.0f} new tokens each")
     print(f"{new / spent:.0f} new and {old / spent:.0f} old tokens a processor second; products reach "
           f"{sum(rates) / len(rates) / 1e9:.0f} GFLOP/s a thread")  # fmt: skip
@@ -115,7 +119,8 @@ def memory(args: argparse.Namespace) -> None:
     held = resident()
     objective, _ = of_run(args)
     order = schedule(cuts.lengths, args.batch, args.steps, 0)
-    batches = Steps(cuts, order, chunk=args.chunk, online=True, budget=args.pass_tokens)
+    budget = pass_budget(RuntimeConfig(pass_tokens=args.pass_tokens))
+    batches = Steps(cuts, order, chunk=args.chunk, online=True, budget=budget)
     optimizer = torch.optim.AdamW([each for each in objective.parameters() if each.requires_grad], lr=1e-6)
     before = resident()
     forget_peak(torch.device("cpu"))

@@ -22,6 +22,7 @@ from kldistill.pipeline.steps import steps_of
 from kldistill.runtime.devices import device_of
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.processes import launched
+from kldistill.training.batches import pass_budget
 
 BYTES_PER_TOKEN = 3.3  # of code, in the old tokenizer; prose has more
 SHORTER = 0.83  # tokens of the new cut for one of the old
@@ -125,7 +126,8 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
     adapter = 14 * d.lora.r * shape.width * shape.layers  # two thin matrices for each of seven linear layers
     weights = shape.parameters * shape.weight_bytes
     # What one process holds: its share of a batch, or as much of it as runs at a time.
-    in_pass = min(batch * SHORTER / launched(), cfg.runtime.pass_tokens or float("inf"))
+    in_step = batch * SHORTER / launched()
+    in_pass = min(in_step, pass_budget(cfg.runtime) or in_step)
     again = d.gradient_checkpointing
     kept = INPUT * shape.layers + ACTIVATIONS if again else ACTIVATIONS * shape.layers
     held, how = weights, "b P"
@@ -149,7 +151,8 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
         plan.append(Need("memory: adapter with AdamW", 16 * adapter, "B", "16 a parameter"))
     plan.append(Need("memory: distillation in all", sum(need.amount for need in plan), "B", "the sum"))
     if tuned.method == "full":
-        amount = 16 * shape.parameters + plan[2].amount + plan[3].amount
+        whole = 1 if cfg.runtime.pass_tokens else in_step / in_pass  # it runs in one pass, unless told otherwise
+        amount = 16 * shape.parameters + plan[2].amount + plan[3].amount * whole
         plan.append(Need("memory: full fine-tuning in all", amount, "B", "16 P, logits and activations"))
     if d.teacher == "self":
         stored = shape.weight_bytes * shape.width * unique

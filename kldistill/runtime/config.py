@@ -54,8 +54,9 @@ class RuntimeConfig:
         chunk: positions whose vocabulary-sized logits exist at a time, in training and in evaluation: memory is about
             chunk times vocabulary times 4 bytes, a few times over.
         pass_tokens: tokens that one pass of training holds at a time, padding included, at most: a step whose snippets
-            have more runs in several passes, whose gradients add up. Null: one pass a step. A snippet that is longer
-            runs alone. Lets a large ``batch_size`` into little memory (elsewhere: gradient accumulation).
+            have more runs in several passes, whose gradients add up, and a snippet that is longer runs alone
+            (elsewhere: gradient accumulation). Lets a large ``batch_size`` into little memory. Null: 320 on a CPU,
+            where longer passes save no time, and one pass a step on an accelerator and in ``finetune=full``.
         loader_workers: processes that prepare the batches of the next steps (alignment of both cuts, padding) while
             this one trains. 0 prepares each when it is due: less than a hundredth of a step on a CPU, but an
             accelerator waits for it.
@@ -89,7 +90,7 @@ class RuntimeConfig:
             self.pass_tokens is None or self.pass_tokens >= 1,
             "runtime.pass_tokens",
             self.pass_tokens,
-            "must be at least 1, or null (one pass a step)",
+            "must be at least 1, or null",
         )
         for name in self.trust:
             require(name.isidentifier(), "runtime.trust", name, "name packages as they are imported, such as [mypkg]")

@@ -47,6 +47,11 @@ def device_of(runtime: RuntimeConfig) -> torch.device:
     return device
 
 
+def is_cpu(runtime: RuntimeConfig) -> bool:
+    """Whether ``runtime.device`` means the CPU on this machine; no device is taken to know it."""
+    return runtime.device == "cpu" or (runtime.device == "auto" and not torch.accelerator.is_available())
+
+
 def process_state(runtime: RuntimeConfig) -> PartialState:
     """This process's device, its rank, and how many processes there are; joins them at the first call.
 
@@ -56,10 +61,9 @@ def process_state(runtime: RuntimeConfig) -> PartialState:
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     wanted = runtime.device
-    # Without an accelerator, accelerate joins several processes only if it is told that they are for the CPU.
-    cpu = wanted == "cpu" or (wanted == "auto" and not torch.accelerator.is_available())
     try:
-        made = PartialState(cpu=cpu, timeout=PATIENCE)
+        # Without an accelerator, accelerate joins several processes only if it is told that they are for the CPU.
+        made = PartialState(cpu=is_cpu(runtime), timeout=PATIENCE)
     except (ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(f"runtime.device={wanted}: {error}") from error
     assert made.device is not None

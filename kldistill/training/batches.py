@@ -14,10 +14,16 @@ from torch.utils.data import Dataset
 
 from kldistill.losses.alignment import Alignment
 from kldistill.losses.chunks import Chunk, chunks, concatenate
+from kldistill.runtime.config import RuntimeConfig
+from kldistill.runtime.devices import is_cpu
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.shares import ALONE, Share
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.padding import pad
+
+# Tokens of a pass on a CPU. Its products are as fast as those of a longer one (see docs/performance.md), and what its
+# layers keep for the way back is little beside the model: on SmolLM2 1.2 MB a token.
+CPU_PASS = 320
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,13 @@ def schedule(lengths: Sequence[int], batch_size: int, steps: int, seed: int | st
     return planned[:steps]
 
 
+def pass_budget(runtime: RuntimeConfig) -> int | None:
+    """Tokens of one pass, padding included, at most: ``runtime.pass_tokens`` or, where that is null, what suits the
+    device. None: a step is one pass.
+    """
+    return CPU_PASS if runtime.pass_tokens is None and is_cpu(runtime) else runtime.pass_tokens
+
+
 def passes(lengths: Mapping[int, int], budget: int | None) -> list[list[int]]:
     """A step's snippets in groups that run one after the other, each of no more than ``budget`` padded tokens.
 
@@ -123,7 +136,7 @@ class Steps(Dataset[list[Batch]]):
         cuts: the training snippets in both cuts.
         order: from ``schedule``.
         online: the teacher runs in the same step, over ids that the batch brings, and no states are stored.
-        budget: tokens of one pass, padding included, at most (``runtime.pass_tokens``).
+        budget: tokens of one pass, padding included, at most (see ``pass_budget``); None: one pass a step.
         share: of each step's snippets, which this process takes.
         stage: whose ``batch_size`` an error names.
 

@@ -1,7 +1,7 @@
 """Stage ``distill``: train the new rows and, if asked, a low-rank update of the body, on the chosen loss."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from kldistill.runtime.shares import Share
 from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import adapters
-from kldistill.training.batches import Steps, schedule
+from kldistill.training.batches import Steps, pass_budget, schedule
 from kldistill.training.config import DistillConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import train
@@ -57,7 +57,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         cuts,
         order,
         chunk=job.runtime.chunk,
-        budget=job.runtime.pass_tokens,
+        budget=pass_budget(job.runtime),
         online=cfg.teacher == "online",
         share=share,
     )
@@ -80,10 +80,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         solved = json.loads(told.read_text())
     elif cfg.solve.iterations:
         online = partial(online_states, objective, cuts, device) if cfg.teacher == "online" else None
-        train_on = Readout(student, cuts, online, most=cfg.solve.snippets)
-        judge = Readout(student, sets["validation"])
-        output_ND, solved = solve(train_on, judge, rows.head.detach(), objective.terms, cfg.solve, job.say)
-        rows.head.data.copy_(output_ND if rows.output is not None else tied_rows(student, pieces, output_ND))
+        solved = _solve(cfg, objective, cuts, sets["validation"], online, job)
         write_text(told, json.dumps(solved, indent=2) + "\n")
     if cfg.solve.iterations:
         for side in ("output",) if rows.output is not None else ("input", "output"):
@@ -107,6 +104,22 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         adapters.save(student, adapter, learns, out, model.dtype)
     write_summary(out, {f"distill/{name}": value for name, value in {**solved, **figures}.items()})
     checkpoint.unlink(missing_ok=True)
+
+
+def _solve(
+    cfg: DistillConfig,
+    objective: Objective,
+    cuts: TwoCuts,
+    held_out: TwoCuts,
+    hidden: Callable[[int], Tensor] | None,
+    job: Job,
+) -> dict[str, float]:
+    """Solve the student's output rows in place; figures of it. The texts' reduced logits are let go of at the end."""
+    student, rows = objective.student, objective.student.rows
+    train_on, judge = Readout(student, cuts, hidden, most=cfg.solve.snippets), Readout(student, held_out)
+    output_ND, figures = solve(train_on, judge, rows.head.detach(), objective.terms, cfg.solve, job.say)
+    rows.head.data.copy_(output_ND if rows.output is not None else tied_rows(student, cuts.pieces, output_ND))
+    return figures
 
 
 def online_states(objective: Objective, cuts: TwoCuts, device: torch.device, index: int) -> Float[Tensor, "U D"]:

@@ -22,7 +22,7 @@ from kldistill.tokens.encoding import encode_snippets
 from kldistill.tokens.pieces import PieceTable
 from kldistill.tokens.windows import within_context
 from kldistill.training import adapters, states, texts
-from kldistill.training.batches import Steps, schedule
+from kldistill.training.batches import Steps, pass_budget, schedule
 from kldistill.training.config import FinetuneConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import train
@@ -65,7 +65,8 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
         cuts,
         order,
         chunk=job.runtime.chunk,
-        budget=job.runtime.pass_tokens,
+        # Where every weight learns, every pass adds a gradient as large as the model.
+        budget=job.runtime.pass_tokens if cfg.method == "full" else pass_budget(job.runtime),
         share=share,
         stage="finetune",
     )

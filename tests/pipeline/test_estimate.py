@@ -9,6 +9,7 @@ from kldistill.model import gemma3, smollm2
 from kldistill.pipeline import command, compose, estimate
 from kldistill.pipeline.estimate import Need, Shape, measured, needs, shape_of, told
 from kldistill.runtime.errors import ConfigError
+from kldistill.training.batches import CPU_PASS
 from tests.helpers.artifacts import MakeModel
 from tests.helpers.runs import SMALL, config
 
@@ -43,7 +44,7 @@ def test_embedded_models_are_known_without_their_files(made, millions: float, vo
 
 def test_the_table_of_the_documents() -> None:
     """docs/memory.md's 7B, in bfloat16, with 2,048 new tokens."""
-    cfg = planned("tokens.n_new=2048", "distill.batch_size=2", "runtime.chunk=128")
+    cfg = planned("tokens.n_new=2048", "distill.batch_size=2", "runtime.chunk=128", "runtime.pass_tokens=1000")
     found = amounts(needs(cfg, SEVEN))
     assert found["memory: frozen weights"] == pytest.approx(15e9, rel=0.02)
     assert found["memory: new rows with AdamW"] == pytest.approx(0.13e9 * 2, rel=0.05)  # untied: two rows
@@ -70,6 +71,8 @@ def test_what_a_choice_costs() -> None:
     assert again["work: distillation"] > 1.3 * plain["work: distillation"]
     passes = amounts(needs(planned("distill.batch_size=64", "runtime.pass_tokens=1000"), SEVEN))
     assert passes["memory: activations of a pass"] == 34 * 4096 * 2 * 32 * 1000
+    short = amounts(needs(planned("distill.batch_size=64", "runtime.device=cpu"), SEVEN))
+    assert short["memory: activations of a pass"] == 34 * 4096 * 2 * 32 * CPU_PASS
     twice = amounts(needs(planned("distill.steps=300"), SEVEN))
     assert twice["work: distillation"] == pytest.approx(2 * plain["work: distillation"])
     adapted = amounts(needs(planned("distill=lora"), SEVEN))

@@ -1,5 +1,6 @@
 """The stages teacher, distill and evaluate on a tiny model that has learnt a little of its text."""
 
+import gc
 import json
 import statistics
 from collections import Counter
@@ -24,7 +25,7 @@ from kldistill.runtime.job import Job
 from kldistill.tokens.artifact import load_extended_tokenizer, read_new_tokens
 from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
-from kldistill.training import adapters, distill, states, teacher
+from kldistill.training import adapters, distill, solve, states, teacher
 from kldistill.training.batches import Batch, Steps
 from kldistill.training.config import DistillConfig, LoraConfig, SolveConfig, TeacherConfig
 from kldistill.training.cuts import TwoCuts
@@ -32,6 +33,7 @@ from kldistill.training.load import load_student
 from kldistill.training.loss_config import LossConfig, LossTerm
 from kldistill.training.objective import Objective, unit_of
 from kldistill.training.scoring import score_student
+from kldistill.training.solve import Part
 from kldistill.training.sums import summarise
 from tests.helpers.artifacts import MakeModel, MakeTokens
 from tests.helpers.setting import CPU, make_inputs
@@ -148,9 +150,11 @@ def test_a_rate_is_a_share_of_the_rows_entries(inputs: Inputs, tmp_path: Path, l
 KL = "validation_kl_to_teacher"
 
 
-@pytest.mark.parametrize("runtime", [{"loader_workers": 1}, {"pass_tokens": 150}], ids=str)
+@pytest.mark.parametrize("runtime", [{"loader_workers": 1}, {"pass_tokens": 10**6}], ids=str)
 def test_how_it_runs_does_not_change_the_rows(inputs: Inputs, runtime: dict[str, int]) -> None:
-    """Batches made in other processes are the same bit for bit; passes of a step add up to it."""
+    """Batches made in other processes are the same bit for bit; the passes that a step has on a CPU add up
+    to it.
+    """
     usual = Rows.load(inputs.distilled("usual"))
     other = Rows.load(inputs.distilled(f"usual {next(iter(runtime))}", runtime=runtime))
     exactly = {"rtol": 0, "atol": 0} if "loader_workers" in runtime else {"rtol": 1e-3, "atol": 1e-4}
@@ -177,6 +181,24 @@ def test_each_kind_of_text_has_its_own_size(inputs: Inputs, tmp_path: Path) -> N
     assert found[3000][:2] == found[None][:2], "the others stay as they are"
     for size, asked in zip(found[3000], (1000, 2000, 3000), strict=True):
         assert asked <= size < asked + 750, "the last window may reach over"
+
+
+def test_what_rows_were_solved_on_is_let_go_of_before_the_training(
+    inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A megabyte a snippet, which the training has no use for."""
+    held: list[int] = []
+
+    def train(*arguments: Any, **settings: Any) -> dict[str, float]:
+        gc.collect()
+        held.append(sum(isinstance(found, Part) for found in gc.get_objects()))
+        return {}
+
+    made: list[int] = []
+    monkeypatch.setattr(distill, "train", train)
+    monkeypatch.setattr(solve, "Part", lambda *fields: made.append(1) or Part(*fields))
+    inputs.distilled("let go", solve=SolveConfig(1, ridges=[0.01]))
+    assert made and held == [0]
 
 
 def test_masked_terms_train_the_masked_student(inputs: Inputs) -> None:
