@@ -27,7 +27,6 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kldistill.evaluation.generation.batching import Completion, Request, generate
-from kldistill.evaluation.generation.layout import by_columns
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.evaluation.suites.humaneval import HumanEval
 from kldistill.evaluation.suites.task import Sources
@@ -115,7 +114,7 @@ def generation(args: argparse.Namespace) -> None:
     sources = Sources(Path(), Path(), passes=None)  # HumanEval needs none of them
     tasks = HumanEval().tasks(sources)[: args.tasks]
     requests = [Request(task.prompt, task.budget, task.stop) for task in tasks]
-    model: Any = by_columns(AutoModelForCausalLM.from_pretrained(args.model).eval())
+    model: Any = AutoModelForCausalLM.from_pretrained(args.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     spelling = Spelling(tokenizer)
     written: dict[int, Completion] = {}

@@ -21,7 +21,7 @@ from kldistill.evaluation import judge
 from kldistill.evaluation.config import GenerateConfig
 from kldistill.evaluation.generation.batching import Completion, Request, generate
 from kldistill.evaluation.generation.cuts import cut_of
-from kldistill.evaluation.generation.layout import by_columns
+from kldistill.evaluation.generation.decoding import Decoding
 from kldistill.evaluation.generation.ranking import Likelihood, likelihoods, rank
 from kldistill.evaluation.generation.spelling import Spelling, adoption
 from kldistill.evaluation.outcomes import compared, summarise
@@ -123,7 +123,7 @@ def head(task: Task, sample: int) -> dict[str, Any]:
 
 def loaded(inputs: Mapping[str, Path], job: Job) -> tuple[PreTrainedModel, Spelling, int]:
     """The model, what its tokens spell, and V."""
-    model = by_columns(load_model(inputs["model"], inputs.get("rows"), device_of(job.runtime)))
+    model = load_model(inputs["model"], inputs.get("rows"), device_of(job.runtime))
     size = vocabulary_size(inputs["model"])
     return model, Spelling(load_tokenizer(inputs["model"], inputs.get("tokens"))), size
 
@@ -142,16 +142,14 @@ def written(
     ) as sandbox:
         model, spelling, size = loaded(inputs, job)
         requests = [Request(task.prompt, task.budget, task.stop, cfg.n_samples, key=task.id) for task in tasks]
+        cut = cut_of(cfg.cut, PieceTable.load(inputs["tokens"])) if "tokens" in inputs else None
         running: list[tuple[dict[str, Any], Future[Outcome]]] = []
         for index, completions in generate(
             model,
             spelling,
             requests,
+            Decoding(cfg.temperature, cfg.top_p, cfg.seed, cut),
             batch_size=job.runtime.generation_batch,
-            temperature=cfg.temperature,
-            top_p=cfg.top_p,
-            seed=cfg.seed,
-            cut=cut_of(cfg.cut, PieceTable.load(inputs["tokens"])) if "tokens" in inputs else None,
             description=f"{cfg.model.capitalize()} model on {cfg.suite}",
         ):
             task = tasks[index]

@@ -16,6 +16,7 @@ from kldistill.corpus.documents import WRITTEN, Document, Part, read_documents
 from kldistill.corpus.snippets import Snippet, cut, draw
 from kldistill.evaluation.config import WriteConfig
 from kldistill.evaluation.generation.batching import Request, generate
+from kldistill.evaluation.generation.decoding import Decoding
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.model.load import load_original, load_original_tokenizer
 from kldistill.runtime.devices import device_of
@@ -82,9 +83,8 @@ def _texts(
         model,
         spelling,
         requests,
+        Decoding(temperature=1.0, seed=cfg.seed),
         batch_size=job.runtime.generation_batch,
-        temperature=1.0,
-        seed=cfg.seed,
         description=f"Writing {cfg.split} text",
     )
     for number, completions in written:

@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerFast
 
 from kldistill.corpus.documents import Document
 from kldistill.evaluation.generation.batching import Completion, Request, generate
-from kldistill.evaluation.generation.layout import by_columns
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.runtime.devices import device_of
 from kldistill.runtime.job import Job
@@ -90,7 +89,7 @@ def write(
     requests = [Request(line.prompt, BUDGET, ("\n",)) for line in lines]
     for name, tokenizer in tokenizers.items():
         rows = None if name == "original" else inputs["rows"]
-        model = by_columns(load_model(inputs["model"], rows, device_of(job.runtime)))
+        model = load_model(inputs["model"], rows, device_of(job.runtime))
         spelling = Spelling(tokenizer)
         size = job.runtime.generation_batch
         for index, (made,) in generate(model, spelling, requests, batch_size=size, description=f"{name} model"):

@@ -3,8 +3,9 @@
 Budgets are in bytes, stop strings are seen wherever tokens end, and the prompt's end is healed.
 
 Batches are made by hand rather than by ``model.generate``, which keeps finished rows in the batch until the last one
-ends, and runs a beginning that many prompts share again for each. Where neither byte limit nor healing has a say, the
-ids are those of ``model.generate``.
+ends, pads all of them to the longest, and runs a beginning that many prompts share again for each. Here a finished
+row's place is taken at once, passes are packed (``packed``) and check guesses (``lookup``). Where neither byte limit
+nor healing has a say, the ids are those of ``model.generate``.
 """
 
 import random
@@ -14,10 +15,9 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
-from kldistill.evaluation.generation.canonical import CanonicalMask
-from kldistill.evaluation.generation.cuts import Merging
-from kldistill.evaluation.generation.decoding import Row, Rows
-from kldistill.evaluation.generation.shared_prefix import Prefix, attending
+from kldistill.evaluation.generation.decoding import GREEDY, Decoding, Row, Rows
+from kldistill.evaluation.generation.layout import by_columns
+from kldistill.evaluation.generation.packed import attending, fits
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.runtime.errors import EvaluationError
 from kldistill.runtime.progress import Bar
@@ -25,7 +25,6 @@ from kldistill.tokens.encoding import encode, special_ids
 
 ALIKE = 32  # first tokens by which prompts are taken to share a beginning
 CELLS = 32_768  # rows times columns of the cache, at most, unless one prompt alone is more
-SPARE = 128  # columns of padding that are no matter
 MANY = 8  # prompts for which a shared beginning is run on its own
 
 
@@ -83,21 +82,17 @@ def generate(
     model: PreTrainedModel,
     spelling: Spelling,
     requests: Sequence[Request],
+    decoding: Decoding = GREEDY,
     *,
     batch_size: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    cut: CanonicalMask | Merging | None = None,
     description: str = "Generating",
 ) -> Iterator[tuple[int, list[Completion]]]:
     """Complete every request.
 
     Args:
-        model: in eval mode, with the vocabulary of ``spelling``'s tokenizer (padding rows are never chosen).
+        model: in eval mode, with the vocabulary of ``spelling``'s tokenizer (padding rows are never chosen). On a CPU
+            its weights are laid out by columns from then on, see ``layout``.
         batch_size: rows at a time; it changes the results by no more than rounding does.
-        temperature: 0 takes the most probable token each time.
-        cut: how what is written is cut (see ``kldistill.evaluation.generation.cuts``).
 
     Yields:
         The index of a request and its completions, as they are finished.
@@ -116,38 +111,21 @@ def generate(
                 "or shots, or leave the suite out."
             )
     finished: dict[int, list[Row]] = {prompt.index: [] for prompt in prompts}
-    with attending(model), Bar(description, total=len(requests), unit="tasks") as bar:
-        for group in alike(prompts):
-            shared = common_prefix([prompt.ids for prompt in group]) if len(group) >= MANY else 0
-            # A row has tokens without text too, see ``Row.take``.
-            reach = max(len(prompt.ids) + 2 * requests[prompt.index].budget + 65 for prompt in group)
-            prefix = Prefix(model, group[0].ids[:shared]) if shared >= ALIKE and reach <= window_of(model) else None
-            skipped = shared if prefix is not None else 0
-            rows = Rows(model, spelling, eos_of(model, spelling), temperature, top_p, prefix, cut)
+    with attending(by_columns(model)), Bar(description, total=len(requests), unit="tasks") as bar:
+        for group in alike(prompts) if fits(model) else [prompts]:
+            shared = common_prefix([prompt.ids for prompt in group]) if len(group) >= MANY and fits(model) else 0
+            skipped = shared if shared >= ALIKE else 0
+            rows = Rows(model, spelling, eos_of(model, spelling), decoding, group[0].ids[:skipped])
             queue = deque(sorted(group, key=lambda prompt: -len(prompt.ids)))
             while queue or rows.rows:
-                done: list[Row] = []
-                joining: list[Prompt] = []
-                n = len(rows.rows)
                 while queue:
-                    size = len(queue[0].ids) - skipped
-                    width = max([rows.width, size, *(len(prompt.ids) - skipped for prompt in joining[:1])])
-                    places = min(batch_size, CELLS // width)
-                    n += requests[queue[0].index].n
-                    # Others join when a quarter of the places is free: a prompt alone would stop all rows for little.
-                    # Far shorter ones would be mostly padding, in every step: they wait for the long ones to end.
-                    wait = n > places or len(rows.rows) > 3 * places // 4 or width > 2 * size + SPARE
-                    if wait and (joining or rows.rows):
+                    prompt, n = queue[0], requests[queue[0].index].n
+                    width = max(rows.width, len(prompt.ids) - skipped)
+                    if rows.rows and len(rows) + n > min(batch_size, CELLS // width):
                         break
-                    joining.append(queue.popleft())
-                if joining:
-                    made = [rows_of(requests[p.index], p, seed) for p in joining]
-                    done += rows.join([p.ids[skipped:] for p in joining], made)
-                if rows.rows:
-                    done += rows.step()
-                if limit is not None:
-                    done += rows.leave_at(limit)
-                for row in done:
+                    queue.popleft()
+                    rows.join(prompt.ids[skipped:], rows_of(requests[prompt.index], prompt, decoding.seed))
+                for row in rows.step():
                     finished[row.request].append(row)
                     if len(finished[row.request]) == requests[row.request].n:
                         samples = sorted(finished.pop(row.request), key=lambda row: row.sample)
@@ -184,15 +162,6 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     first, last = min(map(list, rows)), max(map(list, rows))
     shortest = min(len(row) for row in rows) - 1
     return next((index for index in range(shortest) if first[index] != last[index]), shortest)
-
-
-def window_of(model: PreTrainedModel) -> float:
-    """Columns that every layer of the model sees.
-
-    Windows count columns, padding included. Padding in front is beyond them, but behind a shared beginning it would
-    narrow them, so where a window bites every prompt is run whole.
-    """
-    return getattr(model.config.get_text_config(), "sliding_window", None) or float("inf")
 
 
 def eos_of(model: PreTrainedModel, spelling: Spelling) -> set[int]:

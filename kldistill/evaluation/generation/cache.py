@@ -3,7 +3,6 @@
 Shapes of keys and values: (rows, heads, columns, width of a head).
 """
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
@@ -66,24 +65,3 @@ class Cache(DynamicCache):
         """Keep these rows, in this order; a row may come several times."""
         for layer in self.grown:
             layer.replace(*(states[index] for states in layer.pair))
-
-    def select_columns(self, index: Tensor) -> None:
-        """Keep these columns."""
-        for layer in self.grown:
-            layer.replace(*(states[:, :, index] for states in layer.pair))
-
-    def append_rows(self, other: "Cache", width: int) -> None:
-        """Add the rows of another cache below; both are padded in front with zeros to ``width`` columns."""
-        for ours, theirs in zip(self.grown, other.grown, strict=True):
-            both = zip(ours.pair, theirs.pair, strict=True)
-            ours.replace(
-                *(torch.cat([F.pad(states, (0, 0, width - states.shape[2], 0)) for states in pair]) for pair in both)
-            )
-
-    def copies(self, n: int) -> "Cache":
-        """The same columns for ``n`` rows, of a cache of one row, free to be written to."""
-        cache = Cache()
-        for number, layer in enumerate(self.grown):
-            keys, values = layer.pair
-            cache.update(keys.expand(n, -1, -1, -1), values.expand(n, -1, -1, -1), number)
-        return cache

@@ -1,7 +1,6 @@
-"""Rows that are written side by side: one key-value cache, rows that leave when they are done, others that join.
+"""Rows that are written side by side: what each has to run next, and what is chosen from the logits.
 
-Shapes: B rows, T columns of the cache, W vocabulary. Rows are padded in front, so their newest tokens stand together;
-where columns are padding for a row, its mask is 0. Positions are given, so padding shifts nothing.
+Shapes: K positions whose logits are wanted, W vocabulary.
 """
 
 import random
@@ -10,20 +9,44 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from kldistill.evaluation.generation.cache import Cache
 from kldistill.evaluation.generation.canonical import CanonicalMask
 from kldistill.evaluation.generation.cuts import Merging
-from kldistill.evaluation.generation.shared_prefix import Prefix, seeing
+from kldistill.evaluation.generation.lookup import Trust, find
+from kldistill.evaluation.generation.one_by_one import Alone
+from kldistill.evaluation.generation.packed import Places, fits
+from kldistill.evaluation.generation.sampling import draw
 from kldistill.evaluation.generation.spelling import Spelling
-from kldistill.training.padding import pad_in_front
 
-SLICE = 128  # columns of the prompts that are run at a time
-ALIKE = 0.8  # of the longest prompt: shorter ones are run apart
+PASS = 256  # tokens of prompts in one pass
+QUERIES = 256  # rows times tokens of a guess, at most: attention pads to that
+# What a pass costs beside its tokens, in tokens. Measured for SmolLM2-135M on one core (weights are read); a guess for
+# other devices.
+IDLE = {"cpu": 45}
+IDLE_ELSEWHERE = 400
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: 0 takes the most probable token each time.
+        top_p: the most probable tokens that together have this probability are drawn from.
+        seed: of the random numbers.
+        cut: how what is written is cut (see ``kldistill.evaluation.generation.cuts``); None: as it is written.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    cut: CanonicalMask | Merging | None = None
+
+
+GREEDY = Decoding()
 
 
 @dataclass
@@ -39,7 +62,9 @@ class Row:
         before: ids of the prompt.
         ids: the tokens that were written.
         counted: for each of them, whether it holds at least a byte of the completion.
-        gone: columns of the cache, the row's last ones, whose tokens were replaced by the one to be run next.
+        gone: tokens that were run, the row's last ones, which were replaced by the one to be run next.
+        waiting: tokens to be run: of the prompt, or the one that was written last.
+        guess: what may follow them; ``found``: on how many tokens the guess rests.
         text: the bytes of the completion so far.
         seconds: its share of the wall time.
         ended: ``stop``, ``budget`` or ``eos``; empty while it goes on.
@@ -55,17 +80,28 @@ class Row:
     ids: list[int] = field(default_factory=list)
     counted: list[bool] = field(default_factory=list)
     gone: int = 0
+    waiting: list[int] = field(default_factory=list)
+    guess: list[int] = field(default_factory=list)
+    found: int = 0
     text: bytes = b""
     seconds: float = 0.0
     ended: str = ""
+    _drawn: list[float] = field(default_factory=list)
 
     @property
     def n_tokens(self) -> int:
         """Tokens that hold at least a byte of the completion."""
         return sum(self.counted)
 
+    def uniform(self, n: int) -> list[float]:
+        """The next ``n`` random numbers; each token that is taken uses up one of them."""
+        while len(self._drawn) < n:
+            self._drawn.append(self.chance.random())
+        return self._drawn[:n]
+
     def take(self, index: int, spelt: bytes, eos: bool) -> None:
         """Add one token, and see whether that ends the completion."""
+        del self._drawn[:1]
         if eos:
             self.ended = "eos"
             return
@@ -96,193 +132,160 @@ class Row:
 
 
 class Rows:
-    """The rows that are being written with one model, all after the same ``prefix`` if there is one.
-
-    Args:
-        cut: how what is written is cut (see ``kldistill.evaluation.generation.cuts``); None: as it is written. Layers
-            with a sliding window count the columns of tokens that were replaced, too.
-    """
+    """The rows that are being written with one model, all after the same ``prefix``, which may be empty."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         spelling: Spelling,
         eos: set[int],
-        temperature: float,
-        top_p: float,
-        prefix: Prefix | None = None,
-        cut: CanonicalMask | Merging | None = None,
+        decoding: Decoding,
+        prefix: Sequence[int] = (),
     ) -> None:
-        self.model, self.spelling, self.eos, self.prefix, self.cut = model, spelling, eos, prefix, cut
-        self.temperature, self.top_p = temperature, top_p
+        self.spelling, self.eos, self.decoding = spelling, eos, decoding
+        self.packed = fits(model)
+        assert self.packed or not prefix
+        self.memory = Places(model, prefix) if self.packed else Alone(model)
+        self.trust = Trust(IDLE.get(model.device.type, IDLE_ELSEWHERE))
+        self.limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.rows: list[Row] = []
-        self.cache = Cache()
-        self.mask_BT = torch.zeros(0, 0, dtype=torch.int64, device=model.device)
-        self.position_B = torch.zeros(0, dtype=torch.int64, device=model.device)
-        self.next_B = torch.zeros(0, dtype=torch.int64, device=model.device)
+        self._samples: dict[int, list[Row]] = {}  # of a request, without the first, which runs the prompt for all
         self._masks: dict[bytes, Tensor] = {}
 
     @property
     def width(self) -> int:
-        """Columns of the cache."""
-        return self.mask_BT.shape[1] if self.rows else 0
+        """Tokens of the longest row, the prefix left out, those to be run included."""
+        lengths = zip(self.memory.lengths, self.rows, strict=True)
+        return max((length + len(row.waiting) for length, row in lengths), default=0)
 
-    @torch.no_grad()
-    def join(self, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[Row]]) -> list[Row]:
-        """Run prompts and let their rows join; each prompt is run once for all its rows.
+    def __len__(self) -> int:
+        return len(self.rows) + sum(map(len, self._samples.values()))
 
-        Prompts of about the same length run together: a short one among long ones is mostly padding.
+    def join(self, prompt: Sequence[int], rows: Sequence[Row]) -> None:
+        """Let the rows of a prompt join; it is run once for all of them.
 
         Args:
-            prompts: ids after those of ``prefix``, at least one each, the longest first.
-            rows: the rows of each prompt.
-
-        Returns:
-            Rows that ended with their first token.
+            prompt: its ids after those of ``prefix``, at least one.
         """
-        done: list[Row] = []
-        start = 0
-        for end in range(1, len(prompts) + 1):
-            if end == len(prompts) or len(prompts[end]) < ALIKE * len(prompts[start]):
-                done += self._join(prompts[start:end], rows[start:end])
-                start = end
-        return done
-
-    def _join(self, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[Row]]) -> list[Row]:
-        """``join`` for prompts of about the same length."""
-        begun = time.perf_counter()
-        device = self.model.device
-        ids_BT, mask_BT = pad_in_front(prompts, device)
-        before = 0 if self.prefix is None else self.prefix.length
-        cache, copied = Cache(), 0
-        if self.prefix is not None and not self.prefix.held_once:
-            cache, copied = self.prefix.cache.copies(len(prompts)), before
-        position_BT = (before + mask_BT.cumsum(1) - 1).clamp(min=0)
-        whole_BT = torch.cat([mask_BT.new_ones(len(prompts), copied), mask_BT], 1)
-        logits_BW = torch.empty(0)
-        # In slices, so that the attention weights of long prompts do not fill the memory.
-        for start in range(0, ids_BT.shape[1], SLICE):
-            end = min(start + SLICE, ids_BT.shape[1])
-            seen_BT = whole_BT[:, : copied + end]
-            logits_BW = self._forward(ids_BT[:, start:end], seen_BT, position_BT[:, start:end], cache)
-        index = torch.tensor([prompt for prompt, own in enumerate(rows) for _ in own], device=device)
-        if len(index) != len(prompts):
-            cache.select_rows(index)
-        added = [row for own in rows for row in own]
-        self._merge(cache, whole_BT[index], (position_BT[:, -1] + 1)[index])
-        chosen = self._choose(logits_BW[index], added)
-        self.next_B = torch.cat([self.next_B, chosen])
-        self.rows += added
-        self._share(added, begun)
-        return self._leave()
+        first, *others = rows
+        first.waiting = list(prompt)
+        self.rows.append(first)
+        self.memory.add()
+        if others:
+            self._samples[first.request] = others
 
     @torch.no_grad()
     def step(self) -> list[Row]:
-        """Write one more token in every row; returns those that ended with it."""
+        """Run what is waiting, of prompts a part at a time, and choose what follows.
+
+        Returns:
+            The rows that ended.
+        """
         begun = time.perf_counter()
-        self._forget()
-        self.mask_BT = F.pad(self.mask_BT, (0, 1), value=1)
-        logits_BW = self._forward(self.next_B[:, None], self.mask_BT, self.position_B[:, None], self.cache)
-        self.position_B = self.position_B + 1
-        self.next_B = self._choose(logits_BW, self.rows)
-        self._share(self.rows, begun)
+        tokens = self._next()
+        # One for each token of a guess, and one more: the first is what follows the tokens before it.
+        wanted = [0 if row.waiting else 1 + len(row.guess) for row in self.rows]
+        logits_KW = self.memory.run(tokens, wanted)[:, : len(self.spelling.table)].float()
+        places = [place for place, n in enumerate(wanted) for _ in range(n)]
+        copies = [(index, new) for index, place in enumerate(places) for new in self._fork(place)]
+        if copies:
+            logits_KW = torch.cat([logits_KW, logits_KW[[index for index, _ in copies]]])
+            places += [new for _, new in copies]
+        chosen: dict[int, list[int]] = {place: [] for place in places}
+        for place, index in zip(places, self._choose(logits_KW, places), strict=True):
+            chosen[place].append(index)
+        for place, own in chosen.items():
+            self._take(place, own)
+        seconds, total = time.perf_counter() - begun, sum(map(len, tokens))
+        for row, run in zip(self.rows, tokens, strict=False):
+            row.seconds += seconds * len(run) / total
         return self._leave()
 
-    def _forward(
-        self, ids_BT: Int[Tensor, "B T"], mask: Int[Tensor, "B S"], position_BT: Int[Tensor, "B T"], cache: Cache
-    ) -> Float[Tensor, "B W"]:
-        """Logits after the last column, float32; ids beyond the tokenizer's are left out."""
-        prefix = self.prefix if self.prefix is not None and self.prefix.held_once else None
-        with seeing(prefix):
-            output = self.model(
-                ids_BT,
-                attention_mask=mask,
-                position_ids=position_BT,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        return output.logits[:, -1, : len(self.spelling.table)].float()
+    def _next(self) -> list[list[int]]:
+        """What every row runs in the next pass: its last token with a guess, a part of its prompt, or nothing yet."""
+        size = len(self.rows) + min(PASS, sum(len(row.waiting) for row in self.rows if not row.ids))
+        left, tokens = PASS, list[list[int]]()
+        for length, row in zip(self.memory.lengths, self.rows, strict=True):
+            row.guess, row.found = [], 0
+            if row.ids:
+                if self.packed and not row.rest:
+                    self._guess(row, length, size)
+                tokens.append([*row.waiting, *row.guess])
+                row.waiting = []
+            else:
+                tokens.append(row.waiting[:left])
+                row.waiting = row.waiting[left:]
+                left -= len(tokens[-1])
+        return tokens
 
-    def _choose(self, logits_BW: Float[Tensor, "B W"], rows: Sequence[Row]) -> Int[Tensor, " B"]:
-        """The next token of each row: the most probable one, or one drawn; the rows take note of it."""
-        for place, row in enumerate(rows):
-            if row.rest:
-                if row.rest not in self._masks:
-                    self._masks[row.rest] = self.spelling.allowed(row.rest).to(logits_BW.device)
-                logits_BW[place] = logits_BW[place].masked_fill(~self._masks[row.rest], -torch.inf)
-            elif isinstance(self.cut, CanonicalMask):
-                last = [*row.before[-self.cut.reach :], *row.ids[-self.cut.reach :]]
-                logits_BW[place, self.cut.forbidden(last)] = -torch.inf
-        if self.temperature == 0:
-            chosen_B = logits_BW.argmax(-1)
-        else:
-            chosen_B = draw(logits_BW / self.temperature, self.top_p, [row.chance.random() for row in rows])
-        for row, index in zip(rows, chosen_B.tolist(), strict=True):
+    def _guess(self, row: Row, length: int, size: int) -> None:
+        """Guess what follows a row's last token, as far as that is worth it in a pass of ``size`` tokens."""
+        row.found, guess = find("".join(map(chr, [*row.before, *row.ids])))
+        most = min(self.trust.length(row.found, size), QUERIES // len(self.rows) - 1) if row.found else 0
+        if self.limit is not None:
+            most = min(most, self.limit - 1 - length - self.memory.shared)
+        row.guess = [ord(char) for char in guess[: max(0, most)]]
+
+    def _fork(self, place: int) -> list[int]:
+        """Let the other samples of a row's request join, once, as its prompt has been run; their places."""
+        others = self._samples.pop(self.rows[place].request, [])
+        if others:
+            self.memory.fork(place, len(others))
+            self.rows += others
+        return list(range(len(self.rows) - len(others), len(self.rows)))
+
+    def _choose(self, logits_KW: Float[Tensor, "K W"], places: Sequence[int]) -> list[int]:
+        """The next token at each position, as if all that its row guessed before it were right: the most probable one,
+        or one drawn.
+        """
+        uniform: list[float] = []
+        for place in dict.fromkeys(places):
+            row, first = self.rows[place], places.index(place)
+            for at in range(1 + len(row.guess)):
+                self._forbid(logits_KW[first + at], row, row.guess[:at])
+        if self.decoding.temperature == 0:
+            return logits_KW.argmax(-1).tolist()
+        for place in dict.fromkeys(places):
+            uniform += self.rows[place].uniform(1 + len(self.rows[place].guess))
+        return draw(logits_KW / self.decoding.temperature, self.decoding.top_p, uniform).tolist()
+
+    def _forbid(self, logits_W: Float[Tensor, " W"], row: Row, guessed: Sequence[int]) -> None:
+        """Set the logits of what cannot follow to minus infinity."""
+        cut = self.decoding.cut
+        if row.rest:
+            if row.rest not in self._masks:
+                self._masks[row.rest] = ~self.spelling.allowed(row.rest).to(logits_W.device)
+            logits_W.masked_fill_(self._masks[row.rest], -torch.inf)
+        elif isinstance(cut, CanonicalMask):
+            last = [*row.before[-cut.reach :], *row.ids[-cut.reach :], *guessed]
+            logits_W[cut.forbidden(last)] = -torch.inf
+
+    def _take(self, place: int, chosen: Sequence[int]) -> None:
+        """Add what was chosen to a row: as many tokens as were guessed right, and the one after them."""
+        row, cut = self.rows[place], self.decoding.cut
+        right = taken = 0
+        for index, guessed in zip(chosen, [*row.guess, None], strict=True):
             row.take(index, self.spelling.table[index], index in self.eos)
-        if isinstance(self.cut, Merging):
-            for place, row in enumerate(rows):
-                if (merged := row.merge(self.cut)) is not None:
-                    chosen_B[place] = merged
-        return chosen_B
-
-    def _forget(self) -> None:
-        """Mask the columns of tokens that were replaced; the next token stands where the first of them stood."""
-        for place, row in enumerate(self.rows):
-            if row.gone:
-                self.mask_BT[place, self.mask_BT[place].nonzero().flatten()[-row.gone :]] = 0
-                self.position_B[place] -= row.gone
-                row.gone = 0
-
-    def _merge(self, cache: Cache, mask_BT: Int[Tensor, "B T"], position_B: Int[Tensor, " B"]) -> None:
-        """Put the rows of another cache below those of this one; the shorter one is padded in front."""
-        if not self.rows:
-            self.cache, self.mask_BT, self.position_B = cache, mask_BT, position_B
-            return
-        widths = self.mask_BT.shape[1], mask_BT.shape[1]
-        width = max(widths)
-        self.cache.append_rows(cache, width)
-        self.mask_BT = torch.cat([F.pad(self.mask_BT, (width - widths[0], 0)), F.pad(mask_BT, (width - widths[1], 0))])
-        self.position_B = torch.cat([self.position_B, position_B])
-
-    def leave_at(self, limit: int) -> list[Row]:
-        """Take out the rows that have filled the model's context."""
-        for row, position in zip(self.rows, self.position_B.tolist(), strict=True):
-            if position >= limit:
-                row.ended = "budget"
-        return self._leave()
+            taken += 1
+            right += index == guessed
+            merged = row.merge(cut) if isinstance(cut, Merging) else None
+            row.waiting = [index if merged is None else merged]
+            if row.ended or merged is not None or index != guessed:
+                break
+        if row.guess:
+            self.trust.learn(row.found, len(row.guess), right)
+        self.memory.forget(place, 1 + len(row.guess) - taken + row.gone)
+        row.gone = 0
+        if not row.ended and self.limit is not None and self.memory.lengths[place] + self.memory.shared >= self.limit:
+            row.ended = "budget"
 
     def _leave(self) -> list[Row]:
-        """Take out the rows that have ended, and the columns that no row needs any more."""
-        done = [row for row in self.rows if row.ended]
-        if done:
-            kept = torch.tensor([index for index, row in enumerate(self.rows) if not row.ended], dtype=torch.int64)
-            kept = kept.to(self.mask_BT.device)
-            self.rows = [row for row in self.rows if not row.ended]
-            self.cache.select_rows(kept)
-            self.mask_BT, self.position_B, self.next_B = self.mask_BT[kept], self.position_B[kept], self.next_B[kept]
-            columns = self.mask_BT.any(0).nonzero().flatten()
-            if self.rows and len(columns) < 0.9 * self.mask_BT.shape[1]:
-                self.mask_BT = self.mask_BT[:, columns]
-                self.cache.select_columns(columns)
+        """Take out the rows that have ended; the last ones get their places."""
+        done = []
+        for place in reversed(range(len(self.rows))):
+            if self.rows[place].ended:
+                done.append(self.rows[place])
+                self.memory.remove(place)
+                self.rows[place] = self.rows[-1]
+                self.rows.pop()
         return done
-
-    def _share(self, rows: Sequence[Row], begun: float) -> None:
-        for row in rows:
-            row.seconds += (time.perf_counter() - begun) / len(rows)
-
-
-def draw(logits_BW: Float[Tensor, "B W"], top_p: float, uniform: Sequence[float]) -> Int[Tensor, " B"]:
-    """One id a row by its probability, among the most probable that together have ``top_p`` (Holtzman et al., 2020).
-
-    Args:
-        uniform: a number in [0, 1) for each row; the same number and logits give the same id.
-    """
-    p_BW, order_BW = logits_BW.double().softmax(-1).sort(-1, descending=True)
-    above_BW = p_BW.cumsum(-1)
-    p_BW = p_BW.masked_fill(above_BW - p_BW >= top_p, 0.0)  # the first one always stays
-    above_BW = p_BW.cumsum(-1)
-    wanted_B = torch.tensor(uniform, dtype=torch.float64, device=p_BW.device) * above_BW[:, -1]
-    at_B = (above_BW <= wanted_B[:, None]).sum(-1)
-    last_B = (p_BW > 0).sum(-1) - 1
-    return order_BW.gather(1, torch.minimum(at_B, last_B)[:, None]).squeeze(1)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from kldistill.evaluation.generation.batching import common_prefix
 from kldistill.evaluation.generation.cache import Cache
+from kldistill.evaluation.generation.layout import by_columns
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.runtime.errors import EvaluationError
 from kldistill.runtime.progress import Bar
@@ -115,6 +116,7 @@ def _scored(
                 f"Question {each.index}: a text with its prompt has {max(map(len, each.ids))} tokens, the model's "
                 f"context {limit}. Leave the suite out."
             )
+    by_columns(model)
     waiting = sorted(cut, key=lambda each: -max(map(len, each.ids)))
     with Bar(description, total=len(waiting), unit="tasks") as bar:
         while waiting:

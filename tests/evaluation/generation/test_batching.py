@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from kldistill.evaluation.generation import decoding
+from kldistill.evaluation.generation import decoding, lookup, packed, sampling
 from kldistill.evaluation.generation.batching import Completion, Request, alike, common_prefix, generate
-from kldistill.evaluation.generation.decoding import Row, draw
+from kldistill.evaluation.generation.decoding import Decoding, Row
 from kldistill.evaluation.generation.layout import by_columns
+from kldistill.evaluation.generation.sampling import draw
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.model import tiny
 from kldistill.model.load import load_original
@@ -32,9 +33,11 @@ def load(folder: Path) -> tuple[PreTrainedModel, Spelling]:
     return load_model(folder, None), Spelling(load_tokenizer(folder, None))
 
 
-def answers(model: object, spelling: Spelling, requests: list[Request], **options: object) -> list[list[Completion]]:
+def answers(
+    model: PreTrainedModel, spelling: Spelling, requests: list[Request], batch_size: int = 4, **how: float
+) -> list[list[Completion]]:
     """Completions in the order of the requests."""
-    found = dict(generate(model, spelling, requests, **{"batch_size": 4, **options}))  # type: ignore[arg-type]
+    found = dict(generate(model, spelling, requests, Decoding(**how), batch_size=batch_size))  # type: ignore[arg-type]
     assert sorted(found) == list(range(len(requests))), "each request once"
     return [found[index] for index in range(len(requests))]
 
@@ -68,6 +71,79 @@ def test_the_ids_are_those_of_plain_generation(family: str, tiny_model: MakeMode
             assert plain[-1] == model.generation_config.eos_token_id  # type: ignore[union-attr]
         else:
             assert len(spelling.spell(completion.token_ids)) >= 60
+
+
+# Models of other shapes: attention sinks, keys of another width than values, attention of a model's own (alone), states
+# that no token can be taken back from (alone), no cache that is known here (alone).
+OTHERS: dict[str, tuple[bool, dict[str, object]]] = {
+    "gpt_oss": (True, {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 8}),
+    "deepseek_v3": (
+        True,
+        {
+            **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "q_lora_rank": 8},
+            **{"moe_intermediate_size": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4},
+            **{"head_dim": 4, "v_head_dim": 8, "first_k_dense_replace": 1},
+        },
+    ),
+    "gptj": (False, {"rotary_dim": 4}),
+    "lfm2": (False, {"layer_types": ["conv", "full_attention"]}),
+    "mamba": (False, {}),
+}
+
+
+@pytest.mark.usefixtures("unhealed")
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_causal_model_writes(name: str, tiny_model: MakeModel) -> None:
+    spelling = load(tiny_model("llama", pad_to=1))[1]
+    fits, own = OTHERS[name]
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape |= {"vocab_size": len(spelling.table), "intermediate_size": 48, "head_dim": 8}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **(shape | own))).eval()
+    for weight in model.parameters():
+        weight.data *= 3 if weight.dim() > 1 else 1  # so that not every token is the one before
+    assert packed.fits(model) == fits
+    requests = [Request(prompt, budget=60, n=2) for prompt in PROMPTS]
+    for request, found in zip(requests, answers(model, spelling, requests), strict=True):
+        ids = torch.tensor(encode(spelling.tokenizer, [request.prompt]))
+        n = max(1, len(found[0].token_ids))
+        plain = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=False, eos_token_id=None
+        )
+        for completion in found:
+            assert plain[0, ids.shape[1] :].tolist()[: len(completion.token_ids)] == completion.token_ids
+
+
+# ---- guesses
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_guesses_save_passes_and_change_nothing(
+    temperature: float, tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, spelling = load(tiny_model("llama"))
+    passes: list[int] = []
+    run = packed.Places.run
+
+    def noted(self: packed.Places, tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> torch.Tensor:
+        passes.append(sum(map(len, tokens)))
+        return run(self, tokens, wanted)
+
+    monkeypatch.setattr(packed.Places, "run", noted)
+    requests = [Request(prompt * 3, budget=90, key=str(at), n=2) for at, prompt in enumerate(PROMPTS)]
+    found, n_passes = {}, {}
+    for name, length in (("none", 0), ("some", None), ("many", lookup.MOST)):
+        passes.clear()
+        if length is not None:
+            monkeypatch.setattr(lookup.Trust, "length", lambda *_, length=length: length)
+        found[name] = answers(model, spelling, requests, batch_size=5, temperature=temperature, top_p=0.9)
+        n_passes[name] = len(passes)
+        monkeypatch.undo()
+        monkeypatch.setattr(packed.Places, "run", noted)
+    ids = {name: [[c.token_ids for c in own] for own in each] for name, each in found.items()}
+    assert ids["none"] == ids["some"] == ids["many"]
+    if temperature == 0:
+        assert n_passes["many"] < n_passes["none"]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -104,7 +180,7 @@ def test_sliding_windows_slide_over_tokens_not_over_padding(
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 12}))
     model, spelling = load(folder)
-    monkeypatch.setattr(decoding, "SLICE", 7)
+    monkeypatch.setattr(decoding, "PASS", 7)
     shared = [TEXT[:200] + TEXT[at : at + 20 + at % 37] for at in range(1000, 1900, 100)]
     requests = [Request(prompt, budget=40) for prompt in [*PROMPTS, *shared]]
     for request, (completion,) in zip(requests, answers(model, spelling, requests), strict=True):
@@ -115,35 +191,37 @@ def test_sliding_windows_slide_over_tokens_not_over_padding(
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_long_prompts_in_slices_are_the_same(
+def test_long_prompts_in_parts_are_the_same(
     family: str, tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, spelling = load(tiny_model(family))
     shared = [TEXT[:200] + TEXT[at : at + 20 + 2 * (at % 37)] for at in range(1000, 1900, 100)]
     requests = [Request(prompt, budget=30) for prompt in [*PROMPTS, *shared]]
     whole = answers(model, spelling, requests)
-    monkeypatch.setattr(decoding, "SLICE", 5)
+    monkeypatch.setattr(decoding, "PASS", 5)
     sliced = answers(model, spelling, requests)
     assert [c.token_ids for (c,) in whole] == [c.token_ids for (c,) in sliced]
 
 
-def test_short_prompts_are_not_run_as_padding_of_long_ones(
-    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, spelling = load(tiny_model())
-    run: list[tuple[int, int]] = []
-    pad = decoding.pad_in_front
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_nothing_is_run_for_padding(family: str, tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every token of a prompt and of what is written is run once, and no other, whatever the lengths are."""
+    model, spelling = load(tiny_model(family))
+    monkeypatch.setattr(lookup.Trust, "length", lambda *_: 0)
+    n_run = 0
+    run = packed.Places.run
 
-    def noted(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        ids, mask = pad(rows, device)
-        run.append((ids.numel(), int(mask.sum())))
-        return ids, mask
+    def noted(self: packed.Places, tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> torch.Tensor:
+        nonlocal n_run
+        n_run += sum(map(len, tokens))
+        return run(self, tokens, wanted)
 
-    monkeypatch.setattr(decoding, "pad_in_front", noted)
-    answers(model, spelling, [Request(prompt, budget=20) for prompt in PROMPTS], batch_size=6)
-    cells, tokens = (sum(column) for column in zip(*run, strict=True))
-    assert tokens > 100 and cells <= tokens / decoding.ALIKE
-    assert len(run) < len(PROMPTS), "those of about the same length run together"
+    monkeypatch.setattr(packed.Places, "run", noted)
+    found = answers(model, spelling, [Request(prompt, budget=20) for prompt in PROMPTS])
+    prompts = [spelling.healed(ids)[0] for ids in encode(spelling.tokenizer, PROMPTS)]
+    # The last token of an answer is written and not run.
+    written = sum(len(c.token_ids) - (c.ended != "eos") for (c,) in found)
+    assert n_run == sum(map(len, prompts)) + written
 
 
 def test_prompts_that_begin_alike_are_put_together(tiny_model: MakeModel) -> None:
@@ -269,6 +347,21 @@ def test_draws_follow_the_probabilities_and_stay_in_the_nucleus() -> None:
     counts = Counter(draw(p.log().expand(n, -1).clone(), 0.7, uniform).tolist())
     assert {index: count / n for index, count in counts.items()} == pytest.approx({1: 2 / 3, 3: 1 / 3}, abs=1e-3)
     assert draw(p.log()[None], 1e-9, [0.999]).tolist() == [1], "the first always stays"
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.95, 0.6])
+def test_draws_among_few_are_those_of_sorted_rows(top_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows as sharp as models', and rows that are nearly flat, for which the few most probable ids will not do."""
+    logits = torch.randn(600, 500, generator=torch.Generator().manual_seed(0))
+    logits *= torch.linspace(0.1, 8, 600)[:, None]
+    chance = random.Random(0)
+    uniform = [chance.random() for _ in range(600)]
+    monkeypatch.setattr(sampling, "FEW", 500)
+    whole = draw(logits, top_p, uniform)
+    monkeypatch.setattr(sampling, "FEW", 40)
+    p = logits.softmax(-1).sort(-1, descending=True).values[:, :40].sum(-1)
+    assert (p < 0.6).sum() > 50 and (p > 0.99).sum() > 50
+    assert torch.equal(draw(logits, top_p, uniform), whole)
 
 
 # ---- the extended model

@@ -5,12 +5,12 @@ from collections import Counter
 
 import pytest
 import torch
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessorList, PreTrainedModel
 
 from kldistill.evaluation.generation.batching import Completion, Request, generate
 from kldistill.evaluation.generation.canonical import CanonicalMask
 from kldistill.evaluation.generation.cuts import Merging, cut_of
-from kldistill.evaluation.generation.decoding import Row
+from kldistill.evaluation.generation.decoding import Decoding, Row
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.model import tiny
 from kldistill.tokens.encoding import encode
@@ -27,9 +27,9 @@ def unhealed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Spelling, "healed", lambda self, ids: (list(ids), b""))
 
 
-def written(model: torch.nn.Module, spelling: Spelling, cut: CanonicalMask | Merging | None) -> list[Completion]:
+def written(model: PreTrainedModel, spelling: Spelling, cut: CanonicalMask | Merging | None) -> list[Completion]:
     requests = [Request(prompt, budget=60) for prompt in PROMPTS]
-    return [made for _, (made,) in sorted(generate(model, spelling, requests, batch_size=3, cut=cut))]  # type: ignore[arg-type]
+    return [made for _, (made,) in sorted(generate(model, spelling, requests, Decoding(cut=cut), batch_size=3))]
 
 
 def pairs_of(completions: list[Completion]) -> list[tuple[int, int]]:

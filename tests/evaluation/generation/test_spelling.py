@@ -1,11 +1,12 @@
 """Healing of the prompt's end, adoption of new tokens, ranking: fair to both tokenizers."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from kldistill.evaluation.generation.batching import Request, generate
 from kldistill.evaluation.generation.ranking import likelihoods, rank
@@ -19,20 +20,20 @@ from tests.helpers.artifacts import MakeModel, MakeTokens
 TEXT = tiny.training_text()[0]
 
 
-class Wants:
+class Wants(PreTrainedModel):
     """A model that always gives the same tokens the highest logits, in this order."""
 
-    device = torch.device("cpu")
+    config_class = GPT2Config
     generation_config = None
 
     def __init__(self, order: list[int], size: int) -> None:
-        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(_attn_implementation="eager"))
-        self.logits = torch.zeros(size)
+        super().__init__(GPT2Config(n_layer=1))
+        self.logits = torch.nn.Parameter(torch.zeros(size), requires_grad=False)
         for at, index in enumerate(order):
             self.logits[index] = len(order) - at
 
-    def __call__(self, ids: torch.Tensor, **_: Any) -> Any:
-        return SimpleNamespace(logits=self.logits.expand(ids.shape[0], 1, -1).clone())
+    def forward(self, ids: torch.Tensor, **_: Any) -> CausalLMOutputWithPast:
+        return CausalLMOutputWithPast(logits=self.logits.expand(*ids.shape, -1).clone())
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +77,12 @@ def test_without_healing_a_token_across_the_prompts_end_cannot_be_written(
     # What the model has learnt: this text is written with the whole token, never as its two halves.
     model = Wants([whole], len(spelling.table))
     request = Request(prompt, budget=len(rest))
-    ((_, (healed,)),) = generate(model, spelling, [request], batch_size=1)  # type: ignore[arg-type]
+    ((_, (healed,)),) = generate(model, spelling, [request], batch_size=1)
     assert healed.text == rest
     assert healed.token_ids == [whole] and healed.n_tokens == 1
     assert healed.healed == len(spelling.table[left])
     monkeypatch.setattr(Spelling, "healed", lambda self, ids: (list(ids), b""))
-    ((_, (plain,)),) = generate(model, spelling, [request], batch_size=1)  # type: ignore[arg-type]
+    ((_, (plain,)),) = generate(model, spelling, [request], batch_size=1)
     assert plain.text != rest, "it can only begin the word anew"
 
 
