@@ -31,6 +31,7 @@ def test_ids_beyond_sixteen_bits_and_halves_of_characters_are_found() -> None:
 def test_a_guess_is_as_long_as_it_is_worth() -> None:
     trust = Trust(idle=45)
     assert trust.length(8, 1) > trust.length(2, 1) >= 1, "longer matches are trusted more"
+    assert trust.length(8, 1) > Trust(idle=2).length(8, 1), "and all the less, the more a token costs"
     assert trust.length(8, 4) >= trust.length(8, 64) >= trust.length(8, 4096) == 0, "and less in a pass of many tokens"
     for _ in range(40):
         trust.learn(3, 4, 0)
