@@ -43,9 +43,9 @@ class Alone:
 
     def remove(self, row: int) -> None:
         """Take a row out; the last row gets its place."""
-        for own in (self.ids, self.caches):
-            own[row] = own[-1]
-            own.pop()
+        self.ids[row], self.caches[row] = self.ids[-1], self.caches[-1]
+        self.ids.pop()
+        self.caches.pop()
 
     def forget(self, row: int, n: int) -> None:
         """Take back the last ``n`` tokens of a row: all others are run again, as not every cache can be cut short."""
