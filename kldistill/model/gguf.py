@@ -32,6 +32,7 @@ from kldistill.runtime.digests import remembered_sha256
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.progress import without_bars_of_transformers
 
+READING: Any = modeling_gguf_pytorch_utils
 # Splitting rules that transformers reads as another one, by their names in GGUF files (llama.cpp, src/llama-vocab.cpp).
 _WHOLE = {"add_prefix_space": False, "use_regex": True}
 RULES: dict[str, Callable[[], Any]] = {
@@ -133,17 +134,17 @@ def read_once() -> Iterator[None]:
     every module of the model. Neither changes in between. Its bar, which none of its settings turns off, is not drawn.
     """
     reader, names = gguf_format.GGUFReader, gguf_format.get_tensor_name_map
-    bar = modeling_gguf_pytorch_utils.tqdm
+    bar = READING.tqdm
     opened = cache(reader)
     patched = {"GGUFReader": lambda path, *rest: opened(Path(path), *rest), "get_tensor_name_map": cache(names)}
     try:
         for name, function in patched.items():
             setattr(gguf_format, name, function)
-        modeling_gguf_pytorch_utils.tqdm = lambda tensors, **_: tensors
+        READING.tqdm = lambda tensors, **_: tensors
         yield
     finally:
         gguf_format.GGUFReader, gguf_format.get_tensor_name_map = reader, names
-        modeling_gguf_pytorch_utils.tqdm = bar
+        READING.tqdm = bar
 
 
 def read_tokenizer(

@@ -6,106 +6,26 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, reject, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from kldistill.losses import ce, hidden, kl, kl_first, kl_old
 from kldistill.losses.alignment import Alignment, align
-from kldistill.losses.chunks import concatenate
 from kldistill.losses.kl import kl_terms, log_masses, segment_logsumexp, unresolved_mass
-from kldistill.losses.masked import masked_logits
 from kldistill.tokens.pieces import PieceTable
-from tests.helpers.oracle import MergeOracle, Oracle, close_under_prefixes
-
-N = 3  # pieces
-SETTINGS = settings(max_examples=30)
-tokens = st.lists(
-    st.lists(st.integers(0, N - 1), min_size=2, max_size=4).map(tuple), min_size=1, max_size=4, unique=True
+from tests.helpers.contexts import (
+    SETTINGS,
+    Context,
+    MergeContext,
+    N,
+    closed_contexts,
+    contexts,
+    merge_contexts,
+    student,
+    tokens,
 )
-closed_tokens = st.lists(
-    st.lists(st.integers(0, N - 1), min_size=2, max_size=3).map(tuple), min_size=1, max_size=4, unique=True
-).map(close_under_prefixes)
-texts = st.lists(st.integers(0, N - 1), min_size=6, max_size=6)
-
-
-class Context:
-    """One student prefix of an oracle: all texts that go on from it, and the loss at the position after it."""
-
-    def __init__(self, new_tokens: list[tuple[int, ...]], text: list[int], length: int, order: int, seed: int) -> None:
-        self._look(Oracle(N, order, new_tokens, seed), PieceTable(N, new_tokens), text, length)
-
-    def _look(self, oracle: Oracle, table: PieceTable, text: list[int], length: int) -> None:
-        self.oracle, self.table = oracle, table
-        self.prefix = self.oracle.cut(text)[:length]
-        self.texts = self.oracle.texts(self.prefix)
-        if not self.texts:
-            reject()
-        self.target = self.oracle.push_forward(self.prefix)
-
-    def losses(
-        self, row: Tensor, change=lambda alignment: alignment, masked: bool = False
-    ) -> list[tuple[float, float, float]]:
-        """(weight, first-piece term, split term) of every text, for student logits ``row`` at the position."""
-        news = [self.oracle.cut(text) for _, text in self.texts]
-        aligned = [change(align(text, new, self.table)) for (_, text), new in zip(self.texts, news, strict=True)]
-        # All texts at once, as the sequences of one batch: they have the same number of pieces.
-        longest, at = max(map(len, news)), len(self.prefix) - 1
-        logits = torch.zeros(len(news), longest, self.table.new_size, dtype=torch.float64)
-        logits[:, at] = row
-        teacher = torch.cat([self.oracle.teacher_logits(text) for _, text in self.texts])
-        batch = concatenate(aligned, [longest] * len(aligned), [len(self.texts[0][1])] * len(aligned))
-        logits = logits.flatten(0, 1)
-        terms = kl_terms(masked_logits(logits, batch) if masked else logits, teacher, batch)
-        here = torch.isin(batch.student_row, torch.arange(len(news)) * longest + at)
-        assert int(here.sum()) == len(news)
-        weights = [weight for weight, _ in self.texts]
-        return list(zip(weights, terms.first_P[here].tolist(), terms.split_P[here].tolist(), strict=True))
-
-    def can_follow(self) -> Tensor:
-        """Which tokens make no other cut of the text before them and their own, by cutting every such text."""
-        before = [piece for token in self.prefix for piece in self.table.old_pieces(token)]
-        every = range(self.table.new_size)
-        return torch.tensor(
-            [self.oracle.cut([*before, *self.table.old_pieces(token)]) == [*self.prefix, token] for token in every]
-        )
-
-    def exact(self, row: Tensor) -> float:
-        log_q = torch.log_softmax(row, -1).numpy()
-        return sum(p * (np.log(p) - log_q[w]) for w, p in enumerate(self.target) if p > 0)
-
-
-class MergeContext(Context):
-    """The same where texts are cut by merges."""
-
-    def __init__(self, merges: list[tuple[int, int]], text: list[int], length: int, order: int, seed: int) -> None:
-        oracle = MergeOracle(N, order, merges, seed)
-        table = PieceTable(N, oracle.tokens, merges=[(*pair, N + number) for number, pair in enumerate(merges)])
-        self._look(oracle, table, text, length)
-
-
-def merges_of(choices: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Merges of tokens that are there, none of them making what there is, or more than four pieces."""
-    pieces: list[tuple[int, ...]] = [(piece,) for piece in range(N)]
-    merges: list[tuple[int, int]] = []
-    for left, right in choices:
-        pair = (left % len(pieces), right % len(pieces))
-        made = pieces[pair[0]] + pieces[pair[1]]
-        if made not in pieces and len(made) <= 4:
-            merges.append(pair)
-            pieces.append(made)
-    return merges
-
-
-merges = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=5).map(merges_of).filter(len)
-merge_contexts = st.builds(MergeContext, merges, texts, st.integers(1, 3), st.integers(1, 2), st.integers(0, 10**6))
-contexts = st.builds(Context, tokens, texts, st.integers(1, 3), st.integers(1, 2), st.integers(0, 10**6))
-closed_contexts = st.builds(Context, closed_tokens, texts, st.integers(1, 3), st.integers(1, 2), st.integers(0, 10**6))
-
-
-def student(context: Context, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return 1.5 * torch.randn(context.table.new_size, generator=generator, dtype=torch.float64)
+from tests.helpers.oracle import Oracle
 
 
 @SETTINGS
@@ -149,37 +69,6 @@ def test_cut_by_merges_it_is_a_lower_bound_and_zero_at_the_push_forward(context:
     assert all(first > -1e-9 and split > -1e-9 for _, first, split in losses)
     at_target = torch.tensor(np.log(np.maximum(context.target, 1e-40)))
     assert max(abs(first) + abs(split) for _, first, split in context.losses(at_target)) < 1e-9
-
-
-@settings(max_examples=60)
-@given(st.one_of(contexts, closed_contexts, merge_contexts), st.integers(0, 999))
-def test_the_masked_student_is_the_one_renormalised_over_what_can_follow(context: Context, seed: int) -> None:
-    """What is masked, and both of its terms, against a row that was masked by cutting every text; and what it gains."""
-    if context.table.order is not None and context.table.order.swallowed:
-        reject()  # a token that no text has cannot follow anything, and no context is to blame
-    row = student(context, seed)
-    follows = context.can_follow()
-    right = row.masked_fill(~follows, -1e4)
-    losses, wanted = context.losses(row, masked=True), context.losses(right)
-    torch.testing.assert_close(torch.tensor(losses), torch.tensor(wanted))
-    exact = context.exact(right)
-    refused = torch.softmax(row, -1)[~follows].sum().item()
-    assert exact == pytest.approx(context.exact(row) + np.log1p(-refused), abs=1e-9), "its mass is shared out"
-    mean = sum(weight * (first + split) for weight, first, split in losses)
-    assert mean <= exact + 1e-9
-    if context.table.order is None and context.table.prefix_closed:
-        assert mean == pytest.approx(exact, abs=1e-9)
-
-
-def test_nothing_is_refused_where_the_text_shows_it() -> None:
-    """A word may have ended there, which the merges do not know of."""
-    table = PieceTable(N, [(0, 1)], merges=[(0, 1, N)])
-    refused = align([2, 0, 2], [2, 0, 2], table)
-    assert list(zip(refused.refused_row.tolist(), refused.refused_token.tolist(), strict=True)) == [(1, 1)]
-    shown = align([2, 0, 1], [2, 0, 1], table)
-    assert not len(shown.refused_row) and shown.n_contradictions
-    logits = torch.randn(3, N + 1, dtype=torch.float64)
-    assert ce(logits, shown, masked=True).item() == ce(logits, shown).item()
 
 
 def test_what_was_merged_first_is_no_longest_match() -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import modeling_gguf_pytorch_utils
 
 from kldistill.export import gguf_file
 from kldistill.model import gguf, tiny
@@ -67,11 +66,11 @@ def test_the_file_is_gone_through_once(
     monkeypatch.setattr(gguf_format, "get_tensor_name_map", counted)
     (tmp_path / "out").mkdir()
     capsys.readouterr()
-    bar = modeling_gguf_pytorch_utils.tqdm
+    bar = gguf.READING.tqdm
     gguf.convert(file, tmp_path / "out", lambda text: None)
     assert sorted(calls) == ["names", "reader"]
     assert capsys.readouterr().err == ""
-    assert modeling_gguf_pytorch_utils.tqdm is bar
+    assert gguf.READING.tqdm is bar
     assert gguf_format.GGUFReader is Counted and gguf_format.get_tensor_name_map is counted
     assert gguf.metadata(file)["general.name"] == "a tiny model"
 
