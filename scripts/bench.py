@@ -10,7 +10,6 @@ python scripts/bench.py all --run FOLDER
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -18,8 +17,6 @@ from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does
 
 import torch
 from bench_training import folders_of, memory, processes, python_sources, timed, train

@@ -13,9 +13,6 @@ from typing import Any
 
 # Set before torch and tokenizers start their threads, which do not survive a fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-# Read at torch's first allocation: blocks of logits, which come and go with every chunk, then take huge pages on Linux,
-# and the system need not hand them out 4 KB at a time.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import hydra
 from hydra.core.hydra_config import HydraConfig

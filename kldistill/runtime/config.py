@@ -55,7 +55,7 @@ class RuntimeConfig:
             chunk times vocabulary times 4 bytes, a few times over.
         pass_tokens: tokens that one pass of training holds at a time, padding included, at most: a step whose snippets
             have more runs in several passes, whose gradients add up, and a snippet that is longer runs alone
-            (elsewhere: gradient accumulation). Lets a large ``batch_size`` into little memory. Null: 320 on a CPU,
+            (elsewhere: gradient accumulation). Lets a large ``batch_size`` into little memory. Null: 512 on a CPU,
             where longer passes save no time, and one pass a step on an accelerator and in ``finetune=full``.
         loader_workers: processes that prepare the batches of the next steps (alignment of both cuts, padding) while
             this one trains. 0 prepares each when it is due: less than a hundredth of a step on a CPU, but an

@@ -23,7 +23,7 @@ from kldistill.training.padding import pad
 
 # Tokens of a pass on a CPU. Its products are as fast as those of a longer one (see docs/performance.md), and what its
 # layers keep for the way back is little beside the model: on SmolLM2 1.2 MB a token.
-CPU_PASS = 320
+CPU_PASS = 512
 
 
 @dataclass(frozen=True)

@@ -37,35 +37,6 @@ def test_cfg_job_shows_the_whole_configuration_and_runs_nothing(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-@pytest.mark.skipif(
-    not HUGE_PAGES.is_file() or "[never]" in HUGE_PAGES.read_text(), reason="this system has no huge pages to give"
-)
-def test_blocks_of_logits_take_huge_pages(tmp_path: Path) -> None:
-    """Far fewer faults than a block has pages of 4 KB, unless the user says otherwise."""
-    code = (
-        "import kldistill.pipeline.cli, resource, torch\n"
-        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "torch.zeros(1); before = faults(); block = torch.ones(256 * 2**20 // 4)\n"
-        "print(faults() - before)\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
-
-    def faults(**settings: str) -> int:
-        env = {**environment, "PYTHONPATH": str(ROOT), **settings}
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE
-        )
-        assert done.returncode == 0, done.stderr
-        return int(done.stdout)
-
-    pages = 256 * 2**20 // 4096
-    assert faults() < pages / 4
-    assert faults(THP_MEM_ALLOC_ENABLE="0") >= pages * 0.9
-
-
 def test_help_names_choices_and_examples_without_loading_torch(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('torch is slow to load')\n")
     path = f"{tmp_path}{os.pathsep}{ROOT}"
