@@ -93,6 +93,7 @@ def test_an_input_without_a_gradient_gets_none() -> None:
     assert x.grad is None and layers[0].lora_A["default"].weight.grad is not None
 
 
+@pytest.mark.filterwarnings("ignore:.lora_bias=True. was passed")  # the layers of the test have none
 def test_what_is_not_plain_stays_with_peft() -> None:
     for settings in ({"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}):
         view, layers = adapted(**settings)
