@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import distributed
 from torch.distributed.tensor import DTensor
 
 from kldistill.evaluation.config import EvaluateConfig, ScoringConfig
@@ -40,19 +41,28 @@ def work(folders: dict[str, Path], out: Path, runtime: RuntimeConfig) -> dict[st
             if "seconds" not in name and "per_second" not in name:
                 found.setdefault(f"{case}/{name}", []).append(value)
 
+    def wait() -> None:
+        """Until every process is here, as after each step of a run: the main one writes what all go on to read."""
+        if distributed.is_initialized():
+            distributed.barrier()
+
     folders = {**folders, **{name: out / name for name in ("teacher", "evaluate_original")}}
     for name in ("teacher", "evaluate_original"):
         folders[name].mkdir(parents=True, exist_ok=True)
     teacher.build(TeacherConfig(300, 12, 2000), folders, folders["teacher"], Job(runtime, partial(log, "teacher")))
+    wait()
     for case, (settings, how) in CASES.items():
         (out / case).mkdir(exist_ok=True)
         cfg = DistillConfig(**{**SETTINGS, **settings}, loss=LossConfig("some", terms=TERMS))
         distill.build(cfg, folders, out / case, Job(replace(runtime, **how), partial(log, case)))
+        wait()
     evaluate_original(EvaluateConfig("original", scoring), folders, folders["evaluate_original"], Job(runtime))
+    wait()
     log("original", read_summary(folders["evaluate_original"]))
     evaluated = out / "evaluated"
     evaluated.mkdir(exist_ok=True)
     evaluate_student(EvaluateConfig("distilled", scoring), {**folders, "rows": out / "lora"}, evaluated, Job(runtime))
+    wait()
     log("distilled", read_summary(evaluated))
     return found
 
