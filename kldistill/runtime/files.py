@@ -58,7 +58,7 @@ def _sweep(path: Path) -> None:
 
 def write_summary(out: Path, figures: Mapping[str, float]) -> None:
     """Write a stage's final figures, by their stable names (docs/metrics.md), into its artifact's ``summary.json``."""
-    write_text(out / SUMMARY, json.dumps(figures, indent=2) + "\n")
+    (out / SUMMARY).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def read_summary(artifact: Path) -> dict[str, float]:
