@@ -22,6 +22,7 @@ from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.runtime.errors import EvaluationError
 from kldistill.runtime.progress import Bar
 from kldistill.tokens.encoding import encode, special_ids
+from kldistill.tokens.windows import context_length
 
 ALIKE = 32  # first tokens by which prompts are taken to share a beginning
 CELLS = 32_768  # rows times columns of the cache, at most, unless one prompt alone is more
@@ -103,9 +104,9 @@ def generate(
     prompts = []
     for index, ids in enumerate(encode(spelling.tokenizer, [request.prompt for request in requests])):
         prompts.append(Prompt(index, *spelling.healed(ids)))
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_length(model.config)
     for prompt in prompts:
-        if limit is not None and len(prompt.ids) + 1 >= limit:
+        if len(prompt.ids) + 1 >= limit:
             raise EvaluationError(
                 f"A prompt has {len(prompt.ids)} tokens, the model's context {limit}: lower the suite's prompt_bytes "
                 "or shots, or leave the suite out."

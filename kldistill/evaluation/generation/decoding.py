@@ -20,6 +20,7 @@ from kldistill.evaluation.generation.one_by_one import Alone
 from kldistill.evaluation.generation.packed import Places, fits
 from kldistill.evaluation.generation.sampling import draw
 from kldistill.evaluation.generation.spelling import Spelling
+from kldistill.tokens.windows import context_length
 
 PASS = 256  # tokens of prompts in one pass
 QUERIES = 256  # rows times tokens of a guess, at most: attention pads to that
@@ -147,7 +148,7 @@ class Rows:
         assert self.packed or not prefix
         self.memory = Places(model, prefix) if self.packed else Alone(model)
         self.trust = Trust(IDLE.get(model.device.type, IDLE_ELSEWHERE))
-        self.limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.limit = context_length(model.config)
         self.rows: list[Row] = []
         self._samples: dict[int, list[Row]] = {}  # of a request, without the first, which runs the prompt for all
         self._masks: dict[bytes, Tensor] = {}
@@ -222,9 +223,8 @@ class Rows:
         """Guess what follows a row's last token, as far as that is worth it in a pass of ``size`` tokens."""
         row.found, guess = find("".join(map(chr, [*row.before, *row.ids])))
         most = min(self.trust.length(row.found, size), QUERIES // len(self.rows) - 1) if row.found else 0
-        if self.limit is not None:
-            most = min(most, self.limit - 1 - length - self.memory.shared)
-        row.guess = [ord(char) for char in guess[: max(0, most)]]
+        room = self.limit - 1 - length - self.memory.shared
+        row.guess = [ord(char) for char in guess[: int(max(0, min(most, room)))]]
 
     def _fork(self, place: int) -> list[int]:
         """Let the other samples of a row's request join, once, as its prompt has been run; their places."""
@@ -276,7 +276,7 @@ class Rows:
             self.trust.learn(row.found, len(row.guess), right)
         self.memory.forget(place, 1 + len(row.guess) - taken + row.gone)
         row.gone = 0
-        if not row.ended and self.limit is not None and self.memory.lengths[place] + self.memory.shared >= self.limit:
+        if not row.ended and self.memory.lengths[place] + self.memory.shared >= self.limit:
             row.ended = "budget"
 
     def _leave(self) -> list[Row]:

@@ -30,8 +30,9 @@ from torch.nn import functional as F
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from kldistill.evaluation.generation.cache import SPARE
+
 NAME = "kldistill_packed"
-SPARE = 64  # columns to grow into
 SHORT = 16  # tokens of a row that are met together with those of other rows; a row with more is met alone
 BLOCK = 16  # rows that are met together: they are padded to the longest, and to the one with most tokens
 # What a layer may look at: everything before, or the last columns of it. Others keep states that cannot be cut short.
@@ -159,7 +160,8 @@ class Places(Cache):
         """Run tokens: the next ones of every row, of some perhaps none.
 
         Args:
-            wanted: after how many of each row's tokens, the last ones, the logits are wanted; one at least in all.
+            wanted: after how many of each row's tokens, the last ones, the logits are wanted; none after a part of a
+                prompt.
 
         Returns:
             These logits, row by row.
@@ -195,7 +197,6 @@ class Places(Cache):
         self._flat = {}
         ends = [length + size for length, size in zip(self.lengths, sizes, strict=True)]
         self._size = (max(self._size[0], len(sizes)), max(ends))
-        self.groups = []
         starts = list(accumulate(sizes, initial=0))
         short = [size if size <= SHORT else 0 for size in sizes]
         blocks = [range(first, min(first + BLOCK, len(sizes))) for first in range(0, len(sizes), BLOCK)]

@@ -23,6 +23,7 @@ from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.runtime.errors import EvaluationError
 from kldistill.runtime.progress import Bar
 from kldistill.tokens.encoding import encode
+from kldistill.tokens.windows import context_length
 from kldistill.training.padding import pad, pad_in_front
 
 POSITIONS = 1024  # whose vocabulary-sized logits exist at a time
@@ -109,9 +110,9 @@ def _scored(
     model: PreTrainedModel, size: int, cut: list[_Cut], batch_size: int, description: str
 ) -> Iterator[tuple[_Cut, list[float]]]:
     """The log-probabilities of every text's tokens after those that are shared, the longest first."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_length(model.config)
     for each in cut:
-        if limit is not None and max(map(len, each.ids)) > limit:
+        if max(map(len, each.ids)) > limit:
             raise EvaluationError(
                 f"Question {each.index}: a text with its prompt has {max(map(len, each.ids))} tokens, the model's "
                 f"context {limit}. Leave the suite out."

@@ -1,16 +1,15 @@
 """``heat_map.png`` of a sweep: its main figures over what was compared, for documents that show no HTML."""
 
-import os
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from kldistill.evaluation.metrics import Metric
 from kldistill.report.sweep.charts import cells, sides
+from kldistill.report.sweep.panels import panels, replace
 
 NAME = "heat_map.png"
 SHOWN = (
@@ -47,11 +46,8 @@ def heat_map(table: Mapping[str, Any], folder: Path) -> Path | None:
     across = min(3, len(metrics))
     lines = -(-len(metrics) // across)
     size = (1.8 + across * (0.5 + 0.72 * len(columns)), lines * (0.8 + 0.3 * len(rows)))
-    figure = Figure(figsize=size, layout="constrained", facecolor="white", dpi=150)
-    axes = figure.subplots(lines, across, squeeze=False, sharey=True)
-    for axis in axes.flat[len(metrics) :]:
-        axis.remove()
-    for axis, metric in zip(axes.flat, metrics, strict=False):
+    figure, axes = panels(len(metrics), across, size, sharey=True)
+    for axis, metric in zip(axes, metrics, strict=True):
         values = np.full((len(rows), len(columns)), np.nan)
         for entry in table["means"]:
             if entry["metric"] == metric.name:
@@ -60,7 +56,4 @@ def heat_map(table: Mapping[str, Any], folder: Path) -> Path | None:
         cells(axis, values, metric, [", ".join(row) for row in rows], columns, size=8)
         axis.set_title(f"{metric.label}\n({metric.better} is better)", fontsize=9)
         axis.tick_params(length=0)
-    path, temporary = folder / NAME, folder / f".{NAME}"
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)  # several runs of a sweep may collect at once
-    return path
+    return replace(figure, folder / NAME)

@@ -4,7 +4,6 @@ The rate is chosen on validation text alone; test text is only looked at for the
 smallest or the largest of those tried, the range was too small, and the entry has the command that widens it.
 """
 
-import os
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,12 +13,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from kldistill.evaluation.metrics import Metric
 from kldistill.interpret.style import CYCLE
 from kldistill.report.data import FINISHED, Run
 from kldistill.report.sweep.factors import SEED, natural
+from kldistill.report.sweep.panels import panels, replace
 
 RATES = ("loss.lr", "distill.lr", "distill.lora_lr")
 BUDGET = "distill.steps"
@@ -57,8 +56,7 @@ def tuned(runs: Sequence[Run], labels: Sequence[Labels], rate: str, metrics: Seq
     cells: dict[tuple[tuple[str, str], ...], dict[str, list[int]]] = {}
     for at, (run, label) in enumerate(zip(runs, labels, strict=True)):
         if run.status == FINISHED and _judged(run) in run.metrics:
-            cell = tuple((name, value) for name, value in label.items() if name not in (rate, SEED))
-            cells.setdefault(cell, {}).setdefault(label[rate], []).append(at)
+            cells.setdefault(_others(label, rate), {}).setdefault(label[rate], []).append(at)
     entries = []
     for cell, by_rate in cells.items():
         tried = [
@@ -91,6 +89,11 @@ def tuned(runs: Sequence[Run], labels: Sequence[Labels], rate: str, metrics: Seq
     return entries
 
 
+def _others(label: Labels, rate: str) -> tuple[tuple[str, str], ...]:
+    """The factors beside the rate and the seed, with their values."""
+    return tuple((name, value) for name, value in label.items() if name not in (rate, SEED))
+
+
 def _judged(run: Run) -> str:
     return f"distill/validation_{run.flat.get('distill.best_by') or 'bits_per_byte'}"
 
@@ -116,11 +119,7 @@ def asked_of_all(cells: Sequence[Mapping[str, str]], own: Sequence[Labels], rate
     """Of the cells of a grid, those whose rate most of the others tried: a range that was widened somewhere is missing
     nowhere else.
     """
-
-    def rest(cell: Mapping[str, str]) -> tuple[str, ...]:
-        return tuple(value for name, value in cell.items() if name not in (rate, SEED))
-
-    tried = {(cell[rate], rest(cell)) for cell in own}
+    tried = {(cell[rate], _others(cell, rate)) for cell in own}
     n_others = len({others for _, others in tried})
     usual = {value for value, n in Counter(value for value, _ in tried).items() if 2 * n > n_others}
     return [cell for cell in cells if cell[rate] in usual]
@@ -169,18 +168,12 @@ def picture(table: Mapping[str, Any], folder: Path) -> Path | None:
     if not table["tuned"] or BUDGET not in table["tuned"][0]["cell"] or not metrics:
         return None
     across = min(2, len(metrics))
-    figure = Figure(figsize=(4.4 * across, 3.2 * -(-len(metrics) // across)), layout="constrained", dpi=150)
-    axes = figure.subplots(-(-len(metrics) // across), across, squeeze=False)
-    for axis in axes.flat[len(metrics) :]:
-        axis.remove()
-    for axis, metric in zip(axes.flat, metrics, strict=False):
+    figure, axes = panels(len(metrics), across, (4.4 * across, 3.2 * -(-len(metrics) // across)))
+    for axis, metric in zip(axes, metrics, strict=True):
         curves(axis, table, metric)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
+    handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False, fontsize=9)
-    path, temporary = folder / NAME, folder / f".{NAME}"
-    figure.savefig(temporary, format="png", metadata={"Software": None})
-    os.replace(temporary, path)  # several runs of a sweep may collect at once
-    return path
+    return replace(figure, folder / NAME)
 
 
 def curves(axes: Axes, table: Mapping[str, Any], metric: Metric) -> None:
