@@ -1,8 +1,8 @@
 """Measure what must be fast. Prints figures of this machine, and ratios between two ways within the same run.
 
 python scripts/bench.py tokens --tokenizer FOLDER [--megabytes 5] [--merges 512] [--plain]
-python scripts/bench.py generation --model FOLDER [--tasks 164] [--batch 64] [--single 12]
-python scripts/bench.py train --run FOLDER [--loss kl,ce] [--lora 16] [--steps 8] [--batch 2]
+python scripts/bench.py generation --model FOLDER [--tasks 164] [--batch 64] [--single 12] [--device cuda]
+python scripts/bench.py train --run FOLDER [--loss kl,ce] [--lora 16] [--steps 8] [--batch 2] [--device cuda]
 python scripts/bench.py processes --run FOLDER [--loss kl,ce] [--lora 16] [--steps 8] [--batch 4]
 python scripts/bench.py memory --run FOLDER [--loss kl,ce] [--lora 16] [--steps 8] [--batch 16] [--again]
 python scripts/bench.py all --run FOLDER
@@ -111,7 +111,7 @@ def generation(args: argparse.Namespace) -> None:
     sources = Sources(Path(), Path(), passes=None)  # HumanEval needs none of them
     tasks = HumanEval().tasks(sources)[: args.tasks]
     requests = [Request(task.prompt, task.budget, task.stop) for task in tasks]
-    model: Any = AutoModelForCausalLM.from_pretrained(args.model).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).to(args.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     spelling = Spelling(tokenizer)
     written: dict[int, Completion] = {}
@@ -126,7 +126,9 @@ def generation(args: argparse.Namespace) -> None:
         for index in chosen:
             kept, _ = spelling.healed(encode(tokenizer, [requests[index].prompt])[0])
             n = len(written[index].token_ids)
-            model.generate(torch.tensor([kept]), max_new_tokens=n, min_new_tokens=n, do_sample=False)
+            model.generate(
+                torch.tensor([kept], device=args.device), max_new_tokens=n, min_new_tokens=n, do_sample=False
+            )
 
     seconds, cpu = timed(batched)
     alone, alone_cpu = timed(single)
@@ -175,6 +177,8 @@ def main(argv: list[str]) -> None:
     command.add_argument("--model", required=True, help="folder or hub id of a model with its tokenizer")
     command.add_argument("--tasks", type=int, default=164)
     command.add_argument("--batch", type=int, default=64)
+    command.add_argument("--device", default="cpu", help="where to write: cpu, cuda")
+    command.add_argument("--dtype", default="float32", help="the model's: float32, bfloat16")
     command.add_argument("--single", type=int, default=12, help="tasks that the loop writes too")
     command = commands.add_parser("all", help=(everything.__doc__ or "").split(":", maxsplit=1)[0])
     command.set_defaults(run=everything)
@@ -187,7 +191,10 @@ def main(argv: list[str]) -> None:
         command.add_argument("--lora", type=int, default=0, help="rank of an adapter of the body; 0 for none")
         command.add_argument("--steps", type=int, default=8)
         command.add_argument("--batch", type=int, default=batch)
-        command.add_argument("--chunk", type=int, default=128)
+        command.add_argument("--chunk", type=int, help="runtime.chunk")
+        if run is train:
+            command.add_argument("--device", default="cpu", help="where to train: cpu, cuda")
+            command.add_argument("--precision", choices=("no", "bf16"), default="no", help="distill.precision")
         command.add_argument("--again", action="store_true", help="run layers again (gradient_checkpointing)")
     command.add_argument("--tokens", type=float, default=1e6, help="of the text")
     command.add_argument("--bytes", type=int, default=165, help="of a snippet")

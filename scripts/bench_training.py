@@ -23,12 +23,13 @@ from kldistill.losses.weighted import Term
 from kldistill.model.load import load_original, load_original_tokenizer
 from kldistill.rows.rows import Rows
 from kldistill.runtime.config import RuntimeConfig
+from kldistill.runtime.devices import sizes
 from kldistill.runtime.shares import Share
 from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.encoding import encode_snippets
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import adapters
-from kldistill.training.batches import Batch, Steps, pass_budget, schedule
+from kldistill.training.batches import Batch, Steps, schedule
 from kldistill.training.config import LoraConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import forget_peak, peak_memory
@@ -51,11 +52,19 @@ def python_sources(megabytes: float) -> Iterator[str]:
 
 
 def timed(function: Callable[[], object]) -> tuple[float, float]:
-    """Wall and processor seconds (this process and its finished children) of a call."""
+    """Wall and processor seconds (this process and its finished children) of a call, and of all that it started."""
+    wait()
     before, wall = os.times(), time.perf_counter()
     function()
+    wait()
     after, seconds = os.times(), time.perf_counter() - wall
     return seconds, sum(after[:4]) - sum(before[:4])
+
+
+def wait() -> None:
+    """Until an accelerator has done what it was given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def train(args: argparse.Namespace) -> None:
@@ -63,12 +72,16 @@ def train(args: argparse.Namespace) -> None:
 
     The floor is counted, not measured step by step: 4 FLOP a weight of the body and token (forward, and back to what
     goes in), 2 a weight of the head three times, at the rate that a product of the layers' own shapes reaches here,
-    which is measured between the steps. So other work on the machine slows both down alike.
+    which is measured between the steps. So other work on the machine slows both down alike. Seconds are the
+    processor's on a CPU, and the clock's on an accelerator.
     """
+    device, runtime = torch.device(args.device), RuntimeConfig(device=args.device, chunk=args.chunk)
+    half = args.precision == "bf16"
     objective, cuts = of_run(args)
+    objective.to(device)
     student, model = objective.student, objective.student.model
     order = schedule(cuts.lengths, args.batch, args.steps + 1, 0)
-    batches = Steps(cuts, order, chunk=args.chunk, budget=pass_budget(RuntimeConfig()))
+    batches = Steps(cuts, order, chunk=sizes(runtime).chunk, budget=sizes(runtime).pass_tokens)
     optimizer = torch.optim.AdamW([parameter for parameter in student.parameters() if parameter.requires_grad], lr=1e-6)
     head = student.lm_head.weight.numel()
     body = sum(parameter.numel() for parameter in student.body.parameters()) - student.embedding.weight.numel()
@@ -80,30 +93,32 @@ def train(args: argparse.Namespace) -> None:
 
         def step(passes: list[Batch] = passes) -> None:
             for batch in passes:
-                objective(batch)[0].backward()
+                with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                    loss = objective(batch.to(device))[0]
+                loss.backward()
             optimizer.step()
             optimizer.zero_grad()
 
-        _, cpu = timed(step)
-        left = torch.randn(sum(batch.new_ids.numel() for batch in passes), config.hidden_size)
-        right = torch.randn(config.hidden_size, config.intermediate_size)
+        wall, cpu = timed(step)
+        kind = {"device": device, "dtype": torch.bfloat16 if half else torch.float32}
+        left = torch.randn(sum(batch.new_ids.numel() for batch in passes), config.hidden_size, **kind)
+        right = torch.randn(config.hidden_size, config.intermediate_size, **kind)
         _, product = timed(lambda left=left, right=right: [left @ right for _ in range(100)])
         rate = 100 * 2 * left.numel() * right.shape[1] / product
         if number == 0:
-            forget_peak(torch.device("cpu"))
+            forget_peak(device)
             continue  # the first one warms up
-        spent += cpu
+        spent += cpu if device.type == "cpu" else wall
         rates.append(rate)
         read = sum(len(cuts.states.ids[index]) for index in batches.order[number])
         n_tokens = sum(batch.n_tokens for batch in passes)
         floor += (n_tokens * (4 * body + 2 * 2 * head) + read * 2 * head) / rate
         new, old = new + n_tokens, old + read
     print(f"{args.steps} steps of {args.loss}, LoRA rank {args.lora}, {new / args.steps:.0f} new tokens each")
-    print(f"{new / spent:.0f} new and {old / spent:.0f} old tokens a processor second; products reach "
-          f"{sum(rates) / len(rates) / 1e9:.0f} GFLOP/s a thread")  # fmt: skip
-    print(
-        f"{spent / floor:.2f} times the floor; at most {peak_memory(torch.device('cpu')) / 1e9:.2f} GB in this process"
-    )
+    seconds, on = ("a processor second", "a thread") if device.type == "cpu" else ("a second", f"on {device.type}")
+    print(f"{new / spent:.0f} new and {old / spent:.0f} old tokens {seconds}; products reach "
+          f"{sum(rates) / len(rates) / 1e9:.0f} GFLOP/s {on}")  # fmt: skip
+    print(f"{spent / floor:.2f} times the floor; at most {peak_memory(device) / 1e9:.2f} GB in this process")
 
 
 def memory(args: argparse.Namespace) -> None:
@@ -119,8 +134,8 @@ def memory(args: argparse.Namespace) -> None:
     held = resident()
     objective, _ = of_run(args)
     order = schedule(cuts.lengths, args.batch, args.steps, 0)
-    budget = pass_budget(RuntimeConfig(pass_tokens=args.pass_tokens))
-    batches = Steps(cuts, order, chunk=args.chunk, online=True, budget=budget)
+    budget = sizes(RuntimeConfig(pass_tokens=args.pass_tokens)).pass_tokens
+    batches = Steps(cuts, order, chunk=args.chunk or 128, online=True, budget=budget)
     optimizer = torch.optim.AdamW([each for each in objective.parameters() if each.requires_grad], lr=1e-6)
     before = resident()
     forget_peak(torch.device("cpu"))
@@ -179,7 +194,7 @@ def _one_of(rank: int, world: int, args: argparse.Namespace, folder: str) -> Non
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
     objective, cuts = of_run(args)
     order = schedule(cuts.lengths, args.batch, args.steps + 1, 0)
-    batches = Steps(cuts, order, chunk=args.chunk, share=Share(rank, world))
+    batches = Steps(cuts, order, chunk=args.chunk or 128, share=Share(rank, world))
     module = DistributedDataParallel(objective) if world > 1 else objective
     optimizer = torch.optim.AdamW([each for each in objective.parameters() if each.requires_grad], lr=1e-6)
     begun = 0.0

@@ -28,7 +28,7 @@ from kldistill.evaluation.outcomes import compared, summarise
 from kldistill.evaluation.sandbox import Outcome, Sandbox, cores
 from kldistill.evaluation.suites.task import TASKS, Task, read, stripped_lines
 from kldistill.model.load import vocabulary_size
-from kldistill.runtime.devices import accelerator, device_of
+from kldistill.runtime.devices import accelerator, device_of, sizes
 from kldistill.runtime.files import append, dump, read_lines, replace, write_summary
 from kldistill.runtime.job import Job
 from kldistill.runtime.processes import launched_here
@@ -149,7 +149,7 @@ def written(
             spelling,
             requests,
             Decoding(cfg.temperature, cfg.top_p, cfg.seed, cut),
-            batch_size=job.runtime.generation_batch,
+            batch_size=sizes(job.runtime).generation_batch,
             description=f"{cfg.model.capitalize()} model on {cfg.suite}",
         ):
             task = tasks[index]
@@ -199,7 +199,10 @@ def measured(
     """
     model, spelling, _ = loaded(inputs, job)
     begun = time.perf_counter()
-    how = {"batch_size": job.runtime.generation_batch, "description": f"{cfg.model.capitalize()} model on {cfg.suite}"}
+    how = {
+        "batch_size": sizes(job.runtime).generation_batch,
+        "description": f"{cfg.model.capitalize()} model on {cfg.suite}",
+    }
     found: Iterator[tuple[int, dict[str, Any]]]
     if tasks[0].kind == "choice":
         questions = [(task.prompt, task.options) for task in tasks]

@@ -20,7 +20,7 @@ from kldistill.evaluation.statistics import ratio_interval, with_ends
 from kldistill.model.load import load_original_config, load_original_tokenizer
 from kldistill.rows.sharding import home, place
 from kldistill.rows.student import bare
-from kldistill.runtime.devices import accelerator
+from kldistill.runtime.devices import accelerator, sizes
 from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.runtime.shares import Share
@@ -47,7 +47,7 @@ def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path
         inputs: ``model`` and ``corpus``; ``written`` where the original model has written.
         out: gets ``NAME.jsonl`` and ``NAME.npy`` for every kind of text, ``records.jsonl`` and ``summary.json``.
     """
-    accelerate = accelerator(job.runtime, "no")
+    accelerate, size = accelerator(job.runtime, "no"), sizes(job.runtime)
     device, share = accelerate.device, Share.of(accelerate, job.runtime)
     tokenizer = load_original_tokenizer(inputs["model"])
     model = place(bare(inputs["model"], home(device, share)), device, share)
@@ -63,7 +63,7 @@ def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path
         windows = within_context(windows, tokenizer, load_original_config(inputs["model"]))
         encoded = encode_snippets(tokenizer, windows)
         description = f"Original model on {name} text"
-        batch_size, chunk = job.runtime.score_batch, job.runtime.chunk
+        batch_size, chunk = size.score_batch, size.chunk
         states.write(
             out,
             name,
@@ -89,7 +89,7 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
         inputs: ``model``, ``tokens``, ``rows`` and ``evaluate_original``.
         out: gets ``records.jsonl`` and ``summary.json``.
     """
-    accelerate = accelerator(job.runtime, "no")
+    accelerate, size = accelerator(job.runtime, "no"), sizes(job.runtime)
     device, share = accelerate.device, Share.of(accelerate, job.runtime)
     pieces = PieceTable.load(inputs["tokens"])
     tokenizer = load_extended_tokenizer(inputs["tokens"])
@@ -103,8 +103,8 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
             student,
             cuts,
             teacher=pieces.exact,
-            batch_size=job.runtime.score_batch,
-            chunk=job.runtime.chunk,
+            batch_size=size.score_batch,
+            chunk=size.chunk,
             device=device,
             description=f"{cfg.model.capitalize()} model on {name} text",
             share=share,

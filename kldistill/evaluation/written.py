@@ -19,7 +19,7 @@ from kldistill.evaluation.generation.batching import Request, generate
 from kldistill.evaluation.generation.decoding import Decoding
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.model.load import load_original, load_original_tokenizer
-from kldistill.runtime.devices import device_of
+from kldistill.runtime.devices import device_of, sizes
 from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.tokens.encoding import encode
@@ -84,7 +84,7 @@ def _texts(
         spelling,
         requests,
         Decoding(temperature=1.0, seed=cfg.seed),
-        batch_size=job.runtime.generation_batch,
+        batch_size=sizes(job.runtime).generation_batch,
         description=f"Writing {cfg.split} text",
     )
     for number, completions in written:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from kldistill.corpus.documents import Document
 from kldistill.evaluation.generation.batching import Completion, Request, generate
 from kldistill.evaluation.generation.spelling import Spelling
-from kldistill.runtime.devices import device_of
+from kldistill.runtime.devices import device_of, sizes
 from kldistill.runtime.job import Job
 from kldistill.tokens.encoding import reader
 from kldistill.training.load import load_model
@@ -91,7 +91,7 @@ def write(
         rows = None if name == "original" else inputs["rows"]
         model = load_model(inputs["model"], rows, device_of(job.runtime))
         spelling = Spelling(tokenizer)
-        size = job.runtime.generation_batch
+        size = sizes(job.runtime).generation_batch
         for index, (made,) in generate(model, spelling, requests, batch_size=size, description=f"{name} model"):
             exact = made.text.rstrip() == lines[index].reference.rstrip()
             tokens = [token._asdict() for token in written(made, spelling, old_size)]

@@ -114,14 +114,14 @@ class Alignment:
 
     def to(self, device: torch.device | str) -> Alignment:
         """The same alignment with every tensor on ``device``."""
-        names = ("mass_owner", "mass_member", *LISTS)
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
 
 
 # What each list stands beside, and what it points into (see ``_index``); a list comes after those that it names.
 LISTS: dict[str, Mapping[str, Any]] = {
     entry.name: entry.metadata for entry in fields(Alignment) if "list" in entry.metadata
 }
+TENSORS = ("mass_owner", "mass_member", *LISTS)
 COUNTS = [entry.name for entry in fields(Alignment) if "count" in entry.metadata]
 
 

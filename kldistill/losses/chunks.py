@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from kldistill.losses.alignment import COUNTS, LISTS, Alignment
+from kldistill.losses.alignment import COUNTS, LISTS, TENSORS, Alignment
 
 
 def concatenate(alignments: Sequence[Alignment], student_rows: Sequence[int], teacher_rows: Sequence[int]) -> Alignment:
@@ -50,9 +50,18 @@ class Chunk:
     teacher_rows: Int[Tensor, " B"]
     alignment: Alignment
 
+    def tensors(self) -> list[Tensor]:
+        """All that it holds; chunks of one batch share some of them."""
+        return [self.student_rows, self.teacher_rows, *(getattr(self.alignment, name) for name in TENSORS)]
+
+    def of(self, tensors: Iterator[Tensor]) -> Chunk:
+        """The same chunk with the next ones of ``tensors``, in the order of ``tensors()``."""
+        rows = next(tensors), next(tensors)
+        return Chunk(*rows, replace(self.alignment, **{name: next(tensors) for name in TENSORS}))
+
     def to(self, device: torch.device | str) -> Chunk:
         """The same chunk with every tensor on ``device``."""
-        return Chunk(self.student_rows.to(device), self.teacher_rows.to(device), self.alignment.to(device))
+        return self.of(tensor.to(device) for tensor in self.tensors())
 
 
 def chunks(alignment: Alignment, size: int) -> Iterator[Chunk]:

@@ -19,10 +19,9 @@ from kldistill.model.gguf import existing
 from kldistill.model.load import read_config
 from kldistill.pipeline.compose import Config
 from kldistill.pipeline.steps import steps_of
-from kldistill.runtime.devices import device_of
+from kldistill.runtime.devices import device_of, sizes
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.processes import launched
-from kldistill.training.batches import pass_budget
 
 BYTES_PER_TOKEN = 3.3  # of code, in the old tokenizer; prose has more
 SHORTER = 0.83  # tokens of the new cut for one of the old
@@ -127,7 +126,7 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
     weights = shape.parameters * shape.weight_bytes
     # What one process holds: its share of a batch, or as much of it as runs at a time.
     in_step = batch * SHORTER / launched()
-    in_pass = min(in_step, pass_budget(cfg.runtime) or in_step)
+    in_pass = min(in_step, sizes(cfg.runtime).pass_tokens or in_step)
     again = d.gradient_checkpointing
     kept = INPUT * shape.layers + ACTIVATIONS if again else ACTIVATIONS * shape.layers
     held, how = weights, "b P"
@@ -139,7 +138,7 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
     plan = [
         Need("memory: frozen weights", held, "B", how),
         Need("memory: new rows with AdamW", 16 * matrices * n_new * shape.width, "B", "16 N D, twice if two rows"),
-        Need("memory: logits of a chunk", 4 * LOGITS * height * cfg.runtime.chunk, "B", "16 W runtime.chunk"),
+        Need("memory: logits of a chunk", 4 * LOGITS * height * sizes(cfg.runtime).chunk, "B", "16 W runtime.chunk"),
         Need(
             "memory: activations of a pass",
             shape.width * shape.weight_bytes * in_pass * kept,

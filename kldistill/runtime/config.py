@@ -49,10 +49,10 @@ class RuntimeConfig:
         workers: threads and processes for text work; 0 means all cores.
         threads: torch threads; 0 leaves torch's own choice.
         checkpoint_every: training steps between two checkpoints.
-        generation_batch: completions that are written at a time.
-        score_batch: windows of held-out text in one forward pass.
+        generation_batch: completions that are written at a time. Null: 64 on a CPU, 256 on an accelerator.
+        score_batch: windows of held-out text in one forward pass. Null: 4 on a CPU, 32 on an accelerator.
         chunk: positions whose vocabulary-sized logits exist at a time, in training and in evaluation: memory is about
-            chunk times vocabulary times 4 bytes, a few times over.
+            chunk times vocabulary times 4 bytes, a few times over. Null: 128 on a CPU, 1,024 on an accelerator.
         pass_tokens: tokens that one pass of training holds at a time, padding included, at most: a step whose snippets
             have more runs in several passes, whose gradients add up, and a snippet that is longer runs alone
             (elsewhere: gradient accumulation). Lets a large ``batch_size`` into little memory. Null: 512 on a CPU,
@@ -72,9 +72,9 @@ class RuntimeConfig:
     workers: int = 0
     threads: int = 0
     checkpoint_every: int = 20
-    generation_batch: int = 64
-    score_batch: int = 4
-    chunk: int = 128
+    generation_batch: int | None = None
+    score_batch: int | None = None
+    chunk: int | None = None
     pass_tokens: int | None = None
     loader_workers: int = 0
     shard: bool = False
@@ -84,14 +84,10 @@ class RuntimeConfig:
         require(self.workers >= 0, "runtime.workers", self.workers, "must be 0 (all cores) or more")
         require(self.threads >= 0, "runtime.threads", self.threads, "must be 0 (torch's choice) or more")
         require(0 <= self.loader_workers <= 1024, "runtime.loader_workers", self.loader_workers, "must be 0 to 1024")
-        for key in ("checkpoint_every", "generation_batch", "score_batch", "chunk"):
-            require(getattr(self, key) >= 1, f"runtime.{key}", getattr(self, key), "must be at least 1")
-        require(
-            self.pass_tokens is None or self.pass_tokens >= 1,
-            "runtime.pass_tokens",
-            self.pass_tokens,
-            "must be at least 1, or null",
-        )
+        require(self.checkpoint_every >= 1, "runtime.checkpoint_every", self.checkpoint_every, "must be at least 1")
+        for key in ("generation_batch", "score_batch", "chunk", "pass_tokens"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"runtime.{key}", value, "must be at least 1, or null")
         for name in self.trust:
             require(name.isidentifier(), "runtime.trust", name, "name packages as they are imported, such as [mypkg]")
 

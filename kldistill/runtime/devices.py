@@ -1,6 +1,7 @@
 """Where tensors live: accelerate's choice, or the user's. Only the CPU is tested; the rest is accelerate's promise."""
 
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -10,6 +11,29 @@ from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.errors import ConfigError
 
 PATIENCE = timedelta(days=2)  # with a process that is still at work: shares of generation differ by hours, not minutes
+
+
+class Sizes(NamedTuple):
+    """How much is done at a time (see ``RuntimeConfig``). ``pass_tokens`` None: a step of training is one pass."""
+
+    chunk: int
+    score_batch: int
+    generation_batch: int
+    pass_tokens: int | None
+
+
+# A CPU's products are as fast in passes of 512 tokens as in longer ones (docs/performance.md), and what its layers keep
+# for the way back is little beside the model then: on SmolLM2 1.2 MB a token. An accelerator waits for its next kernel
+# unless each does much.
+ON_CPU = Sizes(chunk=128, score_batch=4, generation_batch=64, pass_tokens=512)
+ON_ACCELERATOR = Sizes(chunk=1024, score_batch=32, generation_batch=256, pass_tokens=None)
+
+
+def sizes(runtime: RuntimeConfig) -> Sizes:
+    """What the configuration says, and what suits the device where it says null."""
+    suited = ON_CPU if is_cpu(runtime) else ON_ACCELERATOR
+    said = {name: getattr(runtime, name) for name in Sizes._fields}
+    return suited._replace(**{name: value for name, value in said.items() if value is not None})
 
 
 def check_device(runtime: RuntimeConfig) -> None:

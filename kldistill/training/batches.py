@@ -14,16 +14,10 @@ from torch.utils.data import Dataset
 
 from kldistill.losses.alignment import Alignment
 from kldistill.losses.chunks import Chunk, chunks, concatenate
-from kldistill.runtime.config import RuntimeConfig
-from kldistill.runtime.devices import is_cpu
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.shares import ALONE, Share
 from kldistill.training.cuts import TwoCuts
-from kldistill.training.padding import pad
-
-# Tokens of a pass on a CPU. Its products are as fast as those of a longer one (see docs/performance.md), and what its
-# layers keep for the way back is little beside the model: on SmolLM2 1.2 MB a token.
-CPU_PASS = 512
+from kldistill.training.padding import pad, together
 
 
 @dataclass(frozen=True)
@@ -42,14 +36,13 @@ class Batch:
     n_tokens: int
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch with every tensor on ``device``."""
-        moved = [chunk.to(device) for chunk in self.chunks]
-        tensors = {
-            name: tensor.to(device)
-            for name in ("new_ids", "new_mask", "old_hidden", "old_ids")
-            if (tensor := getattr(self, name)) is not None
-        }
-        return replace(self, chunks=moved, **tensors)
+        """The same batch with every tensor on ``device``: numbers of a kind in one copy, which is not waited for."""
+        names = [name for name in ("new_ids", "new_mask", "old_hidden", "old_ids") if getattr(self, name) is not None]
+        tensors = [getattr(self, name) for name in names]
+        tensors += [tensor for chunk in self.chunks for tensor in chunk.tensors()]
+        moved = iter(together(tensors, torch.device(device)))
+        own = {name: next(moved) for name in names}
+        return replace(self, chunks=[chunk.of(moved) for chunk in self.chunks], **own)
 
 
 def collate(
@@ -101,13 +94,6 @@ def schedule(lengths: Sequence[int], batch_size: int, steps: int, seed: int | st
     return planned[:steps]
 
 
-def pass_budget(runtime: RuntimeConfig) -> int | None:
-    """Tokens of one pass, padding included, at most: ``runtime.pass_tokens`` or, where that is null, what suits the
-    device. None: a step is one pass.
-    """
-    return CPU_PASS if runtime.pass_tokens is None and is_cpu(runtime) else runtime.pass_tokens
-
-
 def passes(lengths: Mapping[int, int], budget: int | None) -> list[list[int]]:
     """A step's snippets in groups that run one after the other, each of no more than ``budget`` padded tokens.
 
@@ -136,7 +122,7 @@ class Steps(Dataset[list[Batch]]):
         cuts: the training snippets in both cuts.
         order: from ``schedule``.
         online: the teacher runs in the same step, over ids that the batch brings, and no states are stored.
-        budget: tokens of one pass, padding included, at most (see ``pass_budget``); None: one pass a step.
+        budget: tokens of one pass, padding included, at most (``runtime.pass_tokens``); None: one pass a step.
         share: of each step's snippets, which this process takes.
         stage: whose ``batch_size`` an error names.
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from kldistill.model.load import load_original
 from kldistill.rows.rows import Rows
 from kldistill.rows.sharding import home, place
-from kldistill.runtime.devices import accelerator
+from kldistill.runtime.devices import accelerator, sizes
 from kldistill.runtime.files import write_summary, write_text
 from kldistill.runtime.job import Job
 from kldistill.runtime.shares import Share
 from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import adapters
-from kldistill.training.batches import Steps, pass_budget, schedule
+from kldistill.training.batches import Steps, schedule
 from kldistill.training.config import DistillConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import train
@@ -37,7 +37,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         out: gets ``rows.safetensors``, ``rows.json``, ``metrics.jsonl``, ``summary.json`` and, where ``cfg.lora`` has a
             rank, the body's adapter (see ``kldistill.training.adapters``).
     """
-    accelerate = accelerator(job.runtime, cfg.precision)
+    accelerate, size = accelerator(job.runtime, cfg.precision), sizes(job.runtime)
     device, share = accelerate.device, Share.of(accelerate, job.runtime)
     pieces = PieceTable.load(inputs["tokens"])
     tokenizer = load_extended_tokenizer(inputs["tokens"])
@@ -56,8 +56,8 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     batches = Steps(
         cuts,
         order,
-        chunk=job.runtime.chunk,
-        budget=pass_budget(job.runtime),
+        chunk=size.chunk,
+        budget=size.pass_tokens,
         online=cfg.teacher == "online",
         share=share,
     )
@@ -67,7 +67,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         student,
         sets,
         batch_size=2 * cfg.batch_size,
-        chunk=job.runtime.chunk,
+        chunk=size.chunk,
         device=device,
         share=share,
         masked=any_masked(terms),

@@ -12,7 +12,7 @@ from kldistill.losses.facts import loss_facts
 from kldistill.model.load import load_original, load_original_config, load_original_tokenizer
 from kldistill.rows.rows import Rows
 from kldistill.rows.sharding import home, place
-from kldistill.runtime.devices import accelerator
+from kldistill.runtime.devices import accelerator, sizes
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
@@ -22,7 +22,7 @@ from kldistill.tokens.encoding import encode_snippets
 from kldistill.tokens.pieces import PieceTable
 from kldistill.tokens.windows import within_context
 from kldistill.training import adapters, states, texts
-from kldistill.training.batches import Steps, pass_budget, schedule
+from kldistill.training.batches import Steps, schedule
 from kldistill.training.config import FinetuneConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import train
@@ -45,7 +45,7 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     """
     if cfg.method == "none":
         raise ConfigError("finetune.method='none': there is nothing to do; choose lora, full or rows.")
-    accelerate = accelerator(job.runtime, cfg.precision)
+    accelerate, size = accelerator(job.runtime, cfg.precision), sizes(job.runtime)
     device, share = accelerate.device, Share.of(accelerate, job.runtime)
     pieces = PieceTable.load(inputs["tokens"])
     tokenizer = load_extended_tokenizer(inputs["tokens"])
@@ -64,9 +64,9 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     batches = Steps(
         cuts,
         order,
-        chunk=job.runtime.chunk,
+        chunk=size.chunk,
         # Where every weight learns, every pass adds a gradient as large as the model.
-        budget=job.runtime.pass_tokens if cfg.method == "full" else pass_budget(job.runtime),
+        budget=job.runtime.pass_tokens if cfg.method == "full" else size.pass_tokens,
         share=share,
         stage="finetune",
     )
@@ -85,7 +85,7 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
             student,
             held_out(inputs["teacher"], tokenizer, pieces),
             batch_size=2 * cfg.batch_size,
-            chunk=job.runtime.chunk,
+            chunk=size.chunk,
             device=device,
             share=share,
             masked=any_masked(terms),

@@ -42,11 +42,11 @@ def score_original(
             targets_T = torch.tensor(ids[1:], device=device)
             if (rows := scored_rows(states.snippets[index], states.sizes[index])) is not None:
                 hidden_TD, targets_T = hidden_TD[rows.to(device)], targets_T[rows.to(device)]
-            nats = 0.0
+            nats = hidden_TD.new_zeros((), dtype=torch.float32)
             for start in range(0, len(targets_T), chunk):
                 logits = model.logits_old(hidden_TD[start : start + chunk]).float()
-                nats += F.cross_entropy(logits, targets_T[start : start + chunk], reduction="sum").item()
-            scores[index].nats = nats
+                nats += F.cross_entropy(logits, targets_T[start : start + chunk], reduction="sum")
+            scores[index].nats = nats.item()
             bar.advance(len(ids))
     return summed(scores, share)
 
@@ -112,11 +112,14 @@ def _score_batch(
     states_TD = hidden_BTD.flatten(0, 1)
     teacher_UD = None if made.old_hidden is None else made.old_hidden.flatten(0, 1)
     names = ("nats", "kl", "adopted", "new_nats", "nats_masked", "kl_masked", "refused")
-    sums = {name: torch.zeros(len(batch), dtype=torch.float64) for name in names}
-    counts = {name: torch.zeros(len(batch), dtype=torch.int64) for name in ("n_new", "n_common", "n_masked")}
+    # Added up where they are: each figure that is read makes an accelerator wait.
+    kind = torch.float32 if device.type == "mps" else torch.float64
+    sums = {name: torch.zeros(len(batch), dtype=kind, device=device) for name in names}
+    counts = {name: torch.zeros_like(sums["nats"], dtype=torch.int64) for name in ("n_new", "n_common", "n_masked")}
+    unresolved = torch.zeros((), dtype=kind, device=device)
 
     def add(into: dict[str, Tensor], name: str, rows: Tensor, values: Tensor) -> None:
-        into[name].index_add_(0, (rows // width).cpu(), values.to(into[name].dtype).cpu())
+        into[name].index_add_(0, rows // width, values.to(into[name].dtype))
 
     for part in made.chunks:
         a = part.alignment
@@ -142,12 +145,11 @@ def _score_batch(
             add(counts, "n_common", rows_P, torch.ones_like(rows_P))
             if under_mask is not None:
                 add(sums, "kl_masked", rows_P, under_mask.first_P + under_mask.split_P)
-            mass = measured.unresolved.item()
-            for score in scores:  # known for the batch as a whole: shared among its texts
-                score.unresolved += mass / len(scores)
+            unresolved += measured.unresolved
+    found = {name: values.tolist() for name, values in {**sums, **counts}.items()}
+    share = unresolved.item() / len(scores)  # known for the batch as a whole: shared among its texts
     for row, score in enumerate(scores):
-        for name, values in sums.items():
-            setattr(score, name, values[row].item())
-        for name, values in counts.items():
-            setattr(score, name, int(values[row].item()))
+        for name, values in found.items():
+            setattr(score, name, values[row])
+        score.unresolved = share
         score.left_out, score.contradictions = aligned[row].n_left_out, aligned[row].n_contradictions

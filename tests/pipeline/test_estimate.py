@@ -8,8 +8,8 @@ from transformers import AutoConfig
 from kldistill.model import gemma3, smollm2
 from kldistill.pipeline import command, compose, estimate
 from kldistill.pipeline.estimate import Need, Shape, measured, needs, shape_of, told
+from kldistill.runtime.devices import ON_CPU
 from kldistill.runtime.errors import ConfigError
-from kldistill.training.batches import CPU_PASS
 from tests.helpers.artifacts import MakeModel
 from tests.helpers.runs import SMALL, config
 
@@ -72,7 +72,7 @@ def test_what_a_choice_costs() -> None:
     passes = amounts(needs(planned("distill.batch_size=64", "runtime.pass_tokens=1000"), SEVEN))
     assert passes["memory: activations of a pass"] == 34 * 4096 * 2 * 32 * 1000
     short = amounts(needs(planned("distill.batch_size=64", "runtime.device=cpu"), SEVEN))
-    assert short["memory: activations of a pass"] == 34 * 4096 * 2 * 32 * CPU_PASS
+    assert short["memory: activations of a pass"] == 34 * 4096 * 2 * 32 * ON_CPU.pass_tokens
     twice = amounts(needs(planned("distill.steps=300"), SEVEN))
     assert twice["work: distillation"] == pytest.approx(2 * plain["work: distillation"])
     adapted = amounts(needs(planned("distill=lora"), SEVEN))

@@ -119,4 +119,4 @@ def test_what_runtime_says_enters_no_stages_slice() -> None:
     for group in (cfg.distill, cfg.finetune, cfg.eval.scoring()):
         assert not hasattr(group, "chunk")
     assert not hasattr(cfg.eval.scoring(), "batch_size")
-    assert (cfg.runtime.chunk, cfg.runtime.score_batch) == (128, 4)
+    assert (cfg.runtime.chunk, cfg.runtime.score_batch) == (None, None)

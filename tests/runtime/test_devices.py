@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kldistill.runtime.config import RuntimeConfig
-from kldistill.runtime.devices import accelerator, device_of, process_state
+from kldistill.runtime.devices import ON_ACCELERATOR, ON_CPU, accelerator, device_of, process_state, sizes
 from kldistill.runtime.errors import ConfigError
 
 CPU = RuntimeConfig(device="cpu")
@@ -37,3 +37,16 @@ def test_a_device_that_is_not_here_is_refused() -> None:
 def test_alone_there_is_one_process() -> None:
     state = process_state(CPU)
     assert (state.process_index, state.num_processes) == (0, 1)
+
+
+def test_what_is_done_at_a_time_suits_the_device_unless_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there in (False, True):
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda there=there: there)
+        assert sizes(RuntimeConfig(device="cpu")) == ON_CPU
+        assert sizes(RuntimeConfig(device="auto")) == (ON_ACCELERATOR if there else ON_CPU)
+        assert sizes(RuntimeConfig(device="cuda")) == ON_ACCELERATOR
+        for device in ("cpu", "auto", "cuda"):
+            said = sizes(RuntimeConfig(device=device, pass_tokens=7, chunk=9))
+            assert said == (ON_CPU if device == "cpu" or (device == "auto" and not there) else ON_ACCELERATOR)._replace(
+                pass_tokens=7, chunk=9
+            )

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kldistill.losses.alignment import align
-from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.shares import Share
-from kldistill.training.batches import CPU_PASS, Steps, collate, pass_budget, passes, schedule
+from kldistill.training.batches import Steps, collate, passes, schedule
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.objective import Objective
 from tests.helpers.artifacts import MakeModel, MakeTokens
@@ -91,16 +90,6 @@ def loss_and_gradients(setting: Setting, **asked: Any) -> tuple[torch.Tensor, li
         of_pass = torch.autograd.grad(loss, parameters)
         gradients = [total + gradient for total, gradient in zip(gradients, of_pass, strict=True)]
     return values, gradients
-
-
-def test_passes_are_short_on_a_cpu_and_whole_steps_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
-    for there in (False, True):
-        monkeypatch.setattr(torch.accelerator, "is_available", lambda there=there: there)
-        assert pass_budget(RuntimeConfig(device="cpu")) == CPU_PASS
-        assert pass_budget(RuntimeConfig(device="auto")) == (None if there else CPU_PASS)
-        assert pass_budget(RuntimeConfig(device="cuda")) is None
-        for device in ("cpu", "auto", "cuda"):
-            assert pass_budget(RuntimeConfig(device=device, pass_tokens=7)) == 7
 
 
 @pytest.mark.parametrize("world", [2, 3])
