@@ -3,11 +3,13 @@
 pytest -n 1 tests/test_accelerator.py
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 
 from kldistill.evaluation.generation.batching import Request, generate
 from kldistill.evaluation.generation.decoding import Decoding
@@ -29,6 +31,14 @@ def here() -> torch.device:
     found = torch.accelerator.current_accelerator()
     assert found is not None
     return found
+
+
+@pytest.fixture(autouse=True)
+def _another_device() -> Iterator[None]:
+    """accelerate keeps a process's first device."""
+    PartialState._reset_state()
+    yield
+    PartialState._reset_state()
 
 
 def test_losses_and_gradients_are_those_of_the_cpu() -> None:
@@ -53,7 +63,7 @@ def test_greedy_and_sampled_texts_are_those_of_the_cpu(tiny_model: MakeModel) ->
     for decoding in (Decoding(), Decoding(temperature=0.8, seed=3)):
         texts: dict[str, dict[int, Any]] = {}
         for device in ("cpu", str(here())):
-            model: Any = load_original(folder).to(device).eval()
+            model = load_original(folder, device)
             written = generate(model, Spelling(tokenizer), requests, batch_size=8, decoding=decoding)
             texts[device] = {index: [one.text for one in all_of_it] for index, all_of_it in written}
         assert texts["cpu"] == texts[str(here())]
@@ -68,6 +78,7 @@ def figures(record: dict[str, Any]) -> dict[str, float]:
 def test_a_run_comes_to_the_same_as_on_the_cpu(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus")
     wanted = figures(run(corpus, tmp_path / "cpu", *LEARNS, *TASKS))
+    PartialState._reset_state()
     found = figures(run(corpus, tmp_path / "there", *LEARNS, *TASKS, f"runtime.device={here().type}"))
     assert len(wanted) > 8 and wanted.keys() == found.keys()
     for name, value in wanted.items():

@@ -84,6 +84,8 @@ def process_state(runtime: RuntimeConfig) -> PartialState:
     """
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
+    if not is_cpu(runtime):
+        torch.set_float32_matmul_precision(runtime.matmul_precision)
     wanted = runtime.device
     try:
         # Without an accelerator, accelerate joins several processes only if it is told that they are for the CPU.
