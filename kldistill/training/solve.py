@@ -35,10 +35,12 @@ _IDS = (
 
 
 # Student positions of a part, about. Its logits are few (943 columns where training has 49,664), so a part is several
-# texts: one of 160 positions a part takes 1.4 times as long a pass, parts of 4,096 take 1.5 times as long.
-POSITIONS = 1_024
-# Rows of logits over the whole old vocabulary that are held at a time while they are reduced.
-ROWS = 128
+# texts: on a CPU, one of 160 positions a part takes 1.4 times as long a pass, parts of 4,096 take 1.5 times as long. An
+# accelerator waits for its next kernel instead.
+POSITIONS = {"cpu": 1_024}
+POSITIONS_ELSEWHERE = 8_192
+# Of a part's rows, how many parts of it have their logits over the whole old vocabulary one after the other.
+IN_TURN = 8
 # Share of the solved row in a tied one. On SmolLM2 without any training, KL on validation text: 0.5 0.699, 0.7 0.620, 1
 # 0.791; the mean of the pieces 0.975, and separate rows (last piece, solved) 0.665.
 SOLVED = 0.7
@@ -61,7 +63,8 @@ class Readout:
         student: for its heads; its body is not run.
         cuts: the texts in both cuts, with the teacher's states.
         hidden: the teacher's states of a text by its index; None takes those that were stored.
-        chunk: student positions of one part, about: a text is not cut, unless it is longer by itself.
+        chunk: student positions of one part, about: a text is not cut, unless it is longer by itself. None: what suits
+            the device.
         most: texts that are used, at most: the first ones, which cover the new tokens best.
     """
 
@@ -70,11 +73,12 @@ class Readout:
         student: Student,
         cuts: TwoCuts,
         hidden: Callable[[int], Float[Tensor, "U D"]] | None = None,
-        chunk: int = POSITIONS,
+        chunk: int | None = None,
         most: int | None = None,
     ) -> None:
         self.student, pieces = student, cuts.pieces
         hidden = hidden or cuts.states.hidden
+        chunk = chunk or POSITIONS.get(student.lm_head.weight.device.type, POSITIONS_ELSEWHERE)
         used = sorted({piece for row in pieces.pieces for piece in row})
         self.columns_S = torch.tensor(used)
         self.number_W = torch.full((pieces.new_size,), len(used))  # of every id in the reduced vocabulary
@@ -110,7 +114,8 @@ class Readout:
         device = self.student.lm_head.weight.device
         alignment = concatenate(aligned, lengths, [len(states) for states in hidden])
         hidden_UD = torch.cat(list(hidden)).to(device)
-        reduced_UR = torch.cat([self._reduce(self.student.logits_old(rows).float()) for rows in hidden_UD.split(ROWS)])
+        by_turns = hidden_UD.split(max(1, chunk // IN_TURN))
+        reduced_UR = torch.cat([self._reduce(self.student.logits_old(rows_UD).float()) for rows_UD in by_turns])
         teacher_row = teacher_rows(alignment, sum(lengths))
         known_M = teacher_row[alignment.next_row] >= 0
         renumbered = {name: self.number_W[getattr(alignment, name)] for name in _IDS}
