@@ -126,7 +126,7 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
     weights = shape.parameters * shape.weight_bytes
     # What one process holds: its share of a batch, or as much of it as runs at a time.
     in_step = batch * SHORTER / launched()
-    in_pass = min(in_step, sizes(cfg.runtime).pass_tokens or in_step)
+    in_pass = min(in_step, sizes(cfg.runtime).pass_tokens)
     again = d.gradient_checkpointing
     kept = INPUT * shape.layers + ACTIVATIONS if again else ACTIVATIONS * shape.layers
     held, how = weights, "b P"

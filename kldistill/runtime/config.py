@@ -45,7 +45,7 @@ class RuntimeConfig:
     """How to run. Never changes a result by more than rounding does, so it never enters a fingerprint.
 
     Attributes:
-        device: ``auto``, ``cpu``, ``cuda``, ``mps`` (through accelerate; only ``cpu`` is tested).
+        device: ``auto``, ``cpu``, ``cuda``, ``mps`` (through accelerate; ``mps`` is untested).
         workers: threads and processes for text work; 0 means all cores.
         threads: torch threads; 0 leaves torch's own choice.
         checkpoint_every: training steps between two checkpoints.
@@ -58,7 +58,7 @@ class RuntimeConfig:
         pass_tokens: tokens that one pass of training holds at a time, padding included, at most: a step whose snippets
             have more runs in several passes, whose gradients add up, and a snippet that is longer runs alone
             (elsewhere: gradient accumulation). Lets a large ``batch_size`` into little memory. Null: 512 on a CPU,
-            where longer passes save no time, and one pass a step on an accelerator and in ``finetune=full``.
+            where longer passes save no time, 8,192 on an accelerator, and one pass a step in ``finetune=full``.
         loader_workers: processes that prepare the batches of the next steps (alignment of both cuts, padding) while
             this one trains. 0 prepares each when it is due: less than a hundredth of a step on a CPU, but an
             accelerator waits for it.

@@ -141,7 +141,7 @@ class DistillConfig:
         weight_decay: of AdamW.
         betas: of AdamW: how long it remembers the gradient, and its square.
         clip: the gradient's norm is cut to this.
-        precision: ``no`` (float32), ``bf16`` or ``fp16`` (accelerate's mixed precision; untested on accelerators).
+        precision: ``no`` (float32), ``bf16`` or ``fp16`` (accelerate's mixed precision).
         gradient_checkpointing: keep only each layer's input for the way back, and run the layer again there: a third
             more time, a fraction of the memory that grows with the batch. The results are the same.
         validate_every: steps; validation also runs before the first and after the last step.

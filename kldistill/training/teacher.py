@@ -10,7 +10,7 @@ from kldistill.corpus.snippets import Snippet, cover, cut, draw
 from kldistill.model.load import load_original_config, load_original_tokenizer
 from kldistill.rows.sharding import home, place
 from kldistill.rows.student import bare
-from kldistill.runtime.devices import accelerator
+from kldistill.runtime.devices import accelerator, sizes
 from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.runtime.shares import Share
@@ -81,7 +81,7 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
             stored,
             snippets,
             encoded,
-            batch_size=8,
+            batch_size=2 * sizes(job.runtime).score_batch,  # snippets are half as long as windows, about
             device=device,
             description=f"Teacher on {name} text",
             share=share,
