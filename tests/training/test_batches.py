@@ -15,6 +15,7 @@ from kldistill.runtime.shares import Share
 from kldistill.training.batches import Steps, collate, passes, schedule
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.objective import Objective
+from kldistill.training.padding import together
 from tests.helpers.artifacts import MakeModel, MakeTokens
 from tests.helpers.setting import Setting, all_terms, make_setting, whole
 
@@ -133,3 +134,14 @@ def test_without_a_teacher_there_are_no_states(setting: Setting, tmp_path: Path)
     alone = setting.states._replace(values=None)
     steps = Steps(TwoCuts(alone, whole(setting.new_ids), setting.pieces), [[0, 1]], chunk=16)
     assert steps[0][0].old_hidden is None
+
+
+def test_what_goes_to_an_accelerator_together_keeps_its_order_shapes_and_types() -> None:
+    """The device without memory stands for one: numbers are compared where there is a GPU (tests/test_accelerator.py)."""
+    shared = torch.arange(3)
+    tensors = [torch.zeros(2, 3), shared, torch.zeros(0, dtype=torch.int64), torch.ones(4, 1), shared, torch.arange(2)]
+    moved = together(tensors, torch.device("meta"))
+    assert [(one.shape, one.dtype) for one in moved] == [(one.shape, one.dtype) for one in tensors]
+    assert all(one.device.type == "meta" for one in moved) and moved[1] is moved[4]
+    stays = together(tensors, torch.device("cpu"))
+    assert all(one is other for one, other in zip(stays, tensors, strict=True))
