@@ -30,6 +30,7 @@ from kldistill.tokens.encoding import encode_snippets
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import adapters
 from kldistill.training.batches import Batch, Steps, schedule
+from kldistill.training.compiled import compile_layers
 from kldistill.training.config import LoraConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import forget_peak, peak_memory
@@ -79,8 +80,10 @@ def train(args: argparse.Namespace) -> None:
     half = args.precision == "bf16"
     objective, cuts = of_run(args)
     objective.to(device)
+    if args.compile:
+        compile_layers(objective.student)
     student, model = objective.student, objective.student.model
-    order = schedule(cuts.lengths, args.batch, args.steps + 1, 0)
+    order = schedule(cuts.lengths, args.batch, args.steps + 2, 0)
     batches = Steps(cuts, order, chunk=sizes(runtime).chunk, budget=sizes(runtime).pass_tokens)
     optimizer = torch.optim.AdamW([parameter for parameter in student.parameters() if parameter.requires_grad], lr=1e-6)
     head = student.lm_head.weight.numel()
@@ -88,7 +91,7 @@ def train(args: argparse.Namespace) -> None:
     config = model.config.get_text_config()
     spent, floor, rates = 0.0, 0.0, list[float]()
     new = old = 0
-    for number in range(args.steps + 1):
+    for number in range(args.steps + 2):
         passes = batches[number]
 
         def step(passes: list[Batch] = passes) -> None:
@@ -105,9 +108,9 @@ def train(args: argparse.Namespace) -> None:
         right = torch.randn(config.hidden_size, config.intermediate_size, **kind)
         _, product = timed(lambda left=left, right=right: [left @ right for _ in range(100)])
         rate = 100 * 2 * left.numel() * right.shape[1] / product
-        if number == 0:
+        if number < 2:
             forget_peak(device)
-            continue  # the first one warms up
+            continue  # the first two warm up
         spent += cpu if device.type == "cpu" else wall
         rates.append(rate)
         read = sum(len(cuts.states.ids[index]) for index in batches.order[number])

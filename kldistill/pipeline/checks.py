@@ -15,7 +15,7 @@ from kldistill.pipeline.steps import STAGES, steps_of
 from kldistill.rows.inits import needs_pieces
 from kldistill.runtime.components import Kind, find, plain, refuse_calls, trust
 from kldistill.runtime.config import require, resolved
-from kldistill.runtime.devices import check_device
+from kldistill.runtime.devices import check_compiler, check_device
 from kldistill.runtime.errors import ConfigError
 from kldistill.training.loss_config import LossConfig
 from kldistill.training.objective import terms_of
@@ -125,6 +125,8 @@ def check_surroundings(cfg: Config) -> None:
         KldistillError: names the key whose folder, file, pattern, package or device does not exist.
     """
     check_device(cfg.runtime)
+    if cfg.runtime.compile:
+        check_compiler()
     steps = steps_of(cfg)
     for name in plan(steps, cfg.stages):
         step = steps[name]

@@ -1,5 +1,7 @@
 """Where tensors live: accelerate's choice, or the user's. Tested on a CPU always, on one GPU now and then."""
 
+import os
+import shutil
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -69,6 +71,16 @@ def device_of(runtime: RuntimeConfig) -> torch.device:
     device = process_state(runtime).device
     assert device is not None
     return device
+
+
+def check_compiler() -> None:
+    """Raise ``ConfigError`` where torch has no C++ compiler for what ``runtime.compile`` asks it to make."""
+    asked = os.environ.get("CXX")
+    if not any(shutil.which(name) for name in ([asked] if asked else ("g++", "clang++", "gcc", "clang"))):
+        raise ConfigError(
+            f"runtime.compile=true: needs a C++ compiler, and there is no {asked or 'g++ or clang++'} here. Install "
+            "one (apt install g++), or use runtime.compile=false."
+        )
 
 
 def is_cpu(runtime: RuntimeConfig) -> bool:

@@ -21,6 +21,7 @@ from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import adapters
 from kldistill.training.batches import Steps, schedule
+from kldistill.training.compiled import compile_layers
 from kldistill.training.config import DistillConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import train
@@ -49,6 +50,8 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         rows = Rows(rows.input, rows.input, rows.made_by)  # a tied model: from here on two rows a token
     student, adapter = adapters.unfreeze(model, rows, pieces.old_size, learns)
     place(student, device, share)
+    if job.runtime.compile:
+        compile_layers(student)
     unit = unit_of(student, cfg.lr_unit)
     cuts = TwoCuts.read(inputs["teacher"], "train", tokenizer, pieces)
     sets = held_out(inputs["teacher"], tokenizer, pieces)

@@ -23,6 +23,7 @@ from kldistill.tokens.pieces import PieceTable
 from kldistill.tokens.windows import within_context
 from kldistill.training import adapters, states, texts
 from kldistill.training.batches import Steps, schedule
+from kldistill.training.compiled import compile_layers
 from kldistill.training.config import FinetuneConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import train
@@ -58,6 +59,8 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     learns = adapters.Training(cfg.method, cfg.lora, cfg.train_rows, cfg.gradient_checkpointing)
     student, adapter = adapters.unfreeze(model, Rows.load(inputs["rows"]), pieces.old_size, learns)
     place(student, device, share)
+    if job.runtime.compile:
+        compile_layers(student)
     n_trainable = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     # Distillation shuffles by its seed alone; the same seed must not show the text in the same order again.
     order = schedule(cuts.lengths, cfg.batch_size, cfg.steps, f"finetune/{cfg.seed}")

@@ -7,8 +7,7 @@ The numbers are the same but for the order of their sums.
 Shape suffixes: T tokens, I inputs, O outputs, R rank.
 """
 
-from collections.abc import Callable
-from functools import partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ def join(view: nn.Module) -> int:
 
     layers = [module for module in view.modules() if type(module) is Linear and _is_plain(module)]
     for layer in layers:
-        layer.forward = partial(_forward, layer, layer.forward)
+        layer.__class__ = _one_step()  # a class, not a function a layer: so all are one function to a compiler, too
     return len(layers)
 
 
@@ -45,16 +44,26 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
-def _forward(layer: Any, of_peft: Callable[..., Tensor], x: Float[Tensor, "*lead I"]) -> Float[Tensor, "*lead O"]:
-    """What peft's own ``forward`` gives; that one runs where the adapter is off, merged, or of another type."""
-    base, (name,) = layer.base_layer, layer.active_adapters
-    down_RI, up_OR = layer.lora_A[name].weight, layer.lora_B[name].weight
-    off = layer.disable_adapters or layer.merged or torch.is_autocast_enabled(x.device.type)
-    if off or base.weight.requires_grad or not x.dtype == base.weight.dtype == down_RI.dtype:
-        return of_peft(x)
-    y_TO = _LowRank.apply(x.flatten(0, -2), base.weight, base.bias, down_RI, up_OR, layer.scaling[name])
-    assert isinstance(y_TO, Tensor)
-    return y_TO.unflatten(0, x.shape[:-1])
+@cache
+def _one_step() -> Any:
+    """The class of layers that compute it in one step; made when it is needed, as peft takes seconds to import."""
+    from peft.tuners.lora.layer import Linear
+
+    class OneStep(Linear):
+        """peft's plain LoRA layer, with one adapter."""
+
+        def forward(self, x: Float[Tensor, "*lead I"], *args: Any, **kwargs: Any) -> Float[Tensor, "*lead O"]:
+            """What peft's own gives; that one runs where the adapter is off, merged, or of another type."""
+            base, (name,) = self.base_layer, self.active_adapters
+            down_RI, up_OR = self.lora_A[name].weight, self.lora_B[name].weight
+            off = self.disable_adapters or self.merged or torch.is_autocast_enabled(x.device.type)
+            if off or base.weight.requires_grad or not x.dtype == base.weight.dtype == down_RI.dtype:
+                return super().forward(x, *args, **kwargs)
+            y_TO = _LowRank.apply(x.flatten(0, -2), base.weight, base.bias, down_RI, up_OR, self.scaling[name])
+            assert isinstance(y_TO, Tensor)
+            return y_TO.unflatten(0, x.shape[:-1])
+
+    return OneStep
 
 
 class _LowRank(torch.autograd.Function):

@@ -18,6 +18,7 @@ from kldistill.runtime.shares import ALONE, Share
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import states
 from kldistill.training.batches import Batch
+from kldistill.training.compiled import as_written
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loss_config import LossConfig
 from kldistill.training.scoring import score_student
@@ -57,7 +58,7 @@ class Objective(nn.Module):
         model = self.student.model
         training = model.training
         model.eval()  # the teacher never drops out
-        with self.original():
+        with self.original(), as_written():
             hidden_BUD = self.student.hidden(old_ids).float()
         model.train(training)
         return hidden_BUD
@@ -139,17 +140,18 @@ def validation(
         student.eval()
         figures: dict[str, float] = {}
         for start, cuts in sets.items():
-            scores = score_student(
-                student,
-                cuts,
-                teacher=cuts.states.values is not None and cuts.pieces.exact,
-                batch_size=batch_size,
-                chunk=chunk,
-                device=device,
-                description="Validation",
-                share=share,
-                masked=masked,
-            )
+            with as_written():
+                scores = score_student(
+                    student,
+                    cuts,
+                    teacher=cuts.states.values is not None and cuts.pieces.exact,
+                    batch_size=batch_size,
+                    chunk=chunk,
+                    device=device,
+                    description="Validation",
+                    share=share,
+                    masked=masked,
+                )
             figures |= {f"{start}_{name}": value for name, value in summarise(scores).items()}
         student.train(training)
         return figures

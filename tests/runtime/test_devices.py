@@ -1,10 +1,21 @@
 """Devices and precision: what accelerate keeps for the life of a process, and what each stage may choose anew."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from kldistill.runtime.config import RuntimeConfig
-from kldistill.runtime.devices import ON_ACCELERATOR, ON_CPU, accelerator, device_of, process_state, sizes
+from kldistill.runtime.devices import (
+    ON_ACCELERATOR,
+    ON_CPU,
+    accelerator,
+    check_compiler,
+    device_of,
+    process_state,
+    sizes,
+)
 from kldistill.runtime.errors import ConfigError
 
 CPU = RuntimeConfig(device="cpu")
@@ -37,6 +48,22 @@ def test_a_device_that_is_not_here_is_refused() -> None:
 def test_alone_there_is_one_process() -> None:
     state = process_state(CPU)
     assert (state.process_index, state.num_processes) == (0, 1)
+
+
+def test_who_asks_for_compiled_layers_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", sys.executable)
+    check_compiler()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        ConfigError, match=r"runtime.compile=true: needs a C\+\+ compiler, and there is no no-such-compiler"
+    ):
+        check_compiler()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"there is no g\+\+ or clang\+\+ here"):
+        check_compiler()
+    with pytest.raises(ConfigError, match=r"runtime.compile.*does not go with runtime.shard=true"):
+        RuntimeConfig(compile=True, shard=True)
 
 
 def test_what_is_done_at_a_time_suits_the_device_unless_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

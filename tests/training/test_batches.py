@@ -137,7 +137,7 @@ def test_without_a_teacher_there_are_no_states(setting: Setting, tmp_path: Path)
 
 
 def test_what_goes_to_an_accelerator_together_keeps_its_order_shapes_and_types() -> None:
-    """The device without memory stands for one: numbers are compared where there is a GPU (tests/test_accelerator.py)."""
+    """A device without memory stands for it. Numbers are compared where there is a GPU (tests/test_accelerator.py)."""
     shared = torch.arange(3)
     tensors = [torch.zeros(2, 3), shared, torch.zeros(0, dtype=torch.int64), torch.ones(4, 1), shared, torch.arange(2)]
     moved = together(tensors, torch.device("meta"))

@@ -26,6 +26,7 @@ from kldistill.tokens.artifact import load_extended_tokenizer, read_new_tokens
 from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import adapters, distill, solve, states, teacher
+from kldistill.training import compiled as compiled_layers
 from kldistill.training.batches import Batch, Steps
 from kldistill.training.config import DistillConfig, LoraConfig, SolveConfig, TeacherConfig
 from kldistill.training.cuts import TwoCuts
@@ -158,6 +159,30 @@ def test_how_it_runs_does_not_change_the_rows(inputs: Inputs, runtime: dict[str,
     exactly = {"rtol": 0, "atol": 0} if "loader_workers" in runtime else {"rtol": 1e-3, "atol": 1e-4}
     torch.testing.assert_close(other.input, usual.input, **exactly)
     torch.testing.assert_close(other.head, usual.head, **exactly)
+
+
+@pytest.mark.parametrize(
+    ("rank", "backend"),
+    [
+        (4, "aot_eager"),  # traced and run as it was written: in the quick suite, as this takes long enough
+        pytest.param(0, "inductor", marks=pytest.mark.slow),
+        pytest.param(4, "inductor", marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_layers_come_to_the_same(
+    inputs: Inputs, rank: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And they are compiled: once, for training alone, whatever the length of the texts."""
+    monkeypatch.setattr(compiled_layers, "BACKEND", backend)
+    settings = {"lora": LoraConfig(r=rank), "batch_size": 2, "validate_every": 4}
+    usual = Rows.load(inputs.distilled(f"as written {rank}", **settings))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = Rows.load(inputs.distilled(f"{backend} {rank}", runtime={"compile": True}, **settings))
+    torch.testing.assert_close(compiled.input, usual.input, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(compiled.head, usual.head, rtol=1e-3, atol=1e-4)
+    stats = torch._dynamo.utils.counters["stats"]
+    assert 0 < stats["unique_graphs"] <= 3, stats
 
 
 def test_each_kind_of_text_has_its_own_size(inputs: Inputs, tmp_path: Path) -> None:
