@@ -23,6 +23,7 @@ _OF_TEXTS = ("bits_per_byte", "kl_to_teacher")
 _OF_TASKS = {
     "completion": ("exact_match", "edit_similarity"),
     "humaneval": ("pass@1",),
+    "mbpp": ("pass@1",),
     "solution": ("bits_per_byte",),
 }
 
