@@ -3,6 +3,7 @@
 It knows nothing of losses or vocabularies: a step is a module that turns a batch into a loss and some figures.
 """
 
+import math
 import resource
 import sys
 import time
@@ -141,11 +142,15 @@ def train(
             assert norm is not None
             # Before the step: what is not finite must reach neither the parameters nor a checkpoint. (With fp16 the
             # gradient may overflow now and then; accelerate's scaler then skips the step by itself.)
-            shown = accelerate.reduce(sums, "mean")  # of all processes
-            assert isinstance(shown, dict)
+            of_all = accelerate.reduce(sums, "mean")  # of all processes
+            assert isinstance(of_all, dict)
+            names = [*of_all, "gradient_norm"]
+            # All in one, as an accelerator is waited for.
+            numbers = torch.stack([value.float() for value in (*of_all.values(), norm)]).tolist()
+            shown = dict(zip(names, numbers, strict=True))
             _check_finite(shown["loss"], "loss", step, settings.lr)
             if settings.precision != "fp16":
-                _check_finite(norm, "gradient's norm", step, settings.lr)
+                _check_finite(shown["gradient_norm"], "gradient's norm", step, settings.lr)
             if seen is not None:
                 shown_rows = [seen(batch) for batch in passes]
                 for parameter in shown_rows[0]:
@@ -161,14 +166,13 @@ def train(
             state["training_seconds"] += seconds
             job.log(
                 {
-                    **{name: value.item() for name, value in shown.items()},
+                    **shown,
                     "lr": lr,
-                    "gradient_norm": float(norm),
                     "tokens_per_second": n_tokens / seconds,
                 },
                 step=step,
             )
-            bar.note(_note(float(shown["loss"]), lr, latest))
+            bar.note(_note(shown["loss"], lr, latest))
             bar.advance(1)
             if step % settings.validate_every == 0 or step == settings.steps:
                 latest = dict(validate())
@@ -223,6 +227,6 @@ def peak_memory(device: torch.device) -> float:
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
-def _check_finite(value: Tensor, name: str, step: int, lr: float) -> None:
-    if not torch.isfinite(value):
-        raise TrainingError(f"The {name} is {value.item()} at step {step}: lower the learning rate (lr, now {lr:g}).")
+def _check_finite(value: float, name: str, step: int, lr: float) -> None:
+    if not math.isfinite(value):
+        raise TrainingError(f"The {name} is {value} at step {step}: lower the learning rate (lr, now {lr:g}).")
