@@ -5,9 +5,10 @@ loop each, there and back, in place of ten passes over memory (docs/performance.
 """
 
 from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
 
 from kldistill.rows.student import Student, layers_of
 from kldistill.runtime.errors import ConfigError
@@ -27,9 +28,13 @@ def compile_layers(student: Student) -> None:
             f"runtime.compile=true: {type(student.model).__name__} has no layers that can be told apart. Use "
             "runtime.compile=false."
         )
+    how: dict[str, Any] = {"dynamic": True, "backend": BACKEND}
     for layer in layers:
-        assert isinstance(layer, nn.Module)
-        layer.compile(dynamic=True, backend=BACKEND)
+        forward = layer.forward
+        if isinstance(forward, partial):  # a layer that runs again on the way back: each time as compiled
+            layer.forward = partial(forward.func, torch.compile(*forward.args, **how), **forward.keywords)
+        else:
+            layer.compile(**how)
 
 
 def as_written() -> AbstractContextManager[object]:

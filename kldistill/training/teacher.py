@@ -45,7 +45,7 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     validation = cut(read_documents(inputs["corpus"], "validation"), cfg.snippet_bytes)
     written = texts.self_written(inputs["written"]) if "written" in inputs else []
     n_domain = cfg.n_snippets - texts.n_general(cfg.n_snippets, cfg.general) - len(written)
-    if cfg.draw == "cover":
+    if cfg.draw == "cover" and read_new_tokens(inputs["tokens"]):  # without new tokens, nothing is to be covered
         candidates = draw(train, n=CANDIDATES * n_domain, seed=cfg.seed)
         chosen, seen = covering(candidates, inputs["tokens"], n_domain)
         figures |= seen

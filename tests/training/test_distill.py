@@ -162,23 +162,24 @@ def test_how_it_runs_does_not_change_the_rows(inputs: Inputs, runtime: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("rank", "backend"),
+    ("rank", "again", "backend"),
     [
-        (4, "aot_eager"),  # traced and run as it was written: in the quick suite, as this takes long enough
-        pytest.param(0, "inductor", marks=pytest.mark.slow),
-        pytest.param(4, "inductor", marks=pytest.mark.slow),
+        (4, False, "aot_eager"),  # traced and run as it was written: in the quick suite, as this takes long enough
+        pytest.param(0, False, "inductor", marks=pytest.mark.slow),
+        pytest.param(4, False, "inductor", marks=pytest.mark.slow),
+        pytest.param(4, True, "inductor", marks=pytest.mark.slow),
     ],
 )
 def test_compiled_layers_come_to_the_same(
-    inputs: Inputs, rank: int, backend: str, monkeypatch: pytest.MonkeyPatch
+    inputs: Inputs, rank: int, again: bool, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And they are compiled: once, for training alone, whatever the length of the texts."""
     monkeypatch.setattr(compiled_layers, "BACKEND", backend)
-    settings = {"lora": LoraConfig(r=rank), "batch_size": 2, "validate_every": 4}
-    usual = Rows.load(inputs.distilled(f"as written {rank}", **settings))
+    settings = {"lora": LoraConfig(r=rank), "batch_size": 2, "validate_every": 4, "gradient_checkpointing": again}
+    usual = Rows.load(inputs.distilled(f"as written {rank} {again}", **settings))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    compiled = Rows.load(inputs.distilled(f"{backend} {rank}", runtime={"compile": True}, **settings))
+    compiled = Rows.load(inputs.distilled(f"{backend} {rank} {again}", runtime={"compile": True}, **settings))
     torch.testing.assert_close(compiled.input, usual.input, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(compiled.head, usual.head, rtol=1e-3, atol=1e-4)
     stats = torch._dynamo.utils.counters["stats"]
