@@ -21,7 +21,7 @@ from kldistill.model import tiny
 from kldistill.model.load import load_original
 from kldistill.rows.rows import Rows
 from kldistill.runtime.errors import EvaluationError
-from kldistill.tokens.encoding import encode
+from kldistill.tokens.encoding import encode, special_ids
 from kldistill.training.load import load_model, load_tokenizer
 from tests.helpers.artifacts import MakeModel, MakeTokens
 
@@ -68,7 +68,7 @@ def test_the_ids_are_those_of_plain_generation(family: str, tiny_model: MakeMode
         plain = model.generate(ids, max_new_tokens=n, do_sample=False)[0, ids.shape[1] :].tolist()  # type: ignore[operator]
         assert plain[: len(completion.token_ids)] == completion.token_ids
         if completion.ended == "eos":
-            assert plain[-1] == model.generation_config.eos_token_id  # type: ignore[union-attr]
+            assert plain[-1] in special_ids(spelling.tokenizer), "any of them ends an answer"
         else:
             assert len(spelling.spell(completion.token_ids)) >= 60
 
