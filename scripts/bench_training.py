@@ -76,7 +76,7 @@ def train(args: argparse.Namespace) -> None:
     which is measured between the steps. So other work on the machine slows both down alike. Seconds are the
     processor's on a CPU, and the clock's on an accelerator.
     """
-    device, runtime = torch.device(args.device), RuntimeConfig(device=args.device, chunk=args.chunk)
+    device, size = torch.device(args.device), sizes(RuntimeConfig(device=args.device, chunk=args.chunk))
     half = args.precision == "bf16"
     objective, cuts = of_run(args)
     objective.to(device)
@@ -84,7 +84,7 @@ def train(args: argparse.Namespace) -> None:
         compile_layers(objective.student)
     student, model = objective.student, objective.student.model
     order = schedule(cuts.lengths, args.batch, args.steps + 2, 0)
-    batches = Steps(cuts, order, chunk=sizes(runtime).chunk, budget=sizes(runtime).pass_tokens)
+    batches = Steps(cuts, order, chunk=size.chunk, budget=size.pass_tokens)
     optimizer = torch.optim.AdamW([parameter for parameter in student.parameters() if parameter.requires_grad], lr=1e-6)
     head = student.lm_head.weight.numel()
     body = sum(parameter.numel() for parameter in student.body.parameters()) - student.embedding.weight.numel()
@@ -137,8 +137,8 @@ def memory(args: argparse.Namespace) -> None:
     held = resident()
     objective, _ = of_run(args)
     order = schedule(cuts.lengths, args.batch, args.steps, 0)
-    budget = sizes(RuntimeConfig(pass_tokens=args.pass_tokens)).pass_tokens
-    batches = Steps(cuts, order, chunk=args.chunk or 128, online=True, budget=budget)
+    size = sizes(RuntimeConfig(device="cpu", chunk=args.chunk, pass_tokens=args.pass_tokens))
+    batches = Steps(cuts, order, chunk=size.chunk, online=True, budget=size.pass_tokens)
     optimizer = torch.optim.AdamW([each for each in objective.parameters() if each.requires_grad], lr=1e-6)
     before = resident()
     forget_peak(torch.device("cpu"))
@@ -197,7 +197,8 @@ def _one_of(rank: int, world: int, args: argparse.Namespace, folder: str) -> Non
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
     objective, cuts = of_run(args)
     order = schedule(cuts.lengths, args.batch, args.steps + 1, 0)
-    batches = Steps(cuts, order, chunk=args.chunk or 128, share=Share(rank, world))
+    chunk = sizes(RuntimeConfig(device="cpu", chunk=args.chunk)).chunk
+    batches = Steps(cuts, order, chunk=chunk, share=Share(rank, world))
     module = DistributedDataParallel(objective) if world > 1 else objective
     optimizer = torch.optim.AdamW([each for each in objective.parameters() if each.requires_grad], lr=1e-6)
     begun = 0.0

@@ -71,7 +71,7 @@ def test_greedy_and_sampled_texts_are_those_of_the_cpu(tiny_model: MakeModel) ->
 
 def figures(record: dict[str, Any]) -> dict[str, float]:
     """What a run measured of quality."""
-    words = ("bits_per_byte", "kl_to_teacher", "unresolved", "adopted", "edit_similarity")
+    words = ("bits_per_byte", "kl_to_teacher", "unresolved", "adoption", "edit_similarity")
     return {name: value for name, value in record["metrics"].items() if any(word in name for word in words)}
 
 

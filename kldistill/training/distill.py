@@ -79,14 +79,13 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     objective = Objective(student, terms, nullcontext if adapter is None else adapter.disable_adapter)
     solved: dict[str, float] = {}
     told = out / "solve.json"
-    solves = cfg.solve.iterations > 0 and len(rows.input) > 0
-    if solves and checkpoint.is_file():  # it has the rows that came of it
-        solved = json.loads(told.read_text())
-    elif solves:
-        online = partial(online_states, objective, cuts, device) if cfg.teacher == "online" else None
-        solved = _solve(cfg, objective, cuts, sets["validation"], online, job)
-        write_text(told, json.dumps(solved, indent=2) + "\n")
-    if solves:
+    if cfg.solve.iterations and len(rows.input):
+        if checkpoint.is_file():  # it has the rows that came of it
+            solved = json.loads(told.read_text())
+        else:
+            online = partial(online_states, objective, cuts, device) if cfg.teacher == "online" else None
+            solved = _solve(cfg, objective, cuts, sets["validation"], online, job)
+            write_text(told, json.dumps(solved, indent=2) + "\n")
         for side in ("output",) if rows.output is not None else ("input", "output"):
             rows.made_by[side] = f"{rows.made_by.get(side, '')}, solved".lstrip(", ")
     figures = train(

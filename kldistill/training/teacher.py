@@ -2,8 +2,10 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
 
 from kldistill.corpus.documents import read_documents
 from kldistill.corpus.snippets import Snippet, cover, cut, draw
@@ -45,9 +47,10 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     validation = cut(read_documents(inputs["corpus"], "validation"), cfg.snippet_bytes)
     written = texts.self_written(inputs["written"]) if "written" in inputs else []
     n_domain = cfg.n_snippets - texts.n_general(cfg.n_snippets, cfg.general) - len(written)
-    if cfg.draw == "cover" and read_new_tokens(inputs["tokens"]):  # without new tokens, nothing is to be covered
+    new = {token.id for token in read_new_tokens(inputs["tokens"])} if cfg.draw == "cover" else set[int]()
+    if new:  # else nothing is to be covered
         candidates = draw(train, n=CANDIDATES * n_domain, seed=cfg.seed)
-        chosen, seen = covering(candidates, inputs["tokens"], n_domain)
+        chosen, seen = covering(candidates, new, load_extended_tokenizer(inputs["tokens"]), n_domain)
         figures |= seen
         n_seen, n_new = (int(seen[f"teacher/train/{name}"]) for name in ("new_tokens_seen", "new_tokens"))
         job.say(
@@ -94,15 +97,17 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         job.log(figures)
 
 
-def covering(candidates: Sequence[Snippet], tokens: Path, n: int) -> tuple[list[Snippet], dict[str, float]]:
+def covering(
+    candidates: Sequence[Snippet], new: Set[int], tokenizer: PreTrainedTokenizerBase, n: int
+) -> tuple[list[Snippet], dict[str, float]]:
     """The ``n`` candidates that show the new tokens best (see ``cover``), and how often they show them.
 
     Args:
         candidates: snippets to choose from.
-        tokens: folder of the ``tokens`` artifact.
+        new: ids of the new tokens.
+        tokenizer: the extended one.
     """
-    new = {token.id for token in read_new_tokens(tokens)}
-    encoded = encode_snippets(load_extended_tokenizer(tokens), candidates)
+    encoded = encode_snippets(tokenizer, candidates)
     counts = [Counter(token for token in one.ids if token in new) for one in encoded]
     chosen = cover(counts, n)
     total = sum((counts[index] for index in chosen), Counter[int]())
