@@ -13,6 +13,7 @@ from kldistill.evaluation.generation.batching import Completion, Request, genera
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.runtime.devices import device_of, sizes
 from kldistill.runtime.job import Job
+from kldistill.runtime.shares import ALONE, Share
 from kldistill.tokens.encoding import reader
 from kldistill.training.load import load_model
 
@@ -76,8 +77,11 @@ def write(
     tokenizers: Mapping[str, PreTrainedTokenizerFast],
     old_size: int,
     job: Job,
+    share: Share = ALONE,
 ) -> None:
     """Complete every line greedily with both models, one after the other, and write one JSON object a line.
+
+    All processes of ``share`` call this with the same lines, and complete some each; the main one writes.
 
     Args:
         path: gets ``document``, ``prompt`` (its last lines), ``reference``, and ``answers``: for every model its name,
@@ -85,17 +89,29 @@ def write(
         inputs: ``model`` and ``rows``.
         tokenizers: the tokenizers of the models ``original`` and ``extended``.
     """
-    answers: list[list[dict[str, Any]]] = [[] for _ in lines]
-    requests = [Request(line.prompt, BUDGET, ("\n",)) for line in lines]
-    for name, tokenizer in tokenizers.items():
-        rows = None if name == "original" else inputs["rows"]
-        model = load_model(inputs["model"], rows, device_of(job.runtime))
-        spelling = Spelling(tokenizer)
-        size = sizes(job.runtime).generation_batch
-        for index, (made,) in generate(model, spelling, requests, batch_size=size, description=f"{name} model"):
-            exact = made.text.rstrip() == lines[index].reference.rstrip()
-            tokens = [token._asdict() for token in written(made, spelling, old_size)]
-            answers[index].append({"model": name, "tokens": tokens, "exact": exact})
+
+    def complete(part: range) -> list[list[dict[str, Any]]]:
+        mine = [lines[number] for number in part]
+        found: list[list[dict[str, Any]]] = [[] for _ in mine]
+        requests = [Request(line.prompt, BUDGET, ("\n",)) for line in mine]
+        for name, tokenizer in tokenizers.items():
+            rows = None if name == "original" else inputs["rows"]
+            model = load_model(inputs["model"], rows, device_of(job.runtime))
+            spelling = Spelling(tokenizer)
+            size = sizes(job.runtime).generation_batch
+            for index, (made,) in generate(model, spelling, requests, batch_size=size, description=f"{name} model"):
+                exact = made.text.rstrip() == mine[index].reference.rstrip()
+                tokens = [token._asdict() for token in written(made, spelling, old_size)]
+                found[index].append({"model": name, "tokens": tokens, "exact": exact})
+        return found
+
+    parts = share.parts(len(lines))
+    by_line: dict[int, list[dict[str, Any]]] = {}
+    for part, found in zip(parts, share.each(parts, complete), strict=True):
+        by_line |= zip(part, found, strict=True)
+    if not share.main:
+        return
+    answers = [by_line[number] for number in range(len(lines))]
     with path.open("w", encoding="utf-8") as file:
         for line, own in zip(lines, answers, strict=True):
             shown = "\n".join(line.prompt.splitlines()[-SHOWN_LINES:])

@@ -1,10 +1,15 @@
-"""The stage's steps: read text, run the models, measure, write."""
+"""The stage's steps: read text, run the models, measure, write.
+
+The processes of a run share what runs the models: contexts for the passes and the attention, uses for the logit lens,
+lines to complete. All of them have the same text, and each holds the models; the main one measures the rest and writes.
+"""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,11 +23,12 @@ from kldistill.interpret.models import STUDENTS, Models, Pass
 from kldistill.model.load import load_original_config
 from kldistill.rows.rows import Rows
 from kldistill.rows.student import embedding_of, head_of
-from kldistill.runtime.devices import device_of
+from kldistill.runtime.devices import accelerator
 from kldistill.runtime.errors import CorpusError, ModelError
 from kldistill.runtime.files import write_summary
 from kldistill.runtime.job import Job
 from kldistill.runtime.progress import Bar
+from kldistill.runtime.shares import Share
 from kldistill.tokens.artifact import NewToken, read_new_tokens
 from kldistill.tokens.windows import context_length
 from kldistill.training.load import load_tokenizer
@@ -30,14 +36,23 @@ from kldistill.training.load import load_tokenizer
 RIVALS = 8  # of each use at most
 INEXACT = "some new tokens are AddedTokens, which have no exact pieces"
 
-# States at the places before and after each use, by model.
-States = dict[str, dict[str, list[Float[Tensor, "K P D"]]]]
-Parts = dict[str, list[tuple[calibration.Positions, calibration.Cells]]]
+# States at the places before and after each use, and of the original model at their rivals, by place and model.
+States = dict[str, dict[str, Float[Tensor, "K P D"]]]
+Parts = dict[str, tuple[calibration.Positions, calibration.Cells]]
+
+
+class Seen(NamedTuple):
+    """What one context shows: ``states`` at its uses and rivals, where they can be read, and, by student, ``parts``."""
+
+    states: States
+    parts: Parts
 
 
 def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
     """See ``kldistill.interpret.build``."""
-    made = Models.load(inputs, device_of(job.runtime))
+    accelerate = accelerator(job.runtime, "no")
+    share = Share.of(accelerate, job.runtime)
+    made = Models.load(inputs, accelerate.device)
     old_tokenizer = load_tokenizer(inputs["model"], None)
     new_tokenizer = load_tokenizer(inputs["model"], inputs["tokens"])
     config = load_original_config(inputs["model"])
@@ -73,23 +88,27 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
 
     inexact = None if made.pieces.exact else INEXACT
     rivals = draw_rivals(contexts, uses, RIVALS, cfg.seed)
-    states, parts = _passes(made, contexts, uses, rivals)
+    states, parts = _passes(made, contexts, uses, rivals, share)
     tokens: dict[int, dict[str, Any]] = {}
-    attempt("calibration", inexact, lambda: _calibration(made, contexts, parts, head, tokens))
-    attempt("agreement", made.unreadable, lambda: _agreement(states, uses, rivals, head))
-    attempt("lens", made.unreadable or inexact, lambda: _lens(made, states, uses, head))
+    if share.main:
+        attempt("calibration", inexact, lambda: _calibration(made, contexts, parts, head, tokens))
+        attempt("agreement", made.unreadable, lambda: _agreement(states, uses, rivals, head))
+    attempt("lens", made.unreadable or inexact, lambda: _lens(made, states, uses, head, share))
     states.clear()
     whole = [context for context in contexts if attention.usable(context)][: cfg.attention_contexts]
     none = "interpret.attention_contexts=0" if not cfg.attention_contexts else "no context is cut at common boundaries"
-    attempt("attention", None if whole else none, lambda: _attention(made, whole))
+    attempt("attention", None if whole else none, lambda: _attention(made, whole, share))
     points: dict[str, Any] = {}
-    attempt("geometry", inexact, lambda: _geometry(cfg, made, records, name, points))
+    if share.main:
+        attempt("geometry", inexact, lambda: _geometry(cfg, made, records, name, points))
     # A token has a byte or more: half of what the model takes is left for the line.
     before = int(min(completions.PROMPT_BYTES, context_length(config) // 2))
     lines = completions.draw(documents, new_tokenizer, made.pieces.old_size, cfg.completions, cfg.seed, before)
     if lines:
         tokenizers = {"original": old_tokenizer, "extended": new_tokenizer}
-        completions.write(out / "completions.jsonl", lines, inputs, tokenizers, made.pieces.old_size, job)
+        completions.write(out / "completions.jsonl", lines, inputs, tokenizers, made.pieces.old_size, job, share)
+    if not share.main:
+        return
 
     _write_json(out / "interpret.json", report)
     with (out / "new_tokens.jsonl").open("w", encoding="utf-8") as file:
@@ -116,50 +135,66 @@ def _of_text(contexts: Sequence[Context], uses: Sequence[Use]) -> dict[str, int]
     }
 
 
-@torch.no_grad()
 def _passes(
-    made: Models, contexts: Sequence[Context], uses: Sequence[Use], rivals: Sequence[Rival]
-) -> tuple[States, Parts]:
+    made: Models, contexts: Sequence[Context], uses: Sequence[Use], rivals: Sequence[Rival], share: Share
+) -> tuple[States, list[Parts]]:
     """Run every model over every context once: keep the states at the drawn uses, and compare the probabilities.
 
     The states come in the order of the uses, or of the rivals, which is that of the contexts.
     """
-    states: States = {place: {name: [] for name in ("original", *STUDENTS)} for place in ("before", "after")}
-    states["rivals"] = {"original": []}
-    parts: Parts = {name: [] for name in STUDENTS}
-    with Bar("Three models on held-out text", total=len(contexts), unit="contexts") as bar:
-        for index, context in enumerate(contexts):
+    with Bar("Three models on held-out text", total=len(share.mine(contexts)), unit="contexts") as bar:
+
+        def look(index: int) -> Seen:
             here = [use for use in uses if use.context == index]
-            original = made.run("original", context.old_ids)
-            _keep(states, "original", original, here, "teacher_row")
-            if original.states is not None:
-                rows = [rival.teacher_row for rival in rivals if rival.context == index]
-                states["rivals"]["original"].append(original.states[:, rows])
-            teacher_BV = made.teacher.logits_old(original.hidden) if made.pieces.exact else None
-            for name, student in made.students.items():
-                states_of_text = made.run(name, context.new_ids)
-                _keep(states, name, states_of_text, here, "student_row")
-                if teacher_BV is not None:
-                    logits_AW = student.logits(states_of_text.hidden)
-                    parts[name].append(calibration.measure(logits_AW, teacher_BV, context, made.pieces))
+            seen = _look(made, contexts[index], here, [rival for rival in rivals if rival.context == index])
             bar.advance()
-    return states, parts
+            return seen
+
+        found = share.each(range(len(contexts)), look)
+    states = {
+        place: {name: torch.cat([one.states[place][name] for one in found], dim=1) for name in by_model}
+        for place, by_model in found[0].states.items()
+    }
+    return states, [one.parts for one in found]
+
+
+@torch.no_grad()
+def _look(made: Models, context: Context, uses: Sequence[Use], rivals: Sequence[Rival]) -> Seen:
+    """One pass of every model over one context."""
+    seen = Seen({}, {})
+    original = made.run("original", context.old_ids)
+    _keep(seen.states, "original", original, uses, "teacher_row")
+    if original.states is not None:
+        seen.states["rivals"] = {"original": original.states[:, [rival.teacher_row for rival in rivals]].cpu()}
+    teacher_BV = made.teacher.logits_old(original.hidden) if made.pieces.exact else None
+    for name, student in made.students.items():
+        states_of_text = made.run(name, context.new_ids)
+        _keep(seen.states, name, states_of_text, uses, "student_row")
+        if teacher_BV is not None:
+            logits_AW = student.logits(states_of_text.hidden)
+            seen.parts[name] = calibration.measure(logits_AW, teacher_BV, context, made.pieces)
+    return seen
 
 
 def _keep(states: States, name: str, states_of_text: Pass, uses: Sequence[Use], row: str) -> None:
-    if states_of_text.states is not None and uses:
+    if states_of_text.states is not None:
         for place in ("before", "after"):
-            states[place][name].append(states_of_text.states[:, [getattr(getattr(use, place), row) for use in uses]])
+            rows = [getattr(getattr(use, place), row) for use in uses]
+            states.setdefault(place, {})[name] = states_of_text.states[:, rows].cpu()
 
 
 def _calibration(
-    made: Models, contexts: Sequence[Context], parts: Parts, head: Headline, tokens: dict[int, dict[str, Any]]
+    made: Models,
+    contexts: Sequence[Context],
+    parts: Sequence[Parts],
+    head: Headline,
+    tokens: dict[int, dict[str, Any]],
 ) -> dict[str, Any]:
     """Masses against their targets, and the KL, at every common boundary; fills ``tokens`` for the trained model."""
     documents = [context.document for context in contexts for _ in range(context.alignment.n_common)]
     by_model = {}
     for name in STUDENTS:
-        positions, cells = reliability.join(parts[name])
+        positions, cells = reliability.join([one[name] for one in parts])
         by_model[name] = reliability.summarise(positions, cells, made.pieces.old_size)
         head.add_calibration(name, positions, documents, made.pieces.old_size)
         if name == "trained":
@@ -169,44 +204,68 @@ def _calibration(
 
 def _agreement(states: States, uses: Sequence[Use], rivals: Sequence[Rival], head: Headline) -> dict[str, Any]:
     """The agreement of hidden states after the uses."""
-    joined = {name: torch.cat(parts, dim=1) for name, parts in states["after"].items()}
-    at_rivals, of_rivals = torch.cat(states["rivals"]["original"], dim=1), [rival.use for rival in rivals]
+    after, at_rivals, of_rivals = states["after"], states["rivals"]["original"], [rival.use for rival in rivals]
     by_model = {}
     for name in STUDENTS:
         tokens = [use.token for use in uses]
-        near = agreement.measure(joined["original"], joined[name], tokens, at_rivals, of_rivals)
+        near = agreement.measure(after["original"], after[name], tokens, at_rivals, of_rivals)
         by_model[name] = agreement.summarise(near)
         head.add(f"{name}/agreement/cosine", near["centred"][-1])
     return {"agreement": by_model}
 
 
-def _lens(made: Models, states: States, uses: Sequence[Use], head: Headline) -> dict[str, Any]:
+def _lens(made: Models, states: States, uses: Sequence[Use], head: Headline, share: Share) -> dict[str, Any]:
     """The logit lens before and after the uses."""
+    device, parts = made.teacher.embedding.weight.device, share.parts(len(uses))
+
+    def read_layers(part: range) -> dict[str, dict[str, lens.Curves]]:
+        by_place = {}
+        for place in ("before", "after"):
+            readings = {
+                name: lens.Reading(made.layers[name], states_KPD[:, part.start :: part.step].to(device))
+                for name, states_KPD in states[place].items()
+            }
+            teacher = readings.pop("original")
+            places = [getattr(uses[number], place) for number in part]
+            by_place[place] = lens.measure(teacher, readings, places, made.pieces)
+        return by_place
+
+    found = share.each(parts, read_layers)
     by_place = {}
     for place in ("before", "after"):
-        own = states[place]
-        readings = {name: lens.Reading(made.layers[name], torch.cat(own[name], dim=1)) for name in own}
-        teacher = readings.pop("original")
-        curves = lens.measure(teacher, readings, [getattr(use, place) for use in uses], made.pieces)
+        curves = _side_by_side([one[place] for one in found], parts)
         by_place[place] = lens.summarise(curves)
         for name in STUDENTS:
             head.add(f"{name}/lens/js_{place}", curves[name]["js"][-1])
     return {"lens": by_place}
 
 
-def _attention(made: Models, contexts: Sequence[Context]) -> dict[str, Any]:
+def _side_by_side(found: Sequence[dict[str, lens.Curves]], parts: Sequence[range]) -> dict[str, lens.Curves]:
+    """The curves at all uses, of those at some of them: ``parts`` says which each has."""
+    order = np.argsort(np.concatenate(parts))
+    return {
+        name: {key: np.concatenate([one[name][key] for one in found], axis=1)[:, order] for key in of_model}
+        for name, of_model in found[0].items()
+    }
+
+
+def _attention(made: Models, contexts: Sequence[Context], share: Share) -> dict[str, Any]:
     """Attention to new tokens, on contexts that are cut at common boundaries throughout."""
-    by_model: dict[str, list[dict[str, Any]]] = {name: [] for name in STUDENTS}
-    with Bar("Attention", total=len(contexts), unit="contexts") as bar:
-        for context in contexts:
+    with Bar("Attention", total=len(share.mine(contexts)), unit="contexts") as bar:
+
+        def look(context: Context) -> dict[str, dict[str, Any]]:
             with attention.eager(made.teacher):
                 teacher = attention.maps(made.teacher, context.old_ids)
+            by_model = {}
             for name, student in made.students.items():
                 with attention.eager(student):
                     maps = attention.maps(student, context.new_ids)
-                by_model[name].append(attention.measure(maps, teacher, context))
+                by_model[name] = attention.measure(maps, teacher, context)
             bar.advance()
-    return {"attention": {name: attention.summarise(parts) for name, parts in by_model.items()}}
+            return by_model
+
+        found = share.each(contexts, look)
+    return {"attention": {name: attention.summarise([one[name] for one in found]) for name in STUDENTS}}
 
 
 def _geometry(

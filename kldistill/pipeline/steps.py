@@ -106,7 +106,7 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool, writes: Sequence
     if finetuned == "with control":
         steps |= _control(steps, suites)
     sources = {**_same("model", "tokens", "corpus", "init"), "rows": last}
-    steps["interpret"] = Step(_later("interpret.build"), lambda cfg: cfg.interpret, sources, version=6)
+    steps["interpret"] = Step(_later("interpret.build"), lambda cfg: cfg.interpret, sources, version=6, together=True)
     measured = [name for name, step in steps.items() if step.group == "evaluate" and not name.startswith("tasks_")]
     sources = {**_same("model", "tokens"), "rows": last}
     # The model card tells how the rows came about, and what was measured.

@@ -1,15 +1,20 @@
 """A process's share of work that all processes of a run do together: texts in turn, and sums over all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from jaxtyping import Float
 from torch import Tensor
 
 from kldistill.runtime.config import RuntimeConfig
+from kldistill.runtime.errors import KldistillError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,36 @@ class Share:
     def mine(self, items: Sequence[Any]) -> Sequence[Any]:
         """This process's part of items that all processes have in the same order."""
         return items[self.rank :: self.world]
+
+    def parts(self, n: int) -> list[range]:
+        """The numbers of ``n`` items, one part a process, for work that takes several at a time; none is empty."""
+        return [range(n)[rank :: self.world] for rank in range(min(n, self.world))]
+
+    def each(self, items: Sequence[Item], work: Callable[[Item], Result]) -> list[Result]:
+        """What ``work`` makes of every item, in the order of the items: each process does its own, and all get all.
+
+        Results must be possible to pickle, and hold no tensor of an accelerator. They go from one process of this run
+        to the others, and nowhere else.
+
+        Raises:
+            KldistillError: what the work of some process has raised, in all processes.
+        """
+        own: list[Result] = []
+        error: KldistillError | None = None
+        try:
+            own += map(work, self.mine(items))
+        except KldistillError as caught:
+            if self.world == 1:
+                raise
+            error = caught
+        if self.accelerate is None or self.world == 1:
+            return own
+        of_all = gather_object([(own, error)])
+        for _, error in of_all:
+            if error is not None:
+                raise error
+        turns = [iter(results) for results, _ in of_all]
+        return [next(turns[number % self.world]) for number in range(len(items))]
 
     def idle(self, items: Sequence[Any]) -> bool:
         """Whether the others run the model over one more of ``items`` than this process, which then has to run along:

@@ -20,6 +20,8 @@ SMALL: dict[str, Any] = {
     "n_contexts": 4, "context_bytes": 200, "n_uses": 8, "attention_contexts": 2, "neighbours": 3, "completions": 0,
 }  # fmt: skip
 
+SHARED = {"n_contexts": 5, "n_uses": 9, "attention_contexts": 3, "completions": 3}  # by two: uneven parts of each
+
 
 def write_corpus(folder: Path, n: int = 8) -> Path:
     """A corpus artifact that has only a test split."""
@@ -41,9 +43,12 @@ def write_rows(model: Path, folder: Path, n: int, seed: int, tied: bool = False)
 def run(
     inputs: dict[str, Path], out: Path, job: Job | None = None, draw: bool = False, **settings: Any
 ) -> dict[str, Any]:
-    """Run the stage; the content of interpret.json. Figures take longer than all the rest: only with ``draw``."""
+    """Run the stage; the content of interpret.json, which the main process of several writes. Figures take longer than
+    all the rest: only with ``draw``.
+    """
     out.mkdir(exist_ok=True)
     drawing = pictures.draw if draw else lambda _report, _points, _out: {}
     with patch.object(pictures, "draw", drawing):
         interpret.build(InterpretConfig(**{**SMALL, **settings}), inputs, out, job or Job())
-    return json.loads((out / "interpret.json").read_text())
+    written = out / "interpret.json"
+    return json.loads(written.read_text()) if written.is_file() else {}
