@@ -59,8 +59,9 @@ class RuntimeConfig:
             have more runs in several passes, whose gradients add up, and a snippet that is longer runs alone
             (elsewhere: gradient accumulation). Lets a large ``batch_size`` into little memory. Null: 512 on a CPU,
             where longer passes save no time, 8,192 on an accelerator, and one pass a step in ``finetune=full``.
-        compile: let torch compile the layers of the body for training (``torch.compile``; needs a C++ compiler). Half a
-            minute, after which a step on a CPU takes 0.92 of its time, on a busy one 0.85. Not with ``shard``.
+        compile: let torch compile the layers of the body for training (``torch.compile``; needs a C++ compiler: g++, or
+            what the environment variable CXX names). Half a minute, after which a step on a CPU takes 0.92 of its time,
+            on a busy one 0.85. Not with ``shard``.
         loader_workers: processes that prepare the batches of the next steps (alignment of both cuts, padding) while
             this one trains. 0 prepares each when it is due: less than a hundredth of a step on a CPU, but an
             accelerator waits for it.

@@ -1,7 +1,5 @@
 """Where tensors live: accelerate's choice, or the user's. Tested on a CPU always, on one GPU now and then."""
 
-import os
-import shutil
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -74,13 +72,23 @@ def device_of(runtime: RuntimeConfig) -> torch.device:
 
 
 def check_compiler() -> None:
-    """Raise ``ConfigError`` where torch has no C++ compiler for what ``runtime.compile`` asks it to make."""
-    asked = os.environ.get("CXX")
-    if not any(shutil.which(name) for name in ([asked] if asked else ("g++", "clang++", "gcc", "clang"))):
+    """Refuse ``runtime.compile`` where torch finds no C++ compiler: it looks for the one that ``CXX`` named when torch
+    was imported, else for g++ (on macOS clang++), and for no other.
+
+    Raises:
+        ConfigError: names ``runtime.compile`` and the compiler that torch looks for.
+    """
+    from torch._inductor import config  # takes seconds, and only who compiles needs it
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except (RuntimeError, OSError) as error:
         raise ConfigError(
-            f"runtime.compile=true: needs a C++ compiler, and there is no {asked or 'g++ or clang++'} here. Install "
-            "one (apt install g++), or use runtime.compile=false."
-        )
+            f"runtime.compile=true: torch needs a C++ compiler, and finds no {config.cpp.cxx[-1]} that works here. "
+            "Install one (apt install g++), name another with the environment variable CXX (CXX=clang++), or use "
+            "runtime.compile=false."
+        ) from error
 
 
 def is_cpu(runtime: RuntimeConfig) -> bool:

@@ -1,6 +1,5 @@
 """Devices and precision: what accelerate keeps for the life of a process, and what each stage may choose anew."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -50,18 +49,33 @@ def test_alone_there_is_one_process() -> None:
     assert (state.process_index, state.num_processes) == (0, 1)
 
 
-def test_who_asks_for_compiled_layers_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CXX", sys.executable)
-    check_compiler()
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(
-        ConfigError, match=r"runtime.compile=true: needs a C\+\+ compiler, and there is no no-such-compiler"
-    ):
-        check_compiler()
-    monkeypatch.delenv("CXX")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"there is no g\+\+ or clang\+\+ here"):
-        check_compiler()
+def test_who_asks_for_compiled_layers_needs_the_compiler_that_torch_takes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On Linux g++, or what CXX names; a machine that has others alone would end at its first step."""
+    from torch._inductor import config, cpp_builder
+
+    def search(named: str, *present: str) -> None:
+        """Look for a compiler where these programs alone are present, as if CXX were ``named``."""
+        folder = tmp_path / "-".join((named, *present))
+        folder.mkdir()
+        for name in present:
+            (folder / name).write_text("#!/bin/sh\n")
+            (folder / name).chmod(0o755)
+        monkeypatch.setenv("PATH", str(folder))
+        monkeypatch.setattr(config.cpp, "cxx", (None, named))
+        cpp_builder.cpp_compiler_search.cache_clear()
+        try:
+            check_compiler()
+        finally:
+            cpp_builder.cpp_compiler_search.cache_clear()
+
+    search("g++", "g++")
+    search("clang++", "clang++")
+    with pytest.raises(ConfigError, match=r"runtime.compile=true: torch needs .* finds no g\+\+ that works here.*CXX="):
+        search("g++", "gcc", "clang", "clang++", "cc", "c++")
+    with pytest.raises(ConfigError, match="finds no other that works here"):
+        search("other", "g++")
     with pytest.raises(ConfigError, match=r"runtime.compile.*does not go with runtime.shard=true"):
         RuntimeConfig(compile=True, shard=True)
 
