@@ -14,26 +14,44 @@ PATIENCE = timedelta(days=2)  # with a process that is still at work: shares of 
 
 
 class Sizes(NamedTuple):
-    """How much is done at a time (see ``RuntimeConfig``)."""
+    """How much is done at a time.
+
+    Attributes:
+        chunk, score_batch, generation_batch, pass_tokens: as in ``RuntimeConfig``, whose values go before these.
+        solve_positions: student positions of a part, about, when output rows are solved.
+        idle_tokens: what a pass of generation costs beside its tokens, in tokens.
+    """
 
     chunk: int
     score_batch: int
     generation_batch: int
     pass_tokens: int
+    solve_positions: int
+    idle_tokens: int
 
 
 # A CPU's products are as fast in passes of 512 tokens as in longer ones (docs/performance.md), and what its layers keep
-# for the way back is little beside the model then: on SmolLM2 1.2 MB a token. An accelerator waits for its next kernel
-# unless each does much.
-ON_CPU = Sizes(chunk=128, score_batch=4, generation_batch=64, pass_tokens=512)
-ON_ACCELERATOR = Sizes(chunk=1024, score_batch=32, generation_batch=256, pass_tokens=8192)
+# for the way back is little beside the model then: on SmolLM2 1.2 MB a token. Solving on it, one text of 160 positions
+# a part takes 1.4 times as long a pass as parts of 1,024, parts of 4,096 take 1.5 times as long. On one core
+# SmolLM2-135M takes 66, 132, 185 and 400 ms for 1, 8, 16 and 64 tokens of generation, so that a pass costs 8 beside its
+# own.
+ON_CPU = Sizes(chunk=128, score_batch=4, generation_batch=64, pass_tokens=512, solve_positions=1024, idle_tokens=8)
+# An accelerator waits for its next kernel unless each does much. What a pass costs beside its tokens is a guess.
+ON_ACCELERATOR = Sizes(
+    chunk=1024, score_batch=32, generation_batch=256, pass_tokens=8192, solve_positions=8192, idle_tokens=400
+)
+
+
+def suited(device: torch.device | str) -> Sizes:
+    """What suits a device, whatever the configuration says."""
+    return ON_CPU if torch.device(device).type == "cpu" else ON_ACCELERATOR
 
 
 def sizes(runtime: RuntimeConfig) -> Sizes:
-    """What the configuration says, and what suits the device where it says null."""
-    suited = ON_CPU if is_cpu(runtime) else ON_ACCELERATOR
-    said = {name: getattr(runtime, name) for name in Sizes._fields}
-    return suited._replace(**{name: value for name, value in said.items() if value is not None})
+    """What the configuration says, and what suits the device where it says null, or nothing."""
+    of_device = ON_CPU if is_cpu(runtime) else ON_ACCELERATOR
+    said = {name: getattr(runtime, name, None) for name in Sizes._fields}
+    return of_device._replace(**{name: value for name, value in said.items() if value is not None})
 
 
 def check_device(runtime: RuntimeConfig) -> None:

@@ -22,6 +22,7 @@ from kldistill.losses.alignment import Alignment
 from kldistill.losses.chunks import chunks, concatenate
 from kldistill.losses.weighted import Term, summed
 from kldistill.rows.student import Student
+from kldistill.runtime.devices import suited
 from kldistill.runtime.progress import Bar
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training.config import SolveConfig
@@ -34,11 +35,6 @@ _IDS = (
 )
 
 
-# Student positions of a part, about. Its logits are few (943 columns where training has 49,664), so a part is several
-# texts: on a CPU, one of 160 positions a part takes 1.4 times as long a pass, parts of 4,096 take 1.5 times as long. An
-# accelerator waits for its next kernel instead.
-POSITIONS = {"cpu": 1_024}
-POSITIONS_ELSEWHERE = 8_192
 # Of a part's rows, how many parts of it have their logits over the whole old vocabulary one after the other.
 IN_TURN = 8
 # Share of the solved row in a tied one. On SmolLM2 without any training, KL on validation text: 0.5 0.699, 0.7 0.620, 1
@@ -63,8 +59,8 @@ class Readout:
         student: for its heads; its body is not run.
         cuts: the texts in both cuts, with the teacher's states.
         hidden: the teacher's states of a text by its index; None takes those that were stored.
-        chunk: student positions of one part, about: a text is not cut, unless it is longer by itself. None: what suits
-            the device.
+        chunk: student positions of one part, about: a text is not cut, unless it is longer by itself. Its logits are
+            few (943 columns where training has 49,664), so a part is several texts. None: what suits the device.
         most: texts that are used, at most: the first ones, which cover the new tokens best.
     """
 
@@ -78,7 +74,7 @@ class Readout:
     ) -> None:
         self.student, pieces = student, cuts.pieces
         hidden = hidden or cuts.states.hidden
-        chunk = chunk or POSITIONS.get(student.lm_head.weight.device.type, POSITIONS_ELSEWHERE)
+        chunk = chunk or suited(student.lm_head.weight.device).solve_positions
         used = sorted({piece for row in pieces.pieces for piece in row})
         self.columns_S = torch.tensor(used)
         self.number_W = torch.full((pieces.new_size,), len(used))  # of every id in the reduced vocabulary

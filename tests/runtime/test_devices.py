@@ -14,6 +14,7 @@ from kldistill.runtime.devices import (
     device_of,
     process_state,
     sizes,
+    suited,
 )
 from kldistill.runtime.errors import ConfigError
 
@@ -86,6 +87,7 @@ def test_what_is_done_at_a_time_suits_the_device_unless_it_is_said(monkeypatch: 
         assert sizes(RuntimeConfig(device="cpu")) == ON_CPU
         assert sizes(RuntimeConfig(device="auto")) == (ON_ACCELERATOR if there else ON_CPU)
         assert sizes(RuntimeConfig(device="cuda")) == ON_ACCELERATOR
+        assert suited("cpu") == ON_CPU and suited(torch.device("cuda:1")) == suited("mps") == ON_ACCELERATOR
         for device in ("cpu", "auto", "cuda"):
             said = sizes(RuntimeConfig(device=device, pass_tokens=7, chunk=9))
             assert said == (ON_CPU if device == "cpu" or (device == "auto" and not there) else ON_ACCELERATOR)._replace(

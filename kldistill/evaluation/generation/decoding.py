@@ -20,14 +20,11 @@ from kldistill.evaluation.generation.one_by_one import Alone
 from kldistill.evaluation.generation.packed import Places, fits
 from kldistill.evaluation.generation.sampling import draw
 from kldistill.evaluation.generation.spelling import Spelling
+from kldistill.runtime.devices import suited
 from kldistill.tokens.windows import context_length
 
 PASS = 256  # tokens of prompts in one pass
 QUERIES = 256  # rows times tokens of a guess, at most: attention pads to that
-# What a pass costs beside its tokens, in tokens: fitted to SmolLM2-135M on one core, where passes of 1, 8, 16 and 64
-# tokens take 66, 132, 185 and 400 ms. For other devices it is a guess.
-IDLE = {"cpu": 8}
-IDLE_ELSEWHERE = 400
 
 
 @dataclass(frozen=True)
@@ -147,7 +144,7 @@ class Rows:
         self.packed = fits(model)
         assert self.packed or not prefix
         self.memory = Places(model, prefix) if self.packed else Alone(model)
-        self.trust = Trust(IDLE.get(model.device.type, IDLE_ELSEWHERE))
+        self.trust = Trust(suited(model.device).idle_tokens)
         self.limit = context_length(model.config)
         self.rows: list[Row] = []
         self._samples: dict[int, list[Row]] = {}  # of a request, without the first, which runs the prompt for all
