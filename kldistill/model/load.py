@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -18,6 +19,9 @@ from transformers import (
 
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.progress import without_bars_of_transformers
+
+# Of the size of a model's logits, how far equal ones may be apart: in bfloat16 a number keeps three digits at most.
+SAME = 0.02
 
 
 def load_original(folder: Path, device: str | torch.device = "cpu") -> PreTrainedModel:
@@ -100,7 +104,31 @@ def read_config(facts: Mapping[str, Any], where: str) -> PretrainedConfig:
         raise ModelError(
             f"{where}: transformers knows no causal language model of type {config.model_type!r}.{_parts(config)}"
         )
+    # BERT and its kin, whose causal classes only warn of it.
+    if type(config) in AutoModelForMaskedLM._model_mapping and getattr(config, "is_decoder", None) is False:
+        raise ModelError(
+            f"{where}: {config.model_type} with is_decoder=false in its config.json is an encoder: each token sees "
+            "those behind it. kldistill extends causal models, which were trained to predict the next token."
+        )
     return config
+
+
+@torch.no_grad()
+def check_causal(model: PreTrainedModel, where: str) -> None:
+    """Run two texts that have nothing but their first token in common: a causal model says the same after it, up to
+    rounding. No config tells that of every family (XLM, Gemma 3 with ``use_bidirectional_attention``, code of others).
+
+    Raises:
+        ModelError: what the model predicts after a token depends on the tokens behind it.
+    """
+    ids_BT = torch.tensor([[first, *7 * [behind]] for first, behind in ((2, 3), (2, 4))], device=model.device)
+    logits_BW = model(ids_BT, use_cache=False).logits[:, 0].float()
+    apart = (logits_BW[0] - logits_BW[1]).norm() / (logits_BW[0] - logits_BW[0].mean()).norm()
+    if not apart < SAME:
+        raise ModelError(
+            f"{where}: what this model ({model.config.model_type}) predicts after a token depends on the tokens behind "
+            "it. kldistill extends causal models, which were trained to predict the next token."
+        )
 
 
 def _parts(config: PretrainedConfig) -> str:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kldistill.model.load import load_original
+from kldistill.model.load import check_causal, load_original, read_facts
 from kldistill.rows import inits
 from kldistill.rows.config import InitConfig
 from kldistill.rows.rows import Rows
@@ -28,9 +28,10 @@ def build(cfg: InitConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> N
 
     Writes ``rows.safetensors``, ``rows.json`` and ``summary.json`` (norms of the new rows beside the old rows' median).
     Raises ``ConfigError`` for a combination that cannot be: tying an untied model, a method that needs pieces with
-    tokens that have none.
+    tokens that have none; ``ModelError`` for a model that is not causal: this stage is the first with its weights.
     """
     model = load_original(inputs["model"])
+    check_causal(model, read_facts(inputs["model"])["name"])
     old_size = read_vocabulary(inputs["tokens"]).old_size
     pieces = [token.pieces for token in read_new_tokens(inputs["tokens"])]
     embedding, head = embedding_of(model), head_of(model)

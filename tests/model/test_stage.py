@@ -3,21 +3,23 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, T5Config
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, PreTrainedModel, T5Config
 from transformers.utils import logging
 
 from kldistill.model import stage as model_stage
 from kldistill.model import tiny
 from kldistill.model.config import HfModelConfig, SmolLM2Config, TinyModelConfig
 from kldistill.model.hub import hf
-from kldistill.model.load import load_original, load_original_tokenizer, old_size, read_facts
+from kldistill.model.load import check_causal, load_original, load_original_tokenizer, old_size, read_facts
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.job import Job
 from tests.helpers.artifacts import FAMILIES, MakeModel
 
+ENCODERS = ["bert", "roberta", "electra", "megatron-bert"]
 TEXT = 'def attention_mask(self, x1=123):\n\treturn "héllo 你"  # ok'
 
 
@@ -115,6 +117,7 @@ def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
         (AutoConfig.for_model("llava"), r"of type 'llava'.*text_config: llama.* Save that one .*'llama'.* model\.path"),
         (AutoConfig.for_model("qwen2_vl"), r"of type 'qwen2_vl'.*several parts \(.*vision_config: .*text_config: "),
         (AutoConfig.for_model("clip"), r"of type 'clip'.* of which kldistill extends none"),
+        *((AutoConfig.for_model(kind), f"{kind} with is_decoder=false .* is an encoder") for kind in ENCODERS),
     ],
     ids=lambda value: value if isinstance(value, str) else value.model_type,
 )
@@ -122,6 +125,43 @@ def test_models_that_are_not_causal_are_refused(config: BertConfig, reason: str,
     config.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=reason):
         hf(tmp_path, path=str(tmp_path))
+
+
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+    "max_position_embeddings": 32, "initializer_range": 0.2,
+}  # fmt: skip
+GEMMA = {"head_dim": 8, "num_key_value_heads": 2}
+XLM = {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "n_words": 64}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("family", "one_way", "both_ways"),
+    [
+        *((kind, {"is_decoder": True}, {}) for kind in [*ENCODERS, "bert-generation"]),
+        ("gemma3_text", GEMMA, {**GEMMA, "use_bidirectional_attention": True}),
+        ("xlm", {**XLM, "causal": True}, XLM),
+        ("mamba", {"state_size": 4}, None),
+        ("mixtral", {"num_key_value_heads": 2}, None),
+    ],
+)
+def test_a_model_that_looks_ahead_is_told_by_what_it_does(
+    family: str, one_way: dict[str, Any], both_ways: dict[str, Any] | None, dtype: str
+) -> None:
+    """Whatever its config says: a family may look one way or both."""
+
+    def made(settings: dict[str, Any]) -> PreTrainedModel:
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(family, **SMALL, **settings)
+        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
+
+    check_causal(made(one_way), "here")
+    if both_ways is not None:
+        with pytest.raises(
+            ModelError, match=rf"^here: what this model \({family}\) predicts after .* tokens behind it"
+        ):
+            check_causal(made(both_ways), "here")
 
 
 def test_a_slow_tokenizer_is_refused(tiny_model: MakeModel, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The init stage: methods for input and output, tied and untied models."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from kldistill.rows import inits
 from kldistill.rows import stage as rows_stage
 from kldistill.rows.config import InitConfig
 from kldistill.rows.rows import Rows
-from kldistill.runtime.errors import ConfigError
+from kldistill.runtime.errors import ConfigError, ModelError
 from kldistill.runtime.job import Job
 from kldistill.tokens.artifact import NewToken, read_new_tokens, read_vocabulary, write_tables
 from tests.helpers.artifacts import MakeModel, MakeTokens
@@ -134,3 +135,16 @@ def test_added_tokens_want_a_method_without_pieces(tied: Path, fake_tokens: Make
 def test_only_this_package_gives_methods(tied: Path, fake_tokens: MakeTokens, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"init\.output\._target_"):
         run(InitConfig(node("mean"), {"_target_": "torch.zeros"}), tied, fake_tokens(tied), tmp_path)
+
+
+def test_a_model_that_looks_ahead_is_refused_before_rows_are_made(
+    tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path: Path
+) -> None:
+    source = tiny_model("gemma3")
+    model = shutil.copytree(source, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "use_bidirectional_attention": True}))
+    cfg = InitConfig(node("mean"), node("mean"))
+    run(cfg, source, fake_tokens(source), tmp_path / "out")
+    with pytest.raises(ModelError, match=r"gemma3_text\) predicts after a token depends on the tokens behind it"):
+        run(cfg, model, fake_tokens(source), tmp_path / "other")
