@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from kldistill.losses.cut_rules import LongestMatch
 from kldistill.tokens.pieces import Node, PieceTable
 
 
@@ -23,7 +24,7 @@ class CanonicalMask(LogitsProcessor):
 
     A token cannot follow where the tokenizer's merges would cut the text of the last token and its own otherwise (see
     ``MergeOrder``: nothing before the last token matters). A table without merges is taken to cut by longest match:
-    there a token cannot follow where its first piece would complete a longer token from the start of one of the last.
+    there a token cannot follow where one of its pieces would complete a longer token from the start of one of the last.
     Tokens without exact pieces (AddedTokens) and special tokens forbid nothing and are never forbidden by this rule.
 
     Args:
@@ -34,10 +35,6 @@ class CanonicalMask(LogitsProcessor):
         self.pieces = pieces
         # What was written that long ago cannot grow any more.
         self.reach = max((len(row) for row in pieces.pieces), default=1) - 1
-        self._starting_with: dict[int, list[int]] = {}
-        for index, row in enumerate(pieces.pieces):
-            if row:
-                self._starting_with.setdefault(row[0], []).append(pieces.old_size + index)
         self._forbidden = lru_cache(maxsize=100_000)(self._find)
 
     def __call__(  # type: ignore[override]
@@ -75,5 +72,4 @@ class CanonicalMask(LogitsProcessor):
             for piece in pieces[1:]:
                 nodes = [node.next.get(piece) if node is not None else None for node in nodes]
             live = [node for node in nodes if node is not None and node.next]
-        completing = sorted(frozenset[int]().union(*(node.ends for node in live)))
-        return tuple(token for piece in completing for token in (piece, *self._starting_with.get(piece, [])))
+        return tuple(LongestMatch(live).refused(self.pieces))

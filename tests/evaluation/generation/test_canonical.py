@@ -18,6 +18,7 @@ TABLES = [
     [(0, 1), (0, 1, 2), (2, 0)],
     [(0, 1, 2)],
     [(1, 1), (1, 1, 1), (1, 0, 2, 3), (3, 1), ()],
+    [(0, 1, 2), (1, 2), (1, 3), (2, 0, 1, 3)],  # after 0, both 1 2 and 2 0 complete longer tokens with a later piece
 ]
 
 
@@ -33,20 +34,27 @@ def longest_match(old: list[int], pieces: PieceTable) -> list[int]:
 
 
 @pytest.mark.parametrize("table", TABLES, ids=str)
-def test_it_forbids_what_the_alignment_gives_no_mass(table: list[tuple[int, ...]]) -> None:
+def test_it_forbids_what_the_losses_rule_out_and_no_text_has(table: list[tuple[int, ...]]) -> None:
+    """By longest match, against the cut of the text with every token behind it."""
     pieces = PieceTable(5, table)
     mask = CanonicalMask(pieces)
+    exact = [token for token in range(pieces.new_size) if pieces.old_pieces(token)]
     generator = random.Random(0)
     n_forbidden = 0
     for _ in range(60):
         old = [generator.randrange(5) for _ in range(12)]
         new = longest_match(old, pieces)
         aligned = align(old, new, pieces)
-        for position, row in enumerate(aligned.student_row.tolist()):
-            zeros = set(aligned.zero_piece[aligned.zero_position == position].tolist())
-            first = {token: (pieces.old_pieces(token) or (None,))[0] for token in range(pieces.new_size)}
-            expected = {token for token, piece in first.items() if piece in zeros}
-            assert set(mask.forbidden(new[: row + 1])) == expected
+        for row in aligned.student_row.tolist():
+            before = new[: row + 1]
+            text = pieces.expand(before)
+            expected = {
+                token
+                for token in exact
+                if longest_match([*text, *pieces.old_pieces(token)], pieces) != [*before, token]
+            }
+            assert set(mask.forbidden(before)) == expected
+            assert set(aligned.refused_token[aligned.refused_row == row].tolist()) == expected
             n_forbidden += len(expected)
     assert n_forbidden > 0
 
