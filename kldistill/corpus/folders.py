@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from kldistill.runtime.errors import CorpusError
 log = logging.getLogger(__name__)
 
 # Folders by their names: kldistill's own results, other people's code, and what is made from the sources.
-OF_PROGRAMS = {"outputs": "outputs", "node_modules": "dependencies", "build": "build", "dist": "build"}
-# Folders by a file in them.
-MARKS = {"pyvenv.cfg": "virtual_environment", "artifact.json": "outputs"}
+_DEPENDENCIES = ("node_modules", "bower_components", "vendor", "third_party", "site-packages", "Pods")
+_BUILD = ("build", "_build", "dist", "CMakeFiles")
+OF_PROGRAMS = {"outputs": "outputs"} | dict.fromkeys(_DEPENDENCIES, "dependencies") | dict.fromkeys(_BUILD, "build")
+# Folders by a file in them. The tag (https://bford.info/cachedir) is in Cargo's target/ and in many caches.
+MARKS = {"pyvenv.cfg": "virtual_environment", "artifact.json": "outputs", "CACHEDIR.TAG": "build"}
 _UNFINISHED = ".partial"  # an artifact that is being built, or whose build was killed
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
@@ -78,6 +81,23 @@ def files_below(root: Path, glob: str) -> Iterator[tuple[str, Path, str]]:
         if not reason and any(path in ignored for path in (relative, *folders)):
             reason = "git_ignored"
         yield name_of(relative), match, reason
+
+
+def without_match(root: Path, glob: str) -> str:
+    """What to tell of a pattern that no file of the user's matches: what is left out, and which files there are."""
+    left_out = [reason for _, _, reason in files_below(root, glob)]
+    if left_out:
+        return f" ({len(left_out):,} match, all in folders that programs write: {', '.join(sorted(set(left_out)))})."
+    own = [path for _, path, reason in files_below(root, "**/*") if not reason]
+    counts = Counter(path.suffix for path in own if path.suffix)
+    if not counts:
+        return f"; there are {len(own):,} files, none with a suffix." if own else "; there are no files at all."
+    common = counts.most_common(5)
+    most = ", ".join(f"{suffix} ({number:,})" for suffix, number in common)
+    return (
+        f". Most files end in {most}. Say which you want, as in 'corpus.glob=\"**/*{common[0][0]}\"' or, for several, "
+        "'corpus.glob=\"**/*.{md,rst}\"'."
+    )
 
 
 def ignored_by_git(root: Path) -> set[Path]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kldistill.corpus.documents import Document, Skipped, Source, decode, digest, line_feeds, read_bytes
-from kldistill.corpus.folders import existing_folder, expanded, files_below, name_of
+from kldistill.corpus.folders import existing_folder, expanded, files_below, name_of, without_match
 from kldistill.runtime.components import component
 from kldistill.runtime.errors import CorpusError
 
@@ -108,8 +108,9 @@ def _version(package: str) -> str:
 def local_files(path: str, glob: str) -> Source:
     """Text files below a folder.
 
-    Hidden files and folders (``.git``, ``.venv``) are passed over; kldistill's outputs, virtual environments,
-    ``node_modules``, ``build``, ``dist`` and what git ignores are left out and counted.
+    Hidden files and folders (``.git``, ``.venv``) are passed over; kldistill's outputs, virtual environments, other
+    people's code (``node_modules``, ``vendor``, ``third_party``, ...), what is built (``build``, ``dist``, Cargo's
+    ``target``, ...) and what git ignores are left out and counted. ``path`` itself may be such a folder.
 
     Args:
         path: the folder.
@@ -120,8 +121,9 @@ def local_files(path: str, glob: str) -> Source:
         root = existing_folder(path)
         matches = list(files_below(root, glob))
         if not any(not reason for _, _, reason in matches):
-            left_out = f" ({len(matches)} match in folders that programs write)" if matches else ""
-            raise CorpusError(f"corpus.glob={glob!r}: no file below {root.absolute()} matches{left_out}.")
+            raise CorpusError(
+                f"corpus.glob={glob!r}: no file below {root.absolute()} matches{without_match(root, glob)}"
+            )
         return matches
 
     def own() -> list[tuple[str, Path]]:

@@ -9,7 +9,6 @@ and of the train split's words and lines for copies.
 """
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 from kldistill.corpus.config import CorpusConfig
 from kldistill.corpus.documents import DOMAIN_SPLITS, GENERAL_SPLITS, Document, Skipped, Source, line_of, reasons
+from kldistill.corpus.generated import is_generated
 from kldistill.corpus.leakage import Seen, groups_of
 from kldistill.corpus.near_duplicates import NearDuplicates
 from kldistill.corpus.snippets import cut
@@ -30,15 +30,6 @@ from kldistill.runtime.progress import track
 T = TypeVar("T")
 HELD_OUT = ("validation", "test")
 PROSE_SUFFIXES = (".md", ".rst", ".txt", ".ipynb")  # may have a paragraph on a line
-# What a comment near the top says if a program wrote the file.
-GENERATED_LINES = 30
-_COMMENT = re.compile(r"\s*(?:#|//|/\*|\*|;|--|<!--|%)[\s#/*;<!%-]*(.*)")
-_GENERATED = re.compile(
-    r"@generated\b|\bdo not (?:edit|modify)\b|\bauto(?:matically)?[ -]?generated (?:file|code|by|from)\b|"
-    r"\bfile (?:is |was |has been )?(?:auto(?:matically)?[ -]?)?generated\b|"
-    r"^generated (?:automatically|by|from|with)\b",
-    flags=re.IGNORECASE,
-)
 
 
 def build(cfg: CorpusConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
@@ -191,8 +182,7 @@ def _flaw(document: Document, cfg: CorpusConfig, code: bool) -> str | None:
         return None
     if max(map(len, text.split("\n"))) > cfg.max_line_length and not document.id.endswith(PROSE_SUFFIXES):
         return "minified"
-    comments = (_COMMENT.match(line) for line in text.split("\n", GENERATED_LINES)[:GENERATED_LINES])
-    return "generated" if any(comment and _GENERATED.search(comment[1]) for comment in comments) else None
+    return "generated" if is_generated(document) else None
 
 
 def _choose(

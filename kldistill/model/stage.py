@@ -41,6 +41,13 @@ def build(cfg: Any, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
         facts["first_token"] = None
     write_facts(out, facts)
     tokenizer, config = load_original_tokenizer(out), load_original_config(out)
+    if beginning.own(tokenizer) is None:
+        special = sorted(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+        told = f"say which one with model.first_token ({', '.join(special)})" if special else "it has no special token"
+        raise ModelError(
+            f"{facts['name']}: every text begins with a special token, and this tokenizer names neither a BOS nor an "
+            f"EOS: {told}, or set eos_token in the model's folder (tokenizer_config.json)."
+        )
     facts["vocabulary"] = old_size(tokenizer)
     figures = {
         "model/old_size": old_size(tokenizer),

@@ -18,6 +18,7 @@ from kldistill.model.config import Gemma3Config, GgufConfig, HfModelConfig, Smol
 from kldistill.model.gguf import existing
 from kldistill.model.load import read_config
 from kldistill.pipeline.compose import Config
+from kldistill.pipeline.step import plan
 from kldistill.pipeline.steps import steps_of
 from kldistill.runtime.devices import device_of, sizes
 from kldistill.runtime.errors import ConfigError
@@ -29,6 +30,7 @@ LOGITS = 4  # blocks of chunk x W numbers that exist at a time: logits, target, 
 ACTIVATIONS = 34  # bytes-per-weight units that a layer keeps for one token's way back (arXiv 2205.05198, eq. 2)
 INPUT = 1  # the same where it keeps its input alone
 HISTORIES, ROWS = 11, 6  # tokens that are run for a word's other cuts, and heads: measured on the quickstart
+RUN_THE_MODEL = ("teacher", "distill", "finetune", "evaluate", "interpret", "export")
 EFFICIENCY = 0.5  # of a large matrix product's rate that training reaches, measured on SmolLM2 on two cores
 
 
@@ -52,12 +54,13 @@ class Shape(NamedTuple):
 
 
 class Need(NamedTuple):
-    """One line of the plan: what for, how much, and how that is reckoned."""
+    """One line of the plan: what for, how much, how that is reckoned, and which stages need it."""
 
     what: str
     amount: float
     unit: str
     how: str
+    stages: tuple[str, ...] = ("distill",)
 
 
 def shape_of(cfg: Config) -> Shape:
@@ -135,10 +138,16 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
         part = shape.body / launched() + 2 * shape.body / shape.layers
         held = min(weights, (shape.parameters - shape.body + part) * shape.weight_bytes)
         how = f"embedding and head, two layers, the others' part of {launched()}"
-    plan = [
-        Need("memory: frozen weights", held, "B", how),
+    listed = [
+        Need("memory: frozen weights", held, "B", how, RUN_THE_MODEL),
         Need("memory: new rows with AdamW", 16 * matrices * n_new * shape.width, "B", "16 N D, twice if two rows"),
-        Need("memory: logits of a chunk", 4 * LOGITS * height * sizes(cfg.runtime).chunk, "B", "16 W runtime.chunk"),
+        Need(
+            "memory: logits of a chunk",
+            4 * LOGITS * height * sizes(cfg.runtime).chunk,
+            "B",
+            "16 W runtime.chunk",
+            ("distill", "finetune", "evaluate"),
+        ),
         Need(
             "memory: activations of a pass",
             shape.width * shape.weight_bytes * in_pass * kept,
@@ -147,38 +156,39 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
         ),
     ]
     if d.lora.r:
-        plan.append(Need("memory: adapter with AdamW", 16 * adapter, "B", "16 a parameter"))
-    plan.append(Need("memory: distillation in all", sum(need.amount for need in plan), "B", "the sum"))
+        listed.append(Need("memory: adapter with AdamW", 16 * adapter, "B", "16 a parameter"))
+    listed.append(Need("memory: distillation in all", sum(need.amount for need in listed), "B", "the sum"))
     if tuned.method == "full":
         whole = 1 if cfg.runtime.pass_tokens else in_step / in_pass  # it runs in one pass, unless told otherwise
-        amount = 16 * shape.parameters + plan[2].amount + plan[3].amount * whole
-        plan.append(Need("memory: full fine-tuning in all", amount, "B", "16 P, logits and activations"))
+        amount = 16 * shape.parameters + listed[2].amount + listed[3].amount * whole
+        listed.append(
+            Need("memory: full fine-tuning in all", amount, "B", "16 P, logits and activations", ("finetune",))
+        )
     if d.teacher == "self":
         stored = shape.weight_bytes * shape.width * unique
-        plan.append(Need("disk: the teacher's states", stored, "B", "b D a token of its text"))
+        listed.append(Need("disk: the teacher's states", stored, "B", "b D a token of its text", ("teacher",)))
     export = (shape.parameters + matrices * n_new * shape.width) * shape.weight_bytes
-    plan.append(Need("disk: the exported model", export, "B", "b (P + N D)"))
+    listed.append(Need("disk: the exported model", export, "B", "b (P + N D)", ("export",)))
 
     head = 2 * height * shape.width
     seen = d.steps * batch
     if written:
         each = [(prompts(one) + one.n * one.n_bytes / BYTES_PER_TOKEN, one.n * one.n_bytes) for one in written.values()]
         work = sum(2 * shape.body * tokens + head * size / BYTES_PER_TOKEN for tokens, size in each)
-        plan.append(
-            Need("work: text that the model writes", work, "FLOP", "token by token: on a GPU, slower than this")
-        )
+        how = "token by token: on a GPU, slower than this"
+        listed.append(Need("work: text that the model writes", work, "FLOP", how, ("teacher", "evaluate")))
     if d.teacher == "self":
-        plan.append(Need("work: teacher", 2 * shape.body * unique, "FLOP", "2 B a token"))
+        listed.append(Need("work: teacher", 2 * shape.body * unique, "FLOP", "2 B a token", ("teacher",)))
     step = (
         SHORTER * ((6 if again else 4) * shape.body + 2 * head)
         + head
         + (2 * shape.body if d.teacher == "online" else 0)
     )
-    plan.append(Need("work: distillation", seen * step, "FLOP", "forward, back through a frozen body, two heads"))
+    listed.append(Need("work: distillation", seen * step, "FLOP", "forward, back through a frozen body, two heads"))
     if tuned.method != "none":
         passes = {"full": 6, "lora": 4, "rows": 4}[tuned.method] * shape.body + 3 * head
         tokens = tuned.steps * tuned.batch_size * tuned.snippet_bytes / BYTES_PER_TOKEN * SHORTER
-        plan.append(Need("work: fine-tuning", tokens * passes, "FLOP", "forward and back"))
+        listed.append(Need("work: fine-tuning", tokens * passes, "FLOP", "forward and back", ("finetune",)))
     extended = 2 + (tuned.method != "none")
     models = 1 + extended + (tuned.method != "none" and tuned.control)
     texts = ["domain", "general", *(["general_code"] if cfg.corpus.general_code else [])]
@@ -188,12 +198,13 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
         one = written["write_test"]
         tokens = models * one.n * one.n_bytes / BYTES_PER_TOKEN
         work += 2 * shape.body * (tokens + models * prompts(one)) + 2 * head * tokens
-    plan.append(Need("work: scoring", work, "FLOP", "every model on held-out text"))
+    listed.append(Need("work: scoring", work, "FLOP", "every model on held-out text", ("evaluate",)))
     if cfg.eval.marginal_words and n_new:
         text = cfg.eval.window_bytes / BYTES_PER_TOKEN * SHORTER / PER_TEXT
         work = extended * cfg.eval.marginal_words * (2 * shape.body * (text + HISTORIES) + head * ROWS)
-        plan.append(Need("work: all cuts of words", work, "FLOP", f"{text + HISTORIES:.0f} tokens a word and model"))
-    return plan
+        how = f"{text + HISTORIES:.0f} tokens a word and model"
+        listed.append(Need("work: all cuts of words", work, "FLOP", how, ("evaluate",)))
+    return listed
 
 
 def prompts(cfg: WriteConfig) -> float:
@@ -214,13 +225,15 @@ def rate_here(cfg: Config) -> float:
 
 
 def told(cfg: Config, rate: float | None = None) -> str:
-    """The plan as text.
+    """The plan as text, of the stages that this configuration runs.
 
     Args:
         rate: FLOP a second that training reaches; None measures a matrix product here and takes half of its rate.
     """
     shape = shape_of(cfg)
-    plan = needs(cfg, shape)
+    steps = steps_of(cfg)
+    running = {steps[name].stage(name) for name in plan(steps, cfg.stages)}
+    needed = [need for need in needs(cfg, shape) if running.intersection(need.stages)]
     said = f"{rate:.3g} FLOP/s, as given" if rate else ""
     if rate is None:
         rate = EFFICIENCY * rate_here(cfg)
@@ -230,17 +243,21 @@ def told(cfg: Config, rate: float | None = None) -> str:
         f"vocabulary {shape.vocabulary:,}, {'tied' if shape.tied else 'untied'}, {shape.weight_bytes} bytes a weight",
         "",
     ]
-    for need in plan:
+    for need in needed:
         amount = f"{need.amount / 1e9:,.2f} GB" if need.unit == "B" else f"{need.amount / 1e12:,.1f} TFLOP"
         hours = "" if need.unit == "B" else _time(need.amount / rate)
         lines.append(f"{need.what:<34} {amount:>16} {hours:>10}   {need.how}")
-    total = sum(need.amount for need in plan if need.unit == "FLOP")
-    lines += [
-        "",
-        f"In all about {_time(total / rate)} at {said}; tasks that are answered (eval.suites) and what is drawn "
-        "come on top.",
-        f"Reckoned with {BYTES_PER_TOKEN} bytes a token, {1 - SHORTER:.0%} of the tokens saved; see docs/memory.md.",
-    ]
+    total = sum(need.amount for need in needed if need.unit == "FLOP")
+    if not needed:
+        lines.append(f"stages=[{','.join(cfg.stages)}] never runs the model: text is read, cut and counted.")
+    elif total:
+        lines += [
+            "",
+            f"In all about {_time(total / rate)} at {said}; reading and cutting text, tasks that are answered "
+            "(eval.suites) and what is drawn come on top.",
+            f"Reckoned with {BYTES_PER_TOKEN} bytes a token, {1 - SHORTER:.0%} of the tokens saved; see "
+            "docs/memory.md.",
+        ]
     return "\n".join(lines) + "\n"
 
 

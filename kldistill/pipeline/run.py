@@ -14,6 +14,7 @@ from kldistill.pipeline.step import Step, Steps, identify, plan, rebuilt
 from kldistill.pipeline.steps import REPORT, steps_of
 from kldistill.report import render_run
 from kldistill.report.run import pictures
+from kldistill.report.run.answer import answer
 from kldistill.runtime.artifacts import MANIFEST, Store
 from kldistill.runtime.config import resolved
 from kldistill.runtime.errors import KldistillError
@@ -75,6 +76,8 @@ def _report_on(
                 folders = _walk(cfg, folder, steps, planned, processes, tracker, record)
                 metrics = record.metrics
                 _show(metrics, folder, tracker)
+                if told := answer(metrics):
+                    tracker.say(told, wrap=True)
                 for name in planned:
                     if steps[name].result:
                         tracker.say(f"{steps[name].result}: {folders[name]}")

@@ -48,7 +48,7 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool, writes: Sequence
             _later("corpus.stage.build"),
             lambda cfg: cfg.corpus,
             identity=_later("corpus.stage.identity"),
-            version=3,
+            version=4,
         ),
         "tokens": Step(
             _later("tokens.stage.build"), lambda cfg: cfg.tokens, _same("model", "corpus"), identity=_terms, version=2

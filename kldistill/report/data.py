@@ -27,6 +27,13 @@ class ReportError(KldistillError):
     """A folder that no report can be made of."""
 
 
+def last_model(metrics: Mapping[str, float]) -> str | None:
+    """The last extended model that these figures are of: ``finetuned``, ``distilled``, ``init``; None without one."""
+    scored = {name.model for name in map(parse, metrics) if name is not None}
+    extended = [model for model in MODELS if model in scored and model not in ("original", "control")]
+    return extended[-1] if extended else None
+
+
 @dataclass(frozen=True)
 class Run:
     """One run as its folder tells it, with nothing secret in it.
@@ -71,10 +78,8 @@ class Run:
 
     @cached_property
     def last(self) -> str | None:
-        """The last model that the run has evaluated: ``finetuned``, ``distilled``, ``init``; None where it has none."""
-        scored = {name.model for name in map(parse, self.metrics) if name is not None}
-        extended = [model for model in MODELS if model in scored and model not in ("original", "control")]
-        return extended[-1] if extended else None
+        """See ``last_model``."""
+        return last_model(self.metrics)
 
     def final(self) -> dict[str, float]:
         """Final metrics, with those of the last model under ``eval/...``, without the model's name.

@@ -269,13 +269,17 @@ def show_curves(
     row_bytes = 4 * text.hidden_size * (1 if text.tie_word_embeddings else 2)
     content = as_json(by_boundary, cfg.curve, row_bytes)
     (out / "curve.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    job.say(
+        "How many new tokens pay, and where they may end (tokens.boundary): shares of the train text's tokens, on "
+        "which the new ones are chosen, so held-out text saves less."
+    )
     job.table("tokens_saved", *as_table(by_boundary, cfg.curve, row_bytes))
 
 
 def show_tokens(tokens: list[NewToken], examiner: preflight.Examiner, texts: Iterable[str], job: Job) -> None:
     """Show the new tokens that save most, and one held-out line cut by both tokenizers."""
     best = sorted(tokens, key=lambda token: -token.count * max(len(token.pieces) - 1, 0))[:15]
-    pieces = [[examiner.old.decode([piece]) for piece in token.pieces] for token in best]
+    pieces = [[on_a_line(examiner.old.decode([piece])) for piece in token.pieces] for token in best]
     rows = [[repr(token.string), token.count, "|".join(cut)] for token, cut in zip(best, pieces, strict=True)]
     if not tokens:
         return
@@ -288,6 +292,11 @@ def show_tokens(tokens: list[NewToken], examiner: preflight.Examiner, texts: Ite
         old, new = max(cuts, key=lambda cut: len(cut[0]) - len(cut[1]))
         for name, by, ids in (("before", examiner.old, old), ("after", examiner.new, new)):
             job.say(f"A held-out line {name} ({len(ids)} tokens): {'|'.join(by.decode([i]) for i in ids)}")
+
+
+def on_a_line(text: str) -> str:
+    """Text whose control characters are spelt out, as a string in a program has them."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def write(out: Path, tokens: list[NewToken], examiner: preflight.Examiner, job: Job) -> None:

@@ -117,12 +117,22 @@ class TestLocalFiles:
             "results/artifacts/corpus/2/a.py": "outputs",
             "results/artifacts/export/3.partial/a.py": "outputs",
             "web/node_modules/x/index.py": "dependencies",
+            "web/third_party/x/index.py": "dependencies",
+            "vendor/x.py": "dependencies",
+            "conda/lib/site-packages/x.py": "dependencies",
+            "rust/target/debug/x.py": "build",
             "build/lib/mine.py": "build",
             "sub/dist/mine.py": "build",
             "env/lib/pip/__init__.py": "virtual_environment",
         }
-        own = ["mine.py", "sub/other.py", "sub/building/plan.py", "sub/outputs.py"]
-        for name in [*written, *own, "env/pyvenv.cfg", "results/artifacts/corpus/2/artifact.json"]:
+        own = ["mine.py", "sub/other.py", "sub/building/plan.py", "sub/outputs.py", "sub/target/x.py"]
+        for name in [
+            *written,
+            *own,
+            "env/pyvenv.cfg",
+            "results/artifacts/corpus/2/artifact.json",
+            "rust/target/CACHEDIR.TAG",
+        ]:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text("a = 1\n")
         source = local_files(str(tmp_path), "**/*.py")
@@ -131,6 +141,18 @@ class TestLocalFiles:
         before = source.identity()
         (tmp_path / "outputs" / "artifacts" / "new.py").write_text("b = 2\n")
         assert source.identity() == before, "a run's results must not change its own corpus"
+
+    def test_a_pattern_without_a_match_names_the_files_there_are(self, tmp_path: Path):
+        for name in ("a.rs", "src/b.rs", "src/c.toml", ".hidden/d.go", "vendor/e.php"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("a\n")
+        with pytest.raises(CorpusError, match=r"Most files end in \.rs \(2\), \.toml \(1\)\. .*\"\*\*/\*\.rs\""):
+            local_files(str(tmp_path), "**/*.py").identity()
+        with pytest.raises(CorpusError, match=r"1 match, all in folders that programs write: dependencies"):
+            local_files(str(tmp_path), "**/*.php").identity()
+        (tmp_path / "none").mkdir()
+        with pytest.raises(CorpusError, match="there are no files at all"):
+            local_files(str(tmp_path / "none"), "**/*.py").identity()
 
     @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
     def test_what_git_ignores_is_left_out(self, tmp_path: Path):

@@ -182,6 +182,20 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tiny_model: MakeModel,
         model_stage.build(HfModelConfig(path=str(folder)), {}, tmp_path, Job())
 
 
+def test_a_tokenizer_without_a_beginning_is_refused_at_once(tiny_model: MakeModel, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model(), tmp_path / "bare")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    special = tokenizer.bos_token
+    tokenizer.bos_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(
+        ModelError, match=rf"neither a BOS nor an EOS: say which one with model.first_token \(.*{special}"
+    ):
+        model_stage.build(HfModelConfig(path=str(folder)), {}, tmp_path, Job())
+    model_stage.build(HfModelConfig(path=str(folder), first_token=special), {}, tmp_path, Job())
+    assert load_original_tokenizer(tmp_path).bos_token == special
+
+
 def test_identity_follows_content(tiny_model: MakeModel, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_model(), tmp_path / "model")
     cfg = HfModelConfig(path=str(folder))

@@ -128,6 +128,18 @@ def test_time_follows_the_rate() -> None:
     assert "half of what a large product of matrices reaches here" in told(cfg)
 
 
+def test_a_plan_is_of_the_stages_that_run() -> None:
+    words = [*SMALL, "corpus.path=."]
+    everything, scored = told(planned(*words), 1e9), told(planned(*words, "stages=[evaluate]"), 1e9)
+    assert "work: distillation" in scored and "work: scoring" in scored, "what is scored is trained before"
+    assert "disk: the exported model" in everything and "disk: the exported model" not in scored
+    tokens = told(planned(*words, "stages=[tokens]"), 1e9)
+    assert "work:" not in tokens and "memory:" not in tokens and "In all" not in tokens
+    assert "stages=[tokens] never runs the model" in tokens
+    taught = told(planned(*words, "stages=[teacher]"), 1e9)
+    assert "work: teacher" in taught and "work: distillation" not in taught and "memory: frozen weights" in taught
+
+
 def test_the_command_tells_and_runs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

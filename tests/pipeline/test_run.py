@@ -187,6 +187,12 @@ def test_run_json_holds_status_config_artifacts_and_the_stable_metrics(first: di
     assert metrics["tokens/added"] == 24 == metrics["tokens/new_size"] - metrics["tokens/old_size"]
 
 
+def test_the_log_ends_with_what_was_gained_and_lost(outputs: Path, first: dict[str, Any]) -> None:
+    log = (outputs / "runs/first/kldistill.log").read_text()
+    assert "24 new tokens make held-out domain text" in log and "General text costs" in log
+    assert log.index("24 new tokens make") < log.index("The extended model: ")
+
+
 def test_training_lowers_the_loss_that_it_minimises(first: dict[str, Any]) -> None:
     """Four steps on a random model: little, but in the right direction, on text that it was not trained on."""
     metrics = first["metrics"]

@@ -68,9 +68,14 @@ def test_the_stage_takes_the_knee_and_shows_the_curve(tiny_model, tmp_path: Path
     assert any(f"auto takes {n:,}" in text for text in said) and n > 128
     assert content["row_bytes"] == 4 * 32 and [point[0] for point in content["saved"]["word"]] == [64, 128]
     assert len(tables["tokens_saved"]) == 3 and len(tables["new_tokens"]) == 16
+    assert any("train text's tokens" in text for text in said), "the table says of which text it is"
     assert any(text.endswith("tokens/tokenizer") for text in said), "where it will lie"
     cut = [text for text in said if "held-out line" in text]
     assert len(cut) == 2 and cut[0].split(": ", 1)[1].replace("|", "") == cut[1].split(": ", 1)[1].replace("|", "")
+
+
+def test_pieces_with_line_ends_are_shown_on_one_line() -> None:
+    assert tokens_stage.on_a_line(" });\n\t'é\u00a0") == " });\\n\\t'é\\xa0"
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "many", True])

@@ -1,7 +1,6 @@
 """The page of one run: ``report.html`` and, for machines, ``report.json``."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,10 @@ from kldistill.report import chart
 from kldistill.report.data import ABSENT, ReportError, Run, lines, read_run
 from kldistill.report.html import as_json, render, write
 from kldistill.report.run import about, charts, examples, new_tokens
+from kldistill.report.run.answer import answer, saved_share
 from kldistill.report.svg import inline, is_wide
 from kldistill.runtime.secrets import redact
 from kldistill.tokens import preflight
-
-_GAP = 1e-4  # bits/byte: a gap to the original smaller than this is none
 
 
 def render_run(folder: Path) -> Path:
@@ -57,7 +55,7 @@ def gather(run: Run) -> dict[str, Any]:
         "status": run.status,
         "error": run.error,
         "last": run.last,
-        "answer": answer(run),
+        "answer": answer(run.metrics),
         "tiles": tiles(run),
         "models": {"columns": columns, "rows": rows},
         "overrides": run.overrides,
@@ -83,34 +81,6 @@ def gather(run: Run) -> dict[str, Any]:
         "artifacts": {step: str(path) for step, path in run.artifacts.items()},
     }
     return redact(content)
-
-
-def answer(run: Run) -> str:
-    """What the run came to, in two sentences; empty where it has not come so far."""
-    metrics, last = run.metrics, run.last
-    saved = saved_share(metrics, last)
-    original, init = (metrics.get(f"eval/{model}/domain/bits_per_byte") for model in ("original", "init"))
-    final = metrics.get(f"eval/{last}/domain/bits_per_byte")
-    if saved is None or original is None or final is None:
-        return ""
-    added = int(metrics.get("tokens/added", 0))
-    text = f"{added:,} new tokens make held-out domain text {saved:.1%} shorter in tokens. "
-    text += f"It costs {original:.3f} bits per byte under the original model"
-    text += f" and {final:.3f} under the {MODELS[last or '']} one"
-    if last == "init" or init is None:
-        return f"{text}."
-    gap, left = init - original, final - original
-    if gap < _GAP:
-        return f"{text}; before training it was {init:.3f}."
-    if left <= 0:
-        return f"{text}, which is no more; before training it was {init:.3f}."
-    return f"{text}; before training it was {init:.3f}, so {1 - left / gap:.0%} of that gap was closed."
-
-
-def saved_share(metrics: Mapping[str, float], model: str | None) -> float | None:
-    """The share of tokens that a model saves on the scored domain text, from 0 to 1."""
-    before, after = (metrics.get(f"eval/{name}/domain/tokens_per_1000_bytes") for name in ("original", model))
-    return None if before is None or after is None else 1 - after / before
 
 
 def tiles(run: Run) -> list[dict[str, str]]:

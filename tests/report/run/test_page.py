@@ -10,9 +10,9 @@ import pytest
 
 from kldistill.report import render_run
 from kldistill.report.data import ReportError, read_run
+from kldistill.report.run.answer import answer
 from kldistill.report.run.examples import Token, cut_lines, generations, parts_of
 from kldistill.report.run.new_tokens import rows
-from kldistill.report.run.page import answer
 from tests.helpers.artifacts import write_tokens
 from tests.helpers.paths import ROOT
 from tests.helpers.report_material import HOSTILE, write_full_run, write_json, write_run
@@ -278,4 +278,22 @@ def test_the_answer_fits_the_figures(tmp_path: Path, bits: tuple[float, float, f
     run = read_run(write_run(tmp_path, "kl", "mean", 0, bits=0.9, kl=0.3))
     for of, value in zip(("original", "init", "distilled"), bits, strict=True):
         run.metrics[f"eval/{of}/domain/bits_per_byte"] = value  # type: ignore[index]
-    assert answer(run).endswith(said)
+    assert said in answer(run.metrics)
+
+
+def test_the_answer_of_a_run_without_new_tokens(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path, "kl", "mean", 0, bits=0.9, kl=0.3))
+    run.metrics["tokens/added"] = 0  # type: ignore[index]
+    assert answer(run.metrics).startswith("Domain text costs 0.800 bits per byte under the original model and 0.900")
+
+
+def test_the_answer_says_what_general_text_lost(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path, "kl", "mean", 0, bits=0.9, kl=0.3))
+    run.metrics.update(  # type: ignore[attr-defined]
+        {f"eval/{of}/general/bits_per_byte": value for of, value in (("original", 1.1), ("distilled", 1.25))}
+        | {f"eval/distilled/{of}/kl_to_teacher": value for of, value in (("domain", 0.3), ("general", 0.04))}
+    )
+    assert answer(run.metrics).endswith(
+        " General text costs 1.100 and 1.250; the distilled model is 0.300 nats a position from the original on "
+        "domain text, 0.040 on it."
+    )
