@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 
 from kldistill.evaluation import judge
 from kldistill.evaluation.config import GenerateConfig
-from kldistill.evaluation.generation.batching import Completion, Request, generate
+from kldistill.evaluation.generation import batching, with_vllm
+from kldistill.evaluation.generation.batching import Completion, Request
 from kldistill.evaluation.generation.cuts import cut_of
 from kldistill.evaluation.generation.decoding import Decoding
 from kldistill.evaluation.generation.ranking import Likelihood, likelihoods, rank
@@ -38,6 +39,7 @@ from kldistill.training.load import load_model, load_tokenizer
 
 RECORDS = "records.jsonl"
 PART = "records.{}.jsonl"  # what one process writes, by its rank, until all of them are done
+GENERATE = {"transformers": batching.generate, "vllm": with_vllm.generate}
 OF_LINES = ("text", "solution")  # kinds of tasks whose reference may stand in what the model has read
 
 
@@ -121,11 +123,14 @@ def head(task: Task, sample: int) -> dict[str, Any]:
     return {"task": task.id, "sample": sample, "group": task.group, "prompt_sha256": digest}
 
 
-def loaded(inputs: Mapping[str, Path], job: Job) -> tuple[PreTrainedModel, Spelling, int]:
-    """The model, what its tokens spell, and V."""
-    model = load_model(inputs["model"], inputs.get("rows"), device_of(job.runtime))
-    size = vocabulary_size(inputs["model"])
-    return model, Spelling(load_tokenizer(inputs["model"], inputs.get("tokens"))), size
+def model_of(inputs: Mapping[str, Path], job: Job, backend: str) -> PreTrainedModel:
+    """The model, on the CPU for vLLM, which reads it from there."""
+    return load_model(inputs["model"], inputs.get("rows"), "cpu" if backend == "vllm" else device_of(job.runtime))
+
+
+def spelling_of(inputs: Mapping[str, Path]) -> Spelling:
+    """What the model's tokens spell."""
+    return Spelling(load_tokenizer(inputs["model"], inputs.get("tokens")))
 
 
 def written(
@@ -140,12 +145,12 @@ def written(
     with (
         Sandbox(cfg.limits, workers=workers, allow_unsandboxed=cfg.allow_unsandboxed) if programs else nullcontext()
     ) as sandbox:
-        model, spelling, size = loaded(inputs, job)
+        spelling, size = spelling_of(inputs), vocabulary_size(inputs["model"])
         requests = [Request(task.prompt, task.budget, task.stop, cfg.n_samples, key=task.id) for task in tasks]
         cut = cut_of(cfg.cut, PieceTable.load(inputs["tokens"])) if "tokens" in inputs else None
         running: list[tuple[dict[str, Any], Future[Outcome]]] = []
-        for index, completions in generate(
-            model,
+        for index, completions in GENERATE[cfg.backend](
+            model_of(inputs, job, cfg.backend),
             spelling,
             requests,
             Decoding(cfg.temperature, cfg.top_p, cfg.seed, cut),
@@ -197,7 +202,7 @@ def measured(
     """Records of tasks for which nothing is written: of several continuations one is right, or the canonical one is
     read.
     """
-    model, spelling, _ = loaded(inputs, job)
+    model, spelling = model_of(inputs, job, "transformers"), spelling_of(inputs)
     begun = time.perf_counter()
     how = {
         "batch_size": sizes(job.runtime).generation_batch,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from kldistill.evaluation.sandbox import Limits
 from kldistill.runtime.config import check_choices, choice, require
@@ -62,6 +62,9 @@ class EvalConfig(ScoringConfig):
             new one. ``merged``: the new token takes their place as soon as they stand there, so that the text stays
             and what follows is predicted from the tokenizer's own cut. ``masked``: what the tokenizer would not cut
             so cannot be written (``CanonicalMask``); the model then writes other text.
+        backend: which program writes the answers. ``vllm``, meant for GPUs, has to be installed (docs/serving.md);
+            prompts, budgets and ends of answers are the same. What is ranked or scored is measured by transformers all
+            the same.
         written: texts of some 64 tokens that the original model writes after beginnings of the test split, scored as
             ``written``: on these alone the KL is that of the two models. 0: none.
         limits: what every program in the sandbox may use.
@@ -75,6 +78,7 @@ class EvalConfig(ScoringConfig):
     top_p: float = 1.0
     seed: int = 0
     cut: str = choice("free", "free", "merged", "masked")
+    backend: str = choice("transformers", "transformers", "vllm")
     written: int = 0
     limits: Limits = field(default_factory=Limits)
     allow_unsandboxed: bool = False
@@ -93,6 +97,11 @@ class EvalConfig(ScoringConfig):
             "all samples of a task would be the same at eval.temperature=0; give a temperature, such as 0.8",
         )
         check_choices(self, "eval")
+        if self.backend == "vllm":
+            rule = "forbids tokens one by one, which vLLM is not asked to do; use free or merged, or "
+            require(self.cut != "masked", "eval.cut", self.cut, f"{rule}eval.backend=transformers")
+            rule = "vLLM takes 0, or 0.01 and more"
+            require(not 0 < self.temperature < 0.01, "eval.temperature", self.temperature, rule)
         unknown = [name for name in self.suites if name not in self.all_suites()]
         require(not unknown, "eval.suites", unknown, f"suites are {', '.join(self.all_suites())}")
 
@@ -164,6 +173,7 @@ class GenerateConfig:
         model: ``original``, ``distilled``, ``finetuned`` or ``control``.
         suite: the suite's name. The other keys are those of ``EvalConfig``.
         cut: ``free`` for models without new tokens.
+        backend: what writes the answers.
     """
 
     model: str
@@ -175,6 +185,14 @@ class GenerateConfig:
     allow_unsandboxed: bool = False
     seed: int = 0
     cut: str = "free"
+    backend: ClassVar[str] = "transformers"
+
+
+@dataclass
+class GenerateWithVllmConfig(GenerateConfig):
+    """The same for answers that vLLM writes. They are other artifacts, and those of transformers stay the same ones."""
+
+    backend: str = "vllm"  # type: ignore[misc]  # a key of this slice alone
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from kldistill.evaluation.generation import with_vllm
 from kldistill.evaluation.sandbox import Sandbox
 from kldistill.evaluation.suites import stage as tasks_stage
 from kldistill.export import gguf_file, upload
@@ -127,6 +128,8 @@ def check_surroundings(cfg: Config) -> None:
     check_device(cfg.runtime)
     if cfg.runtime.compile:
         check_compiler()
+    if cfg.eval.backend == "vllm" and cfg.eval.suites and "evaluate" in cfg.stages:
+        with_vllm.check(cfg.runtime)
     steps = steps_of(cfg)
     for name in plan(steps, cfg.stages):
         step = steps[name]

@@ -11,7 +11,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kldistill.evaluation.config import EvaluateConfig, GenerateConfig, TasksConfig, WriteConfig
+from kldistill.evaluation.config import (
+    EvaluateConfig,
+    GenerateConfig,
+    GenerateWithVllmConfig,
+    TasksConfig,
+    WriteConfig,
+)
 from kldistill.pipeline.step import Step, Steps, stages_of
 from kldistill.tokens.config import TokensConfig
 from kldistill.training.config import TeacherConfig
@@ -252,7 +258,8 @@ def _generate(of: str, suite: str) -> Callable[["Config"], GenerateConfig]:
         own = {name: getattr(cfg.eval, name) for name in names}
         if of in ("original", "control"):
             own["cut"] = "free"  # they have no new tokens
-        return GenerateConfig(of, suite, **own)
+        kind = GenerateWithVllmConfig if cfg.eval.backend == "vllm" else GenerateConfig
+        return kind(of, suite, **own)
 
     return cut
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kldistill.evaluation import answer
-from kldistill.evaluation.config import GenerateConfig
+from kldistill.evaluation.config import GenerateConfig, GenerateWithVllmConfig
 from kldistill.evaluation.sandbox import unavailable
 from kldistill.evaluation.suites.task import Task, write
 from kldistill.model import tiny
@@ -19,6 +19,7 @@ from kldistill.model.load import load_original
 from kldistill.rows.rows import Rows
 from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.job import Job
+from tests.helpers import fake_vllm
 from tests.helpers.artifacts import MakeModel, MakeTokens
 from tests.helpers.interpreter import python
 from tests.helpers.launched import together
@@ -52,9 +53,11 @@ def folders(
 
 @pytest.fixture
 def build(folders: dict[str, Path], tmp_path: Path) -> Build:
-    """``build(tasks, out, original=None, **settings)``: run the stage, and give its records."""
+    """``build(tasks, out, original=None, backend="transformers", **settings)``: run the stage, and give its records."""
 
-    def make(tasks: list[Task], out: str, original: str | None = None, **settings: Any) -> list[dict[str, Any]]:
+    def make(
+        tasks: list[Task], out: str, original: str | None = None, backend: str = "transformers", **settings: Any
+    ) -> list[dict[str, Any]]:
         (tmp_path / "tasks").mkdir(exist_ok=True)
         write(tmp_path / "tasks" / "tasks.jsonl", tasks)
         inputs = {"model": folders["model"], "tasks": tmp_path / "tasks"}
@@ -62,7 +65,7 @@ def build(folders: dict[str, Path], tmp_path: Path) -> Build:
             inputs |= folders | {"original": tmp_path / original}
         of = "original" if original is None else "distilled"
         (tmp_path / out).mkdir(exist_ok=True)
-        cfg = GenerateConfig(of, "some", **settings)
+        cfg = {"transformers": GenerateConfig, "vllm": GenerateWithVllmConfig}[backend](of, "some", **settings)
         answer.build(cfg, inputs, tmp_path / out, Job(RuntimeConfig(generation_batch=3)))
         return [json.loads(line) for line in (tmp_path / out / "records.jsonl").read_text().splitlines()]
 
@@ -95,11 +98,24 @@ def test_every_task_has_one_record_in_the_order_of_the_tasks(build: Build, tmp_p
     assert found["eval/original/some/tokens_per_task"] == sum(record["tokens"] for record in records) / len(tasks)
 
 
+def test_vllm_answers_and_is_judged_alike(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of the extended model: every record and every figure."""
+    made = fake_vllm.install(monkeypatch).made
+    tasks = text_tasks()
+    for out, original in (("original", None), ("extended", "original")):
+        ours = build(tasks, f"{out}-vllm", original and f"{original}-vllm", backend="vllm")
+        assert timeless(ours) == timeless(build(tasks, out, original))
+        assert summary(tmp_path / f"{out}-vllm").keys() == summary(tmp_path / out).keys()
+    assert len(made) == 2 and not any(engine.open for engine in made)
+
+
+@pytest.mark.parametrize("backend", ["transformers", "vllm"])
 @pytest.mark.parametrize("settings", [{}, {"n_samples": 2, "temperature": 0.9}], ids=["greedy", "sampled"])
 def test_a_killed_evaluation_goes_on_and_ends_with_the_same_answers(
-    build: Build, tmp_path: Path, settings: dict[str, Any]
+    build: Build, tmp_path: Path, settings: dict[str, Any], backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tasks = text_tasks()
+    fake_vllm.install(monkeypatch)
+    tasks, settings = text_tasks(), {**settings, "backend": backend}
     whole = build(tasks, "whole", **settings)
     n = settings.get("n_samples", 1)
     (tmp_path / "killed").mkdir()

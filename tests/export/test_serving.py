@@ -8,10 +8,7 @@ folder is made), else from this environment.
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,6 +27,7 @@ from kldistill.tokens import stage as tokens_stage
 from kldistill.tokens.artifact import read_new_tokens
 from kldistill.tokens.config import TokensConfig
 from tests.helpers.artifacts import MakeModel
+from tests.helpers.elsewhere import run
 
 PROMPTS = ["class Encoder(Module):\n    def __init__(self", "import numpy as np\n\n", "x = 12345 + '", "\n    return "]
 OTHER = (
@@ -97,23 +95,6 @@ found = simple_evaluate(
 )
 json.dump({"results": found["results"], "samples": found["samples"]}, open(sys.argv[2], "w"), default=str)
 """
-
-
-def run(program: str, module: str, key: str, job: object, folder: Path) -> Any:
-    """What a program writes about a job; skips where ``module`` cannot be imported."""
-    place = os.environ.get(key)
-    environment = os.environ | ({"PYTHONPATH": place} if place else {}) | {"HF_HUB_OFFLINE": "1"}
-    probe = subprocess.run(
-        [sys.executable, "-c", f"import {module}"], env=environment, cwd=folder, capture_output=True, text=True
-    )
-    if probe.returncode:
-        reason = (probe.stderr.strip().splitlines() or ["it ends at once"])[-1]
-        pytest.skip(f"{module} is neither installed nor in the folder {key}={place}: {reason}")
-    (folder / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, "-c", program, str(folder / "job.json"), str(folder / "out.json")]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads((folder / "out.json").read_text())
 
 
 def write_corpus(out: Path) -> Path:

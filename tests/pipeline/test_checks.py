@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from kldistill.corpus import stage as corpus_stage
+from kldistill.evaluation.generation import with_vllm
 from kldistill.model import stage as model_stage
 from kldistill.pipeline import compose
-from kldistill.pipeline.checks import check
+from kldistill.pipeline.checks import check, check_surroundings
 from kldistill.pipeline.run import run_pipeline
 from kldistill.runtime.errors import ConfigError, KldistillError
 from tests.helpers.runs import config
@@ -166,3 +167,13 @@ def test_what_cannot_work_later_is_refused_now(overrides: list[str], message: st
     with pytest.raises(ConfigError if "mbpp.path" not in " ".join(overrides) else KldistillError) as caught:
         checked("eval.allow_unsandboxed=true", *overrides)
     assert str(caught.value).startswith(message)
+
+
+def test_vllm_is_looked_for_before_anything_runs_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(with_vllm, "PROBE", "import no_such_package")
+    chosen = ["model=tiny", "eval.backend=vllm"]
+    check_surroundings(compose.typed(config(chosen)))  # no suite: nothing is written
+    chosen += ["eval.suites=[completion]"]
+    check_surroundings(compose.typed(config([*chosen, "stages=[tokens]"])))
+    with pytest.raises(ConfigError, match=r"eval.backend=vllm: .*no_such_package.*pip install 'kldistill\[vllm\]'"):
+        check_surroundings(compose.typed(config(chosen)))

@@ -13,6 +13,7 @@ from kldistill.pipeline import compose
 from kldistill.pipeline import run as pipeline
 from kldistill.pipeline.step import Step, plan, rebuilt, stages_of
 from kldistill.pipeline.steps import STAGES, steps_of
+from kldistill.runtime.config import resolved
 from kldistill.runtime.errors import ArtifactError, ModelError
 from tests.helpers.runs import SMALL, config, read_run, run, write_corpus
 
@@ -122,6 +123,16 @@ def test_models_without_new_tokens_write_the_same_whatever_the_cut() -> None:
     models = ("original", "control", "distilled", "finetuned")
     cuts = {of: steps_of(cfg)[f"generate_{of}_completion"].config(cfg).cut for of in models}
     assert cuts == {"original": "free", "control": "free", "distilled": "merged", "finetuned": "merged"}
+
+
+def test_answers_of_vllm_are_artifacts_of_their_own_and_all_else_stays_the_same() -> None:
+    chosen = ["corpus.path=.", "eval.suites=[completion]"]
+    configs = [compose.typed(config([*SMALL, *chosen, f"eval.backend={name}"])) for name in ("transformers", "vllm")]
+    slices = [{name: resolved(step.config(cfg)) for name, step in steps_of(cfg).items()} for cfg in configs]
+    for name, of_transformers in slices[0].items():
+        assert "backend" not in of_transformers, "artifacts from before there was a choice are still found"
+        of_vllm = {"backend": "vllm"} if name.startswith("generate_") else {}
+        assert slices[1][name] == of_transformers | of_vllm, name
 
 
 def test_every_suite_is_answered_by_every_model_after_the_original() -> None:

@@ -101,16 +101,7 @@ def generate(
     Raises:
         EvaluationError: a prompt is longer than the model's context.
     """
-    prompts = []
-    for index, ids in enumerate(encode(spelling.tokenizer, [request.prompt for request in requests])):
-        prompts.append(Prompt(index, *spelling.healed(ids)))
-    limit = context_length(model.config)
-    for prompt in prompts:
-        if len(prompt.ids) + 1 >= limit:
-            raise EvaluationError(
-                f"A prompt has {len(prompt.ids)} tokens, the model's context {limit}: lower the suite's prompt_bytes "
-                "or shots, or leave the suite out."
-            )
+    prompts = prompts_of(spelling, requests, context_length(model.config))
     finished: dict[int, list[Row]] = {prompt.index: [] for prompt in prompts}
     with attending(by_columns(model)), Bar(description, total=len(requests), unit="tasks") as bar:
         for group in alike(prompts) if fits(model) else [prompts]:
@@ -132,6 +123,22 @@ def generate(
                         samples = sorted(finished.pop(row.request), key=lambda row: row.sample)
                         bar.advance(1)
                         yield row.request, [completion_of(row, prompts[row.request]) for row in samples]
+
+
+def prompts_of(spelling: Spelling, requests: Sequence[Request], limit: float) -> list[Prompt]:
+    """The healed prompts of the requests, in order. Raises ``EvaluationError`` for one that ``limit`` tokens have no
+    room for.
+    """
+    prompts = []
+    for index, ids in enumerate(encode(spelling.tokenizer, [request.prompt for request in requests])):
+        prompts.append(Prompt(index, *spelling.healed(ids)))
+    for prompt in prompts:
+        if len(prompt.ids) + 1 >= limit:
+            raise EvaluationError(
+                f"A prompt has {len(prompt.ids)} tokens, the model's context {limit}: lower the suite's prompt_bytes "
+                "or shots, or leave the suite out."
+            )
+    return prompts
 
 
 def alike(prompts: Sequence[Prompt]) -> list[list[Prompt]]:

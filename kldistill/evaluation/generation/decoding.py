@@ -47,6 +47,11 @@ class Decoding:
 GREEDY = Decoding()
 
 
+def most_tokens(budget: int) -> int:
+    """After so many tokens a completion of ``budget`` bytes ends whatever was written: some tokens have no text."""
+    return 2 * budget + 65
+
+
 @dataclass
 class Row:
     """One completion that is being written.
@@ -111,7 +116,7 @@ class Row:
         stops = [place for stop in self.stop if (place := self.text.find(stop, searched)) >= 0]
         if stops and min(stops) <= self.budget:
             self.text, self.ended = self.text[: min(stops)], "stop"
-        elif len(self.text) >= self.budget or len(self.ids) > 2 * self.budget + 64:  # the latter: tokens without text
+        elif len(self.text) >= self.budget or len(self.ids) >= most_tokens(self.budget):
             self.text, self.ended = self.text[: self.budget], "budget"
 
     def merge(self, merging: Merging) -> int | None:
