@@ -88,7 +88,7 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool, writes: Sequence
         _later("training.teacher.build"),
         _teacher,
         {**_same("model", "corpus", *(["tokens"] if covers else [])), **read["train"]},
-        version=5,
+        version=6,
         together=True,
     )
     sources = _same("model", "tokens", "init", "teacher")
@@ -104,7 +104,7 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool, writes: Sequence
             _later("training.finetune.build"),
             lambda cfg: cfg.finetune,
             sources,
-            version=4,
+            version=5,
             resumable=True,
             together=True,
         )

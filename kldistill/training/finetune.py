@@ -1,6 +1,6 @@
 """Stage ``finetune``: adapt the extended model further, with its new vocabulary, to the domain's text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -50,7 +50,7 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     device, share = accelerate.device, Share.of(accelerate, job.runtime)
     pieces = PieceTable.load(inputs["tokens"])
     tokenizer = load_extended_tokenizer(inputs["tokens"])
-    text = training_text(cfg, inputs, pieces)
+    text, general_share = training_text(cfg, inputs, pieces, job.say)
     cuts = TwoCuts.of(text, tokenizer, pieces)
     torch.manual_seed(cfg.seed)
     model = load_original(inputs["model"], home(device, share))
@@ -101,12 +101,17 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     adapters.save(student, adapter, learns, out, dtype, before=inputs["rows"])
     summary = {f"finetune/{name}": value for name, value in figures.items()}
     summary |= {"finetune/trainable_parameters": n_trainable, "finetune/snippets": len(text.snippets)}
+    summary |= {} if general_share is None else {"finetune/general_share": general_share}
     write_summary(out, summary)
     checkpoint.unlink(missing_ok=True)
 
 
-def training_text(cfg: FinetuneConfig, inputs: Mapping[str, Path], pieces: PieceTable) -> States:
-    """The snippets to train on: fresh ones, or where the loss needs the teacher those that its states are stored of."""
+def training_text(
+    cfg: FinetuneConfig, inputs: Mapping[str, Path], pieces: PieceTable, say: Callable[[str], None]
+) -> tuple[States, float | None]:
+    """The snippets to train on: fresh ones with the share that general text has of them, or where the loss needs the
+    teacher those that its states are stored of, of which the teacher has told it.
+    """
     seen = states.read(inputs["teacher"], "train")
     terms = terms_of(cfg.loss).values()
     if not any(term.teacher for term in terms):
@@ -118,6 +123,7 @@ def training_text(cfg: FinetuneConfig, inputs: Mapping[str, Path], pieces: Piece
             cfg.snippet_bytes,
             load_original_config(inputs["model"]),
             cfg.general,
+            say,
         )
     if not pieces.exact and any(loss_facts(term.function).exact_pieces for term in terms):
         raise ConfigError(
@@ -129,7 +135,7 @@ def training_text(cfg: FinetuneConfig, inputs: Mapping[str, Path], pieces: Piece
             f"finetune.loss={cfg.loss.name} without the teacher's states of the training text, which are stored with "
             "distill.teacher=self alone: use that, or loss@finetune.loss=ce."
         )
-    return seen
+    return seen, None
 
 
 def fresh(
@@ -139,16 +145,17 @@ def fresh(
     n: int,
     snippet_bytes: int,
     config: PretrainedConfig,
-    general: float = 0.0,
-) -> States:
+    general: float,
+    say: Callable[[str], None],
+) -> tuple[States, float]:
     """``n`` snippets of the train split, those that are not among ``seen`` first; fewer if there are no more. A share
-    of them is of general text.
+    of them is of general text; ``say`` is told where there is too little for that, and it comes back as it is.
     """
     known = set(seen)
-    n_domain = n - texts.n_general(n, general)
+    n_domain = n - texts.n_of(n, general)
     order = draw(cut(read_documents(folder, "train"), snippet_bytes), n=n_domain + len(known))
     chosen = [snippet for snippet in order if snippet not in known][:n_domain]
     chosen += [snippet for snippet in order if snippet in known][: n_domain - len(chosen)]
-    chosen = texts.with_general(chosen, folder, general, snippet_bytes, seed=0, key="finetune.general")
+    chosen, had = texts.with_general(chosen, folder, general, snippet_bytes, 0, "finetune.general", say)
     chosen = within_context(chosen, tokenizer, config)
-    return States.of(chosen, encode_snippets(tokenizer, chosen))
+    return States.of(chosen, encode_snippets(tokenizer, chosen)), had

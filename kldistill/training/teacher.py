@@ -46,7 +46,7 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     train = cut(read_documents(inputs["corpus"], "train"), cfg.snippet_bytes)
     validation = cut(read_documents(inputs["corpus"], "validation"), cfg.snippet_bytes)
     written = texts.self_written(inputs["written"]) if "written" in inputs else []
-    n_domain = cfg.n_snippets - texts.n_general(cfg.n_snippets, cfg.general) - len(written)
+    n_domain = cfg.n_snippets - texts.n_of(cfg.n_snippets, cfg.general) - len(written)
     new = {token.id for token in read_new_tokens(inputs["tokens"])} if cfg.draw == "cover" else set[int]()
     if new:  # else nothing is to be covered
         candidates = draw(train, n=CANDIDATES * n_domain, seed=cfg.seed)
@@ -59,10 +59,17 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         )
     else:
         chosen = draw(train, n=n_domain, seed=cfg.seed)
-    figures["teacher/train/self_written"] = float(len(written))
-    chosen = texts.with_general(
-        [*chosen, *written], inputs["corpus"], cfg.general, cfg.snippet_bytes, cfg.seed, key="distill.general"
+    chosen, general_share = texts.with_general(
+        [*chosen, *written], inputs["corpus"], cfg.general, cfg.snippet_bytes, cfg.seed, "distill.general", job.say
     )
+    asked = f"distill.self_written={cfg.self_written}"
+    n, n_written = len(written), texts.n_of(cfg.n_snippets, cfg.self_written)
+    cure = "The model ended the others at once."
+    figures["teacher/train/self_written"] = float(n)
+    figures["teacher/train/self_written_share"] = texts.had_of(
+        n, n_written, len(chosen), asked, "that the original model wrote", cure, job.say
+    )
+    figures["teacher/train/general_share"] = general_share
     # Every seed is validated on the same text.
     held_out = {
         "validation": draw(validation, n_bytes=cfg.validation_bytes),

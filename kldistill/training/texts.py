@@ -1,5 +1,6 @@
 """Which text trains: snippets of the domain, and a share of general text beside them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from kldistill.corpus.documents import GENERAL_SPLITS, WRITTEN, has_split, read_documents
@@ -7,8 +8,8 @@ from kldistill.corpus.snippets import Snippet, cut, draw
 from kldistill.runtime.errors import ConfigError
 
 
-def n_general(n: int, share: float) -> int:
-    """How many of ``n`` snippets are of general text."""
+def n_of(n: int, share: float) -> int:
+    """How many snippets a share of ``n`` of them is."""
     return round(n * share)
 
 
@@ -48,22 +49,38 @@ def self_written(folder: Path) -> list[Snippet]:
     return [Snippet(document.id, document.text, document.parts) for document in read_documents(folder, WRITTEN)]
 
 
-def with_general(snippets: list[Snippet], corpus: Path, share: float, size: int, seed: int, key: str) -> list[Snippet]:
-    """Snippets of the domain, and as many of general text as make up the ``share`` of all.
+def with_general(
+    snippets: list[Snippet], corpus: Path, share: float, size: int, seed: int, key: str, say: Callable[[str], None]
+) -> tuple[list[Snippet], float]:
+    """Snippets of the domain, and as many of general text as make up the ``share`` of all, or as there are.
 
     Args:
         key: of the configuration, for errors.
+        say: told where the corpus has too little general text for this share.
+
+    Returns:
+        The snippets, and the share that general text has of them.
 
     Raises:
         ConfigError: the corpus has kept no general text for training.
     """
-    wanted = n_general(round(len(snippets) / (1 - share)), share)
+    wanted = n_of(round(len(snippets) / (1 - share)), share)
     if not wanted:
-        return snippets
+        return snippets, 0.0
     of_general = general(corpus, "train", size, n=wanted, seed=seed)
     if not of_general:
         raise ConfigError(
             f"{key}={share}: the corpus has kept no general text for training. Raise corpus.general_train, or give "
             "corpus.general more documents."
         )
-    return [*snippets, *of_general]
+    every = [*snippets, *of_general]
+    cure = "Raise corpus.general_max_bytes or corpus.general_train, or give corpus.general more documents."
+    return every, had_of(len(of_general), wanted, len(every), f"{key}={share}", "of general text", cure, say)
+
+
+def had_of(n: int, wanted: int, of: int, asked: str, what: str, cure: str, say: Callable[[str], None]) -> float:
+    """The share that ``n`` of the ``of`` snippets are; ``say`` is told where more were ``wanted``."""
+    had = n / of if of else 0.0
+    if n < wanted:
+        say(f"Warning: {asked} asks for {wanted:,} snippets {what}, and there are {n:,}: {had:.1%} of all. {cure}")
+    return had

@@ -302,12 +302,12 @@ def test_fresh_text_comes_first(make: Callable[[bool], dict[str, Path]]) -> None
     folders = make(False)
     pieces = PieceTable.load(folders["tokens"])
     seen = set(states.read(folders["teacher"], "train").snippets)
-    everything = finetune.training_text(configured("rows", snippets=10_000), {**folders}, pieces)
+    everything, _ = finetune.training_text(configured("rows", snippets=10_000), {**folders}, pieces, print)
     n_fresh = len(everything.snippets) - len(seen)
     assert n_fresh > 3
     assert seen == set(everything.snippets[n_fresh:])
     assert len(set(everything.snippets)) == len(everything.snippets)
-    few = finetune.training_text(configured("rows", snippets=3), {**folders}, pieces)
+    few, _ = finetune.training_text(configured("rows", snippets=3), {**folders}, pieces, print)
     assert few.snippets == everything.snippets[:3]
     tokenizer = load_original_tokenizer(folders["model"])
     assert few.ids == encode(tokenizer, [snippet.text for snippet in few.snippets])

@@ -10,6 +10,7 @@ from kldistill.corpus.documents import Document, read_documents
 from kldistill.corpus.stage import _share_out
 from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.errors import ConfigError
+from kldistill.runtime.files import read_summary
 from kldistill.runtime.job import Job
 from kldistill.training import finetune, states, teacher, texts
 from kldistill.training.config import TeacherConfig
@@ -93,10 +94,45 @@ def test_the_teacher_reads_the_share_that_is_asked_for(
 
 def test_fresh_text_of_fine_tuning_has_its_share_too(corpus: Path, model: Path):
     tokenizer, config = finetune.load_original_tokenizer(model), finetune.load_original_config(model)
+    said: list[str] = []
     for general, wanted in ((0.0, 0), (0.25, 4)):
-        found = finetune.fresh(corpus, tokenizer, [], 16, 200, config, general).snippets
-        assert len(found) == 16
+        text, had = finetune.fresh(corpus, tokenizer, [], 16, 200, config, general, said.append)
+        found = text.snippets
+        assert len(found) == 16 and had == wanted / 16
         assert sum(snippet.document.startswith(("prose/", "code/")) for snippet in found) == wanted
+    assert not said, "as much as was asked for"
+    text, had = finetune.fresh(corpus, tokenizer, [], 160, 200, config, 0.75, said.append)
+    n = sum(snippet.document.startswith(("prose/", "code/")) for snippet in text.snippets)
+    assert 0.3 < had == n / len(text.snippets) < 0.75
+    n_wanted = round(3 * (len(text.snippets) - n))  # beside what there is of the domain
+    assert n < n_wanted and said == [
+        f"Warning: finetune.general=0.75 asks for {n_wanted} snippets of general text, and there are {n}: {had:.1%} of "
+        "all. Raise corpus.general_max_bytes or corpus.general_train, or give corpus.general more documents."
+    ]
+
+
+def test_a_share_of_text_that_is_not_there_is_said_and_the_real_one_recorded(
+    corpus: Path, model: Path, tmp_path: Path
+) -> None:
+    written, said = tmp_path / "written", list[str]()
+    written.mkdir()
+    write(written, "written", documents(3, start=400))
+    for name, n_snippets, warnings in (("enough", 12, 0), ("short", 120, 2)):
+        (out := tmp_path / name).mkdir()
+        cfg = TeacherConfig(200, n_snippets, 600, states="none", general=0.5, self_written=0.25)
+        inputs = {"model": model, "corpus": corpus, "written": written}
+        teacher.build(cfg, inputs, out, Job(RuntimeConfig(device="cpu"), say=said.append))
+        drawn = states.read(out, "train").snippets
+        n_general = sum(snippet.document.startswith(("prose/", "code/")) for snippet in drawn)
+        figures = read_summary(out)
+        assert figures["teacher/train/general_share"] == n_general / len(drawn)
+        assert figures["teacher/train/self_written_share"] == 3 / len(drawn)
+        assert len(said) == warnings
+        if name == "enough":
+            assert (n_general, len(drawn)) == (6, 12)
+    wanted = f"Warning: distill.general=0.5 asks for {len(drawn) - n_general} snippets of general text, and there are "
+    assert said[0].startswith(f"{wanted}{n_general}: {n_general / len(drawn):.1%} of all. Raise corpus.general_max")
+    assert said[1].startswith("Warning: distill.self_written=0.25 asks for 30 snippets that the original model wrote,")
 
 
 def test_general_text_that_the_corpus_has_not_kept_is_an_error(corpus: Path, model: Path, tokens: Path, tmp_path: Path):
