@@ -18,14 +18,16 @@ class LossFacts:
         hidden: whether it compares last hidden states rather than logits.
         teacher: whether it needs the teacher at all.
         exact_pieces: whether it needs the exact pieces of every new token (AddedTokens have none).
+        new_logits: whether it says anything of the logits of new tokens, so that output rows can be solved by it.
     """
 
     hidden: bool
     teacher: bool
     exact_pieces: bool
+    new_logits: bool
 
 
-def loss(*, exact_pieces: bool = False) -> Callable[[T], T]:
+def loss(*, exact_pieces: bool = False, new_logits: bool = True) -> Callable[[T], T]:
     """Mark a function as a loss that ``loss.terms`` may name.
 
     The other facts are read from its first parameters: ``student_logits`` or ``student_hidden``; likewise
@@ -40,7 +42,7 @@ def loss(*, exact_pieces: bool = False) -> Callable[[T], T]:
         for what in ("logits", "hidden"):
             for wanted in ([f"student_{what}", f"teacher_{what}", "alignment"], [f"student_{what}", "alignment"]):
                 if names[: len(wanted)] == wanted:
-                    facts = LossFacts(what == "hidden", len(wanted) == 3, exact_pieces)
+                    facts = LossFacts(what == "hidden", len(wanted) == 3, exact_pieces, new_logits and what == "logits")
                     return component("loss", facts, given=len(wanted))(function)
         raise TypeError(
             f"{function}: the first parameters of a loss are student_logits, teacher_logits, alignment (or "

@@ -44,13 +44,21 @@ def check(cfg: Config) -> None:
     )
     _check_targets(cfg)
     _check_loss(cfg, "loss", cfg.loss)
-    if cfg.distill.solve.iterations and all(term.hidden for term in terms_of(cfg.loss).values()):
-        raise ConfigError(
-            f"distill.solve.iterations={cfg.distill.solve.iterations} with loss={cfg.loss.name}: a loss of hidden "
-            "states says nothing of output rows. Use loss=kl, ce or kl_ce, or distill.solve.iterations=0."
-        )
     if cfg.finetune.method != "none":
         _check_loss(cfg, "loss@finetune.loss", cfg.finetune.loss)
+    solved_by = [loss_facts(term.function) for term in terms_of(cfg.loss).values()]
+    if cfg.distill.solve.iterations and not any(facts.new_logits for facts in solved_by):
+        raise ConfigError(
+            f"distill.solve.iterations={cfg.distill.solve.iterations} with loss={cfg.loss.name}: a loss that does not "
+            "see the logits of new tokens says nothing of their output rows. Use loss=kl, ce or kl_ce, or "
+            "distill.solve.iterations=0."
+        )
+    if cfg.distill.solve.iterations and cfg.distill.teacher == "none":
+        raise ConfigError(
+            f"distill.solve.iterations={cfg.distill.solve.iterations} with distill.teacher=none: output rows are "
+            "solved at the teacher's states, and there are none. Use distill.teacher=self, or "
+            "distill.solve.iterations=0."
+        )
     _check_suites(cfg)
     for key, value in {"eval.written": cfg.eval.written, "distill.self_written": cfg.distill.self_written}.items():
         require(

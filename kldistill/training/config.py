@@ -152,7 +152,7 @@ class DistillConfig:
     """
 
     teacher: str = choice("self", "self", "online", "none")
-    steps: int = 150
+    steps: int = 200
     batch_size: int = 2
     snippets: int | None = None
     snippet_bytes: int = 700
@@ -160,7 +160,7 @@ class DistillConfig:
     text_seed: int = 0
     general: float = 0.0
     self_written: float = 0.0
-    validation_bytes: int = 12_000
+    validation_bytes: int = 8_000
     lr: float = 0.023
     lr_unit: str = choice("row", "row", "one")
     lora: LoraConfig = field(default_factory=lambda: LoraConfig(r=0))
@@ -175,7 +175,7 @@ class DistillConfig:
     clip: float = 1.0
     precision: str = choice("no", *PRECISIONS)
     gradient_checkpointing: bool = False
-    validate_every: int = 20
+    validate_every: int = 100
     best_by: str | None = None
     seed: int = 0
     loss: LossConfig = II("loss")  # noqa: RUF009
@@ -187,10 +187,6 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         self.solve.check("distill.solve")
-        if self.solve.iterations:
-            require(
-                self.teacher != "none", "distill.teacher", self.teacher, "has no states for distill.solve to fit to"
-            )
         require(
             self.output_lr is None or self.output_lr > 0,
             "distill.output_lr",

@@ -76,7 +76,7 @@ class Readout:
         hidden = hidden or cuts.states.hidden
         chunk = chunk or suited(student.lm_head.weight.device).solve_positions
         used = sorted({piece for row in pieces.pieces for piece in row})
-        self.columns_S = torch.tensor(used)
+        self.columns_S = torch.tensor(used, dtype=torch.long)  # none, where new tokens have no pieces
         self.number_W = torch.full((pieces.new_size,), len(used))  # of every id in the reduced vocabulary
         self.number_W[self.columns_S] = torch.arange(len(used))
         self.number_W[pieces.old_size :] = len(used) + 1 + torch.arange(len(pieces.pieces))

@@ -20,7 +20,16 @@ ADDED = ["tokens=list", "tokens.terms={terms}", "tokens.as_added_tokens=true"]
 IMPOSSIBLE = {
     "output rows solved by a loss that does not see them": (
         ["distill=solved", "loss=hidden"],
-        "distill.solve.iterations=10 with loss=hidden: a loss of hidden states says nothing of output rows",
+        "distill.solve.iterations=10 with loss=hidden: a loss that does not see the logits of new tokens says",
+    ),
+    "output rows solved by a loss that sees old tokens alone": (
+        ["loss=kl_old"],
+        "distill.solve.iterations=12 with loss=kl_old: a loss that does not see the logits of new tokens says",
+    ),
+    "output rows solved at states that are not there": (
+        ["distill.teacher=none", "loss=ce"],
+        "distill.solve.iterations=12 with distill.teacher=none: output rows are solved at the teacher's states, and "
+        "there are none. Use distill.teacher=self, or distill.solve.iterations=0.",
     ),
     "kl without a teacher": (
         ["distill.teacher=none", "loss=kl"],
@@ -29,7 +38,7 @@ IMPOSSIBLE = {
     ),
     "one term of a sum without a teacher": (
         ["distill.teacher=none"],
-        "loss=kl_ce with distill.teacher=none: its term kl",
+        "loss=kl_ce_light with distill.teacher=none: its term kl",
     ),
     "fine-tuning without stored states": (
         ["distill.teacher=online", "finetune=lora", "loss@finetune.loss=kl"],
@@ -111,10 +120,10 @@ def test_what_cannot_work_is_refused_before_anything_is_made(
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["distill.teacher=none", "loss=ce"],
+        ["distill=rows", "distill.teacher=none", "loss=ce"],
         [*ADDED, "loss=ce", "init=mean"],
-        [*ADDED, "loss=kl_old", "init=random"],
-        [*ADDED, "loss=hidden", "init=mean"],
+        [*ADDED, "distill=rows", "loss=kl_old", "init=random"],
+        [*ADDED, "distill=rows", "loss=hidden", "init=mean"],
         ["model=tiny", "tokens.vocab_size=513"],
         ["tokens.vocab_size=49153"],
         ["model=hf", "model.path=some/model", "tokens.vocab_size=400"],

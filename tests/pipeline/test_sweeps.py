@@ -152,10 +152,10 @@ def test_a_budget_is_of_steps_and_of_text(initialised: None) -> None:
 
 
 def test_solved_rows_are_a_start_like_any_other(initialised: None) -> None:
-    solved, mean = (compose.typed(config([f"init={init}"])) for init in ("solved", "subtoken_mean"))
+    solved, mean = (compose.typed(config(["distill=rows", f"init={init}"])) for init in ("solved", "subtoken_mean"))
     assert (solved.distill.solve.iterations, mean.distill.solve.iterations) == (12, 0)
     assert solved.init == mean.init
-    with pytest.raises(ConfigError, match="a loss of hidden states says nothing of output rows"):
+    with pytest.raises(ConfigError, match="says nothing of their output rows"):
         check(compose.typed(config(["model=tiny", "init=solved", "loss=hidden"])))
 
 
