@@ -71,7 +71,7 @@ def with_general(
     if not of_general:
         raise ConfigError(
             f"{key}={share}: the corpus has kept no general text for training. Raise corpus.general_train, or give "
-            "corpus.general more documents."
+            f"corpus.general more documents; {key}=0 trains on the domain alone."
         )
     every = [*snippets, *of_general]
     cure = "Raise corpus.general_max_bytes or corpus.general_train, or give corpus.general more documents."

@@ -163,5 +163,3 @@ def test_values_out_of_range_name_their_key() -> None:
     for key, cfg in {"iterations": SolveConfig(-1), "ridges": SolveConfig(3, ridges=[])}.items():
         with pytest.raises(ConfigError, match=rf"distill\.solve\.{key}="):
             DistillConfig(solve=cfg)
-    with pytest.raises(ConfigError, match=r"distill\.teacher='none'"):
-        DistillConfig(solve=SolveConfig(3), teacher="none")
