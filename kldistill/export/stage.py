@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
@@ -40,7 +41,7 @@ def build(cfg: ExportConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
     if cfg.push_to_hub is not None:
         upload.check(cfg.push_to_hub, cfg.private)
     check_model(cfg, inputs["model"])
-    export_model(
+    written = export_model(
         inputs["model"],
         inputs["tokens"],
         inputs[rows],
@@ -49,7 +50,15 @@ def build(cfg: ExportConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
         license=cfg.license,
         gguf=cfg.gguf,
         pad_to_multiple_of=cfg.pad_to_multiple_of,
+        dtype=cfg.dtype,
     )
+    there = load_original_config(inputs["model"]).dtype
+    if cfg.dtype is None and isinstance(there, torch.dtype) and there.itemsize < written.itemsize:
+        names = [str(dtype).removeprefix("torch.") for dtype in (written, there)]
+        job.say(
+            f"The weights are written in {names[0]}, as they were held; the original's folder has {names[1]}. "
+            f"export.dtype={names[1]} writes them in that, at {there.itemsize / written.itemsize:.0%} of the size."
+        )
     processors.keep(read_facts(inputs["model"]), load_original_config(inputs["model"]), out, job.say)
     job.say("The extended model is a plain Hugging Face folder: AutoModelForCausalLM.from_pretrained reads it")
     if cfg.push_to_hub is not None:
@@ -79,7 +88,8 @@ def export_model(
     license: str | None = None,
     gguf: bool = False,
     pad_to_multiple_of: int = 1,
-) -> None:
+    dtype: str | None = None,
+) -> torch.dtype:
     """Write model, tokenizer, generation config and model card to ``out``.
 
     Embedding and head have exactly W rows: padding is dropped, so no id beyond the tokenizer can be produced, and
@@ -93,6 +103,10 @@ def export_model(
         license: the license of the extended model; None takes the base model's.
         gguf: also write ``model.gguf``.
         pad_to_multiple_of: what the height of embedding and head is rounded up to a multiple of; 1 adds nothing.
+        dtype: the type of the written weights, by its name in torch; None leaves them as they were held.
+
+    Returns:
+        The type of the written weights.
 
     Raises:
         ModelError: the written tokenizer, loaded plainly, gives other ids than the run's; or no GGUF can be written.
@@ -100,6 +114,8 @@ def export_model(
     facts = read_facts(model)
     extended = load_model(model, rows)
     assert extended.config.get_text_config().vocab_size == read_vocabulary(tokens).new_size
+    if dtype is not None:
+        extended.to(getattr(torch, dtype))
     padding.pad(extended, pad_to_multiple_of)
     with without_bars_of_transformers():
         extended.save_pretrained(out)
@@ -111,6 +127,7 @@ def export_model(
         gguf_file.write(extended, tokens / "tokenizer", out / gguf_file.FILE, name=facts["name"])
     inputs = {"tokens": tokens, "rows": rows, **{str(folder): folder for folder in others}}
     card.write(out, facts, inputs, read_figures(inputs.values()), license or facts.get("license"))
+    return extended.dtype
 
 
 def check_tokenizer(out: Path, samples: Iterable[str]) -> None:

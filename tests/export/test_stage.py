@@ -195,6 +195,29 @@ def test_gguf_beside_the_folder_or_no_folder_at_all(
     assert not list((tmp_path / "other").iterdir())
 
 
+def test_weights_are_written_in_the_type_that_is_asked_for(
+    tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path: Path
+) -> None:
+    """A model that was saved in bfloat16 is held in float32 by default, and its folder would be twice as large."""
+    model, source = tmp_path / "model", tiny_model("llama")
+    shutil.copytree(source, model)
+    AutoModelForCausalLM.from_pretrained(source).to(torch.bfloat16).save_pretrained(model)
+    inputs = {"model": model, "tokens": fake_tokens(source), "rows": rows_for(model, 24, True, tmp_path / "rows")}
+    folders, said = {}, dict[str | None, list[str]]()
+    for dtype in (None, "bfloat16"):
+        folders[dtype], said[dtype] = tmp_path / f"out-{dtype}", []
+        folders[dtype].mkdir()
+        export_stage.build(ExportConfig(dtype=dtype), inputs, folders[dtype], Job(say=said[dtype].append))
+    told = [text for text in said[None] if "export.dtype=bfloat16" in text]
+    assert len(told) == 1 and "written in float32" in told[0] and "50% of the size" in told[0]
+    assert not any("export.dtype" in text for text in said["bfloat16"])
+    wide, narrow = (AutoModelForCausalLM.from_pretrained(folder) for folder in folders.values())
+    assert (wide.dtype, narrow.dtype) == (torch.float32, torch.bfloat16)
+    assert json.loads((folders["bfloat16"] / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    for name, weight in narrow.state_dict().items():
+        assert torch.equal(weight, wide.state_dict()[name].to(torch.bfloat16)), name
+
+
 def test_nothing_of_this_machine_is_in_the_folder(
     exported: dict[tuple[str, str], tuple[Path, dict[str, torch.Tensor]]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
