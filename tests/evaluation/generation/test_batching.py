@@ -73,8 +73,8 @@ def test_the_ids_are_those_of_plain_generation(family: str, tiny_model: MakeMode
             assert len(spelling.spell(completion.token_ids)) >= 60
 
 
-# Models of other shapes: attention sinks, keys of another width than values, attention of a model's own (alone), states
-# that no token can be taken back from (alone), no cache that is known here (alone).
+# Models of other shapes: attention sinks, keys of another width than values, attention of a model's own (two, whose
+# prompts run alone), states that no token can be taken back from (alone), no cache that is known here (alone).
 OTHERS: dict[str, tuple[bool, dict[str, object]]] = {
     "gpt_oss": (True, {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 8}),
     "deepseek_v3": (
@@ -86,6 +86,7 @@ OTHERS: dict[str, tuple[bool, dict[str, object]]] = {
         },
     ),
     "gptj": (False, {"rotary_dim": 4}),
+    "bloom": (False, {}),
     "lfm2": (False, {"layer_types": ["conv", "full_attention"]}),
     "mamba": (False, {}),
 }
