@@ -16,10 +16,8 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
     Args:
         inputs: ``model``, ``tokens``, ``corpus``, ``init``, and ``rows``, the artifact of ``distill`` or ``finetune``.
         out: gets ``interpret.json``, ``new_tokens.jsonl``, pictures as ``*.svg`` with ``pictures.json``,
-            ``completions.jsonl`` (some held-out lines, completed by both models), and ``summary.json``.
-
-    Raises:
-        CorpusError: no new token is used in the test split.
+            ``completions.jsonl`` (some held-out lines, completed by both models), and ``summary.json``. Where the
+            test split has fewer than two uses of new tokens, a warning is given, and ``summary.json`` is empty.
     """
     from kldistill.interpret import stage as interpret_stage
 

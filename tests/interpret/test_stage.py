@@ -20,7 +20,7 @@ from kldistill.interpret import geometry
 from kldistill.interpret.config import InterpretConfig
 from kldistill.interpret.contexts import Context, draw_rivals, draw_uses, read
 from kldistill.model.load import load_original, load_original_config, load_original_tokenizer
-from kldistill.runtime.errors import ArtifactError, ConfigError, CorpusError
+from kldistill.runtime.errors import ArtifactError, ConfigError
 from kldistill.runtime.job import Job
 from kldistill.tokens.definition import token_bytes
 from kldistill.tokens.pieces import PieceTable
@@ -232,10 +232,17 @@ def test_without_attention_contexts_the_reason_is_given(inputs: dict[str, Path],
     assert not any("attention" in name for name in json.loads((tmp_path / "summary.json").read_text()))
 
 
-def test_text_without_new_tokens_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_text_without_new_tokens_is_told_of_and_no_more(inputs: dict[str, Path], tmp_path: Path) -> None:
+    """A small project's test split may have none: that ends no run before its export."""
     (tmp_path / "test.jsonl").write_text(json.dumps({"id": "d", "text": "0 1 2 3 4 5 6 7\n"}) + "\n")
-    with pytest.raises(CorpusError, match="fewer than two uses"):
-        run({**inputs, "corpus": tmp_path}, tmp_path / "out")
+    out, said = tmp_path / "out", []
+    out.mkdir()
+    interpret.build(InterpretConfig(), {**inputs, "corpus": tmp_path}, out, Job(say=said.append))
+    assert [path.name for path in out.iterdir()] == ["summary.json"]
+    assert said == [
+        "Warning: interpret: nothing is explained, as the test split has 0 uses of new tokens, and two are needed: the "
+        "corpus has too little text."
+    ]
 
 
 def test_runs_side_by_side(built: tuple[Path, dict[str, Any], dict], tmp_path: Path) -> None:
