@@ -20,7 +20,7 @@ from kldistill.interpret.config import InterpretConfig
 from kldistill.interpret.contexts import Context, Rival, Use, draw_rivals, draw_uses, read
 from kldistill.interpret.headline import Headline, headline
 from kldistill.interpret.models import STUDENTS, Models, Pass
-from kldistill.model.load import load_original_config
+from kldistill.model.load import load_original_config, vocabulary_size
 from kldistill.rows.rows import Rows
 from kldistill.rows.student import embedding_of, head_of
 from kldistill.runtime.devices import accelerator
@@ -52,11 +52,19 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
     """See ``kldistill.interpret.build``."""
     accelerate = accelerator(job.runtime, "no")
     share = Share.of(accelerate, job.runtime)
-    made = Models.load(inputs, accelerate.device)
     old_tokenizer = load_tokenizer(inputs["model"], None)
     new_tokenizer = load_tokenizer(inputs["model"], inputs["tokens"])
     config = load_original_config(inputs["model"])
     documents = read_documents(inputs["corpus"], "test")
+    old_size = vocabulary_size(inputs["model"])
+    # Lines first: two models complete them, and are let go of before those are loaded that are compared. A token has a
+    # byte or more, so half of what the model takes is left for the line.
+    before = int(min(completions.PROMPT_BYTES, context_length(config) // 2))
+    lines = completions.draw(documents, new_tokenizer, old_size, cfg.completions, cfg.seed, before)
+    if lines:
+        tokenizers = {"original": old_tokenizer, "extended": new_tokenizer}
+        completions.write(out / "completions.jsonl", lines, inputs, tokenizers, old_size, job, share)
+    made = Models.load(inputs, accelerate.device)
     contexts = read(
         documents, old_tokenizer, new_tokenizer, made.pieces,
         n=cfg.n_contexts, size=cfg.context_bytes, seed=cfg.seed, config=config,
@@ -75,8 +83,7 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
     records = read_new_tokens(inputs["tokens"])
 
     def name(token: int) -> str:
-        old = token < made.pieces.old_size
-        return str(old_tokenizer.decode([token])) if old else records[token - made.pieces.old_size].string
+        return str(old_tokenizer.decode([token])) if token < old_size else records[token - old_size].string
 
     def attempt(what: str, reason: str | None, measure: Callable[[], dict[str, Any]]) -> None:
         """Measure, or say why it cannot be done with this model or these tokens."""
@@ -104,12 +111,6 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
     points: dict[str, Any] = {}
     if share.main:
         attempt("geometry", inexact, lambda: _geometry(cfg, made, records, name, points))
-    # A token has a byte or more: half of what the model takes is left for the line.
-    before = int(min(completions.PROMPT_BYTES, context_length(config) // 2))
-    lines = completions.draw(documents, new_tokenizer, made.pieces.old_size, cfg.completions, cfg.seed, before)
-    if lines:
-        tokenizers = {"original": old_tokenizer, "extended": new_tokenizer}
-        completions.write(out / "completions.jsonl", lines, inputs, tokenizers, made.pieces.old_size, job, share)
     if not share.main:
         return
 

@@ -74,7 +74,7 @@ def test_every_section_has_its_content(full_run: Path) -> None:
     assert 'class="absent"' not in text
     assert "kldistill loss=kl init=subtoken_mean seed=0 logger=none" in text
     changed = {change["key"]: (change["value"], change["default"]) for change in content["changes"]}
-    assert changed["loss.name"] == ("kl", "kl_ce")
+    assert changed["loss.name"] == ("kl", "kl_ce_light")
     assert "init.input._target_" not in changed, "asked for, but the default"
     for title in (
         *("Domain text: fit against distance", "distill: training loss", "distill: validation, Bits per byte"),
