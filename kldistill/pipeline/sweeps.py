@@ -207,17 +207,26 @@ def _plain(cfg: DictConfig) -> dict[str, Any] | None:
 class Collect(Callback):
     """Writes the sweep's table and page into its folder, or into those of its experiments.
 
-    Hydra calls this only where no job failed; ``python scripts/report.py FOLDER`` does the same at any time.
+    An experiment that is a sweep has a folder of its own, and the page is of all that lies there. Other runs share one,
+    whatever they are of (that without an experiment, quickstart's): then the page is of the sweep's own runs and of
+    those that differ from them in nothing but the seed and what the sweep varies.
+
+    Hydra calls this only where no job failed; ``python -m kldistill.report FOLDER`` does the same at any time.
     """
 
     def on_multirun_end(self, config: DictConfig, **_kwargs: Any) -> None:
         """Collect everything below the sweep's folder. A failure is logged: it loses nothing, and can be repeated."""
         from kldistill.report import collect
 
+        planned = bool(OmegaConf.select(config, "hydra.sweeper.params"))
+        like = [] if planned else [member.folder for member in _launched]
         for folder in folders() or [Path(config.hydra.sweep.dir)]:
             try:
-                collect(folder)
+                table = collect(folder, like=like)
             except Exception:
-                log.exception("The sweep's report failed; `python scripts/report.py %s` tries again.", folder)
+                log.exception("The sweep's report failed; `python -m kldistill.report %s` tries again.", folder)
             else:
-                log.info("The sweep's table and page: %s", folder / "report.html")
+                n = sum(run["run"] is not None for run in table["runs"])
+                log.info("The sweep's table and page, of %d runs: %s", n, folder / "report.html")
+                if like:
+                    log.info("`python -m kldistill.report %s` makes those of all runs that lie there.", folder)

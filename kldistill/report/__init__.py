@@ -3,6 +3,7 @@
 The two functions import late, so that Hydra can name the callback of this package without loading matplotlib.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ def render_run(folder: Path) -> Path:
     return page.render_run(folder)
 
 
-def collect(folder: Path, *, factor: str = "loss", baseline: str = "ce") -> dict[str, Any]:
+def collect(folder: Path, *, factor: str = "loss", baseline: str = "ce", like: Collection[Path] = ()) -> dict[str, Any]:
     """Gather all runs below a folder into ``results.csv``, ``.md``, ``.json`` and ``report.html`` there.
 
     See ``kldistill.report.sweep.collect.collect``.
     """
     from kldistill.report.sweep import collect
 
-    return collect.collect(folder, factor=factor, baseline=baseline)
+    return collect.collect(folder, factor=factor, baseline=baseline, like=like)

@@ -1,6 +1,6 @@
 """Gathers the runs of a sweep: one table in three formats, and the sweep's page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ from kldistill.evaluation.metrics import Metric, present
 from kldistill.report.data import ABSENT, FINISHED, Run, find_runs
 from kldistill.report.html import as_json, write
 from kldistill.report.sweep import compare, heat_map, page, tuned
-from kldistill.report.sweep.factors import expected, factors, is_cell, told_apart, twins
+from kldistill.report.sweep.factors import expected, factors, is_cell, related, told_apart, twins
 from kldistill.report.sweep.formats import as_csv, as_markdown
 from kldistill.runtime.secrets import redact
 
@@ -20,7 +20,7 @@ BEST_RATE = "best by validation"
 BEST = "eval/domain/bits_per_byte"
 
 
-def collect(folder: Path, *, factor: str = "loss", baseline: str = "ce") -> dict[str, Any]:
+def collect(folder: Path, *, factor: str = "loss", baseline: str = "ce", like: Collection[Path] = ()) -> dict[str, Any]:
     """Gather every run below ``folder`` into ``results.csv``, ``.md`` and ``.json`` and ``report.html`` there.
 
     Where two things vary, ``heat_map.png`` is written too. It can be called at any time: runs that are still going,
@@ -30,6 +30,8 @@ def collect(folder: Path, *, factor: str = "loss", baseline: str = "ce") -> dict
         folder: the sweep's folder, such as ``outputs/runs/kl_vs_ce``.
         factor: what is compared within the same values of all the others.
         baseline: the value of ``factor`` that the others are compared with.
+        like: folders of runs below ``folder``: only these count, and those that differ from them in nothing but the
+            seed and what varies among them. None of them: all count.
 
     Returns:
         The content of ``results.json``.
@@ -38,13 +40,16 @@ def collect(folder: Path, *, factor: str = "loss", baseline: str = "ce") -> dict
         ReportError: there is no run below ``folder``.
     """
     runs = find_runs(folder)
+    if like and (kept := related(runs, like)):
+        runs = kept
     table = gather(runs, folder, factor, baseline)
     write(folder / f"{RESULTS}.csv", as_csv(table))
     write(folder / f"{RESULTS}.md", as_markdown(table))
     write(folder / f"{RESULTS}.json", as_json(table))
     write(folder / "report.html", page.html(folder, table, runs))
-    heat_map.heat_map(table, folder)
-    tuned.picture(table, folder)
+    for name, drawn in ((heat_map.NAME, heat_map.heat_map(table, folder)), (tuned.NAME, tuned.picture(table, folder))):
+        if drawn is None:  # one that is there is of other runs
+            (folder / name).unlink(missing_ok=True)
     return table
 
 
@@ -88,20 +93,24 @@ def gather(runs: Sequence[Run], folder: Path, factor: str, baseline: str) -> dic
         rows.append(_set_aside(_row(runs[index], cell, folder, metrics), runs, aside.get(index), folder))
     rows.sort(key=lambda row: (place(row["factors"]), row["run"] or ""))
     comparable = baseline in values.get(factor, [])
+    is_grid = bool(grid) or not values
+    differences = []
+    if comparable:
+        listed = compare.differences([kept[at] for at in chosen], arms, metrics, factor, baseline)
+        # Where the runs are no grid, nobody asked for the pairs that are missing.
+        differences = [entry for entry in listed if is_grid or entry["verdict"] != MISSING]
     return redact(
         {
             "factor": factor,
             "baseline": baseline if comparable else None,
             "factors": values,
-            "is_grid": bool(grid) or not values,
+            "is_grid": is_grid,
             "best": best(rows),
             "metrics": [metric._asdict() for metric in metrics],
             "runs": rows,
             "means": compare.means(kept, own, metrics),
             "references": compare.references(kept, metrics),
-            "differences": compare.differences([kept[at] for at in chosen], arms, metrics, factor, baseline)
-            if comparable
-            else [],
+            "differences": differences,
             "tuned": [{key: value for key, value in entry.items() if key != "positions"} for entry in best_rates],
         }
     )

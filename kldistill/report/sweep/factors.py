@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,27 @@ def told_apart(
         return dict(values), [dict(label) for label in labels]
     folders = [run.below(below) for run in runs]
     return {FOLDER: folders, **values}, [{FOLDER: own, **label} for own, label in zip(folders, labels, strict=True)]
+
+
+def related(runs: Sequence[Run], own: Collection[Path]) -> list[Run]:
+    """The runs of a sweep, and those that differ from them in nothing but the seed and what the sweep varies.
+
+    Args:
+        runs: all that lie in one folder.
+        own: folders of the sweep's runs, among others perhaps.
+    """
+    folders = {folder.resolve() for folder in own}
+    given = [overrides_of(run) for run in runs]
+    mine = [asked for run, asked in zip(runs, given, strict=True) if run.folder.resolve() in folders]
+    keys = {key for asked in mine for key in asked}
+    free = {SEED} | {key for key in keys if len({asked.get(key) for asked in mine}) > 1}
+    return [
+        run for run, asked in zip(runs, given, strict=True) if mine and _without(asked, free) == _without(mine[0], free)
+    ]
+
+
+def _without(asked: Mapping[str, str], keys: Collection[str]) -> dict[str, str]:
+    return {key: value for key, value in asked.items() if key not in keys}
 
 
 def _substance(run: Run) -> dict[str, Any]:

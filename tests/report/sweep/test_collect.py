@@ -333,6 +333,40 @@ def test_runs_of_several_experiments_are_no_grid(tmp_path: Path) -> None:
     assert not table["is_grid"]
 
 
+def test_a_sweep_is_not_mixed_with_what_else_lies_there(tmp_path: Path) -> None:
+    """Runs without an experiment share a folder, whatever their model and text are."""
+
+    def made(name: str, loss: str, seed: int, *more: str) -> Path:
+        run = write_run(tmp_path / name, loss, "mean", seed, bits=0.9, kl=0.4)
+        write_json(run / ".hydra" / "overrides.yaml", [f"loss={loss}", f"seed={seed}", "logger=none", *more])
+        return run
+
+    own = [made(f"own-{loss}", loss, 0, "corpus.path=a") for loss in ("kl", "ce")]
+    made("seed", "kl", 1, "corpus.path=a", "logger=wandb")
+    for name, more in {"text": ["corpus.path=b"], "narrower": [], "wider": ["corpus.path=a", "tokens.n_new=9"]}.items():
+        made(name, "kl_ce", 0, *more)
+    table = collect(tmp_path, like=own)
+    assert sorted(str(row["run"]) for row in table["runs"] if row["run"]) == ["own-ce", "own-kl", "seed"]
+    assert set(table["factors"]) == {"loss", "seed"} and {entry["value"] for entry in table["differences"]} == {"kl"}
+    everything = collect(tmp_path)
+    assert len({row["run"] for row in everything["runs"] if row["run"]}) == 6
+    assert (tmp_path / "heat_map.png").is_file()
+    collect(tmp_path, like=own[:1])
+    assert not (tmp_path / "heat_map.png").exists(), "of runs that the page is not of"
+
+
+def test_runs_that_are_no_grid_have_no_missing_differences(tmp_path: Path) -> None:
+    """Every run of one loss was listed as lacking its pair with every figure, once a text and model that were tried."""
+    for number, loss in enumerate(["kl", "ce", *["kl_ce"] * 9]):
+        run = write_run(tmp_path / str(number), loss, "mean", 0, bits=0.9, kl=0.4)
+        more = f"tokens.n_new={max(number, 1)}"
+        write_json(run / ".hydra" / "overrides.yaml", [f"loss={loss}", more, f"distill.steps={max(number, 1)}"])
+    table = gather(tmp_path)
+    assert not table["is_grid"] and table["baseline"] == "ce"
+    assert {entry["value"] for entry in table["differences"]} == {"kl"}
+    assert "missing" not in {entry["verdict"] for entry in table["differences"]}
+
+
 def test_the_best_run_is_named(tmp_path: Path) -> None:
     table = collect(write_sweep(tmp_path, LOSSES, seeds=1, inits=2))
     assert table["best"]["run"] == "init=mean,loss=kl_ce,seed=0" and table["best"]["of"] == 6
