@@ -35,7 +35,9 @@ The function says itself what it is, and each key takes its own kind alone:
     from kldistill.losses.facts import loss
     from kldistill.runtime.components import component
 
-    @loss(exact_pieces=False)  # its parameters say the rest: logits or hidden states, with the teacher's or without
+    # Its parameters say the rest: logits or hidden states, with the teacher's or without. A loss that does not see the
+    # logits of new tokens says new_logits=False: no output rows can be solved by it.
+    @loss(exact_pieces=False)
     def reverse_kl(student_logits, teacher_logits, alignment): ...
 
     @component("init")
