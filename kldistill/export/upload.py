@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi, get_token, is_offline_mode
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from kldistill.runtime.errors import ConfigError, ModelError
+from kldistill.runtime.hub_errors import HUB_ERRORS
 
 NOT_UPLOADED = ["artifact.json", ".*"]  # kldistill's own manifest, and what a desktop leaves behind
 
@@ -30,7 +30,7 @@ def check(repo: str, private: bool) -> None:
         public = api.repo_info(repo).private is False
     except RepositoryNotFoundError:
         public = False  # the upload creates it
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except HUB_ERRORS as error:
         raise ConfigError(f"{key}: the hub refuses or does not answer: {_short(error)}") from error
     if private and public:
         raise ConfigError(f"{key}: this repository is public. Use export.private=false, or another repository.")
@@ -53,7 +53,7 @@ def push(folder: Path, repo: str, private: bool, say: Callable[[str], None]) -> 
             commit_message="Extended vocabulary, made with kldistill",
             ignore_patterns=NOT_UPLOADED,
         )
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except HUB_ERRORS as error:
         raise ModelError(
             f"export.push_to_hub={repo}: the upload failed: {_short(error)} Run the same command again: all stages "
             "before export are kept."

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import ModelCard, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError
 
 from kldistill.model import beginning
 from kldistill.model.load import read_config
 from kldistill.runtime.components import component
 from kldistill.runtime.errors import ModelError
+from kldistill.runtime.hub_errors import HUB_ERRORS
 
 SMALL_FILE = 2**20  # bytes; smaller files enter an identity by content, larger ones by size and time
 
@@ -94,13 +95,12 @@ def describe(folder: Path) -> dict[str, list[object]]:
 
 def commit_of(path: str, revision: str | None, local_files_only: bool) -> str | None:
     """The commit that a hub id means now: asked from the hub, else from the local cache, else None."""
-    import httpx
     from huggingface_hub import HfApi
 
     if not local_files_only:
         try:
             return HfApi().model_info(path, revision=revision, timeout=10).sha
-        except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError, OSError):
+        except (HFValidationError, *HUB_ERRORS):
             pass  # offline, or no such model: the cache may still know it, and reading the config will tell otherwise
     try:
         cached = try_to_load_from_cache(path, "config.json", revision=revision)

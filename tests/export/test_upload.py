@@ -1,9 +1,9 @@
 """Upload to the hub: with a stand-in for it, as tests have no network and nobody is logged in."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from huggingface_hub import CommitInfo
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -12,14 +12,16 @@ from kldistill.export import stage as export_stage
 from kldistill.export import upload
 from kldistill.export.config import ExportConfig
 from kldistill.runtime.errors import ConfigError, ModelError
+from kldistill.runtime.hub_errors import HTTP_ERROR
 from kldistill.runtime.job import Job
 from tests.helpers.artifacts import MakeModel, MakeTokens, rows_for
 
+HTTP: Any = sys.modules[HTTP_ERROR.__module__.partition(".")[0]]  # the library by which the hub's client speaks
 SECRET = "hf_thisIsNobodysToken123456"
 
 
-def answer(status: int) -> httpx.Response:
-    return httpx.Response(status, request=httpx.Request("GET", "https://huggingface.co/api"))
+def answer(status: int) -> Any:
+    return HTTP.Response(status, request=HTTP.Request("GET", "https://huggingface.co/api"))
 
 
 class FakeHub:
@@ -124,7 +126,7 @@ def test_nobody_is_logged_in(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> 
     "error",
     [
         HfHubHTTPError("401 Client Error: Unauthorized\n\nRequest ID: abc", response=answer(401)),
-        httpx.ConnectError("Name or service not known"),
+        HTTP.ConnectError("Name or service not known"),
     ],
 )
 def test_a_hub_that_refuses_or_is_silent(error: Exception, fake: FakeHub, tmp_path: Path) -> None:
@@ -137,7 +139,7 @@ def test_a_hub_that_refuses_or_is_silent(error: Exception, fake: FakeHub, tmp_pa
 
 def test_an_upload_that_breaks_off(fake: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def broken(**_: object) -> None:
-        raise httpx.ReadTimeout("timed out")
+        raise HTTP.ReadTimeout("timed out")
 
     monkeypatch.setattr(fake, "upload_folder", broken)
     with pytest.raises(ModelError, match=r"the upload failed: timed out\. Run the same command again"):

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, PreTrainedModel, T5Config
@@ -13,9 +15,10 @@ from transformers.utils import logging
 from kldistill.model import stage as model_stage
 from kldistill.model import tiny
 from kldistill.model.config import HfModelConfig, SmolLM2Config, TinyModelConfig
-from kldistill.model.hub import hf
+from kldistill.model.hub import hf, identity
 from kldistill.model.load import check_causal, load_original, load_original_tokenizer, old_size, read_facts
 from kldistill.runtime.errors import ModelError
+from kldistill.runtime.hub_errors import HTTP_ERROR
 from kldistill.runtime.job import Job
 from tests.helpers.artifacts import FAMILIES, MakeModel
 
@@ -102,6 +105,18 @@ def test_a_missing_folder_is_named(path: str, tmp_path: Path) -> None:
 def test_a_hub_id_that_cannot_be_had_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="nobody/nothing"):
         model_stage.build(HfModelConfig(path="nobody/nothing", local_files_only=True), {}, tmp_path, Job())
+
+
+def test_a_hub_that_does_not_answer_leaves_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's own error of a connection that is refused, whatever library it speaks with."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "HfApi", partial(huggingface_hub.HfApi, endpoint="http://127.0.0.1:9"))
+    with pytest.raises(HTTP_ERROR):
+        huggingface_hub.HfApi().model_info("nobody/nothing", timeout=10)
+    assert identity(path="nobody/nothing")["commit"] is None
+    cached = tmp_path / "models--nobody--nothing" / "snapshots" / ("a" * 40) / "config.json"
+    monkeypatch.setattr("kldistill.model.hub.try_to_load_from_cache", lambda *_, **__: str(cached))
+    assert identity(path="nobody/nothing")["commit"] == "a" * 40
 
 
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
