@@ -140,9 +140,9 @@ class Engine:
         gc.collect()
         torch.cuda.empty_cache()  # what stages before this one held; vLLM takes what is free
         try:
-            import vllm
-            from vllm.inputs import tokens_input
-            from vllm.sampling_params import RequestOutputKind
+            import vllm  # type: ignore[import-not-found]
+            from vllm.inputs import tokens_input  # type: ignore[import-not-found]
+            from vllm.sampling_params import RequestOutputKind  # type: ignore[import-not-found]
 
             self._engine = vllm.LLMEngine.from_engine_args(
                 vllm.EngineArgs(
