@@ -94,7 +94,8 @@ def generate(
         batch_size: completions that vLLM writes at a time.
 
     Raises:
-        EvaluationError: a prompt is longer than the model's context, or vLLM cannot start with this model.
+        EvaluationError: a prompt is longer than the model's context, or vLLM cannot start with this model, or ends
+            while it writes.
     """
     prompts = prompts_of(spelling, requests, context_length(model.config))
     eos = eos_of(model, spelling)
@@ -158,10 +159,9 @@ class Engine:
                 )
             )
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise EvaluationError(
-                f"eval.backend=vllm: vLLM cannot start with this model: {reason} (VLLM_LOGGING_LEVEL=INFO shows more.) "
-                "Use eval.backend=transformers."
+                f"eval.backend=vllm: vLLM cannot start with this model: {reason_of(error)} "
+                "(VLLM_LOGGING_LEVEL=INFO shows more.) Use eval.backend=transformers."
             ) from error
         self._params, self._delta, self._input = vllm.SamplingParams, RequestOutputKind.DELTA, tokens_input
 
@@ -171,8 +171,19 @@ class Engine:
         self._engine.add_request(name, self._input(list(ids)), params)
 
     def step(self) -> Iterator[tuple[str, Any, bool]]:
-        """Of every request that has got on: its name, what is new, and whether it is finished."""
-        for output in self._engine.step():
+        """Of every request that has got on: its name, what is new, and whether it is finished.
+
+        Raises:
+            EvaluationError: vLLM, or the process in which it runs the model, has ended.
+        """
+        try:
+            outputs = self._engine.step()
+        except Exception as error:
+            raise EvaluationError(
+                f"eval.backend=vllm: vLLM ended while it wrote: {reason_of(error)} "
+                "(VLLM_LOGGING_LEVEL=INFO shows more.) What is answered is kept, and the same command goes on; eval.backend=transformers begins anew."
+            ) from error
+        for output in outputs:
             yield output.request_id, output.outputs[0], output.finished
 
     def abort(self, name: str) -> None:
@@ -182,6 +193,11 @@ class Engine:
     def close(self) -> None:
         """Give back the device."""
         self._engine.engine_core.shutdown()
+
+
+def reason_of(error: Exception) -> str:
+    """The first line that an error of vLLM's says, or its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _finished(

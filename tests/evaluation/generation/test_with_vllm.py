@@ -219,6 +219,26 @@ def test_vllm_that_does_not_start_is_told_with_its_reason(
         answers(load_model(folder, None), Spelling(load_tokenizer(folder, None)), REQUESTS)
 
 
+def test_vllm_that_ends_while_it_writes_leaves_what_is_finished(
+    tiny_model: MakeModel, vllm: type[fake_vllm.LLMEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, step, found = tiny_model(), vllm.step, []
+
+    def until_one_is_finished(engine: fake_vllm.LLMEngine) -> list[SimpleNamespace]:
+        if found:
+            raise RuntimeError("EngineDeadError: a process has ended\nmore")
+        return step(engine)
+
+    monkeypatch.setattr(vllm, "step", until_one_is_finished)
+    spelling = Spelling(load_tokenizer(folder, None))
+    with pytest.raises(
+        EvaluationError, match=r"ended while it wrote: EngineDeadError: a process has ended \(.*is kept"
+    ):
+        for index, _ in with_vllm.generate(load_model(folder, None), spelling, REQUESTS, batch_size=1):
+            found.append(index)
+    assert len(found) == 1
+
+
 # ---- refused beforehand
 
 
