@@ -181,7 +181,8 @@ class Engine:
         except Exception as error:
             raise EvaluationError(
                 f"eval.backend=vllm: vLLM ended while it wrote: {reason_of(error)} "
-                "(VLLM_LOGGING_LEVEL=INFO shows more.) What is answered is kept, and the same command goes on; eval.backend=transformers begins anew."
+                "(VLLM_LOGGING_LEVEL=INFO shows more.) What is answered is kept, and the same command goes "
+                "on; eval.backend=transformers begins anew."
             ) from error
         for output in outputs:
             yield output.request_id, output.outputs[0], output.finished
