@@ -60,6 +60,7 @@ def inspect(argv: Sequence[str]) -> None:
     overrides: Sequence[Override] = []
     try:
         overrides = OverridesParser.create().parse_overrides(list(args.overrides))
+        _refuse_second_choice(overrides)
         cfg = _composed(args, overrides)
     except (HydraException, OmegaConfBaseException):
         return  # Hydra will say it, with all its detail
@@ -119,6 +120,15 @@ def _composed(args: Any, overrides: Sequence[Override]) -> DictConfig:
         GlobalHydra.instance().clear()
 
 
+def _refuse_second_choice(overrides: Sequence[Override]) -> None:
+    """Every group has its choice in the configuration, ``experiment`` too: ``+`` would add another. ConfigError."""
+    for override in overrides:
+        group, word = override.key_or_group, str(override.input_line)
+        if word.startswith("+") and not word.startswith("++") and (compose.conf_folder() / group).is_dir():
+            plain = word.removeprefix("+")
+            raise ConfigError(f"{word}: {group} is in the configuration already, so leave the + out: {plain}")
+
+
 def _culprit(args: Any, overrides: Sequence[Override]) -> str:
     """The first override that cannot be read by itself; all of them if there is none."""
     for override in overrides:
@@ -143,6 +153,10 @@ def _explain(base: DictConfig, overrides: Sequence[Override]) -> None:
         if _is_choice(override.input_line or "") or key.startswith("hydra."):
             continue
         if OmegaConf.select(base, key, throw_on_missing=False, default=_explain) is _explain:
+            from kldistill.pipeline import reference
+
+            if others := reference.presets_with(key):
+                raise ConfigError(f"{key}: is a key of {' and of '.join(others)}, which the command does not choose.")
             raise ConfigError(f"{key}: there is no such key.{keys.did_you_mean(key, known)}")
 
 

@@ -175,6 +175,14 @@ def _of_schema(schema: type, prefix: str, only: Sequence[str] = (), preset: str 
             yield from _of_schema(cast(type, optional), key)
 
 
+def presets_with(key: str) -> list[str]:
+    """The choices whose presets have a key that those of the group do not share: ``model.path`` is of ``model=hf``."""
+    group, _, name = key.partition(".")
+    schemas = [schema for known, schema in compose.SCHEMAS.items() if known.partition("_")[0] == group]
+    having = [s for s in schemas if name.partition(".")[0] in {item.name for item in fields(s)} - _shared(s)]
+    return sorted(f"{group}={_preset_of(schema)}" for schema in having)
+
+
 def _shared(schema: type) -> set[str]:
     return {item.name for base in schema.__mro__[1:] if is_dataclass(base) for item in fields(base)} | {"name"}
 

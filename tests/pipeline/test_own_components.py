@@ -222,6 +222,18 @@ def test_trust_is_the_users_own_word(package: Path, words: list[str], message: s
         (["++distill.stepz=3"], "distill.stepz: there is no such key. Did you mean distill.steps?"),
         (["-m", "distill.stepz=3,4"], "distill.stepz: there is no such key. Did you mean distill.steps?"),
         (["+foo=1"], "foo: there is no such key."),
+        (["model.path=x"], "model.path: is a key of model=gguf and of model=hf, which the command does not choose."),
+        (
+            ["model=tiny", "model.revision=x"],
+            "model.revision: is a key of model=hf, which the command does not choose.",
+        ),
+        (["corpus.path=x"], "corpus.path: is a key of corpus=hf_dataset and of corpus=local_files, which"),
+        (["corpus=local_files", "corpus.pat=x"], "corpus.pat: there is no such key. Did you mean corpus.path?"),
+        (
+            ["+experiment=quickstart"],
+            "experiment is in the configuration already, so leave the + out: experiment=quick",
+        ),
+        (["+loss=ce"], "+loss=ce: loss is in the configuration already, so leave the + out: loss=ce"),
         (["loss.terms.kl.teacher=false"], "loss.terms.kl.teacher: there is no such key."),
         (["quickstart"], "'quickstart': is no KEY=VALUE. Did you mean experiment=quickstart?"),
         (["--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder."),
