@@ -11,7 +11,7 @@ from kldistill.model import beginning
 from kldistill.model.load import read_config
 from kldistill.runtime.components import component
 from kldistill.runtime.errors import ModelError
-from kldistill.runtime.hub_errors import HUB_ERRORS
+from kldistill.runtime.hub_errors import HUB_ERRORS, take_the_cache
 
 SMALL_FILE = 2**20  # bytes; smaller files enter an identity by content, larger ones by size and time
 
@@ -94,19 +94,27 @@ def describe(folder: Path) -> dict[str, list[object]]:
 
 
 def commit_of(path: str, revision: str | None, local_files_only: bool) -> str | None:
-    """The commit that a hub id means now: asked from the hub, else from the local cache, else None."""
+    """The commit that a hub id means now: asked from the hub, else from the local cache, else None.
+
+    Where the hub does not answer and the cache knows the model, the hub is asked no more.
+    """
     from huggingface_hub import HfApi
 
+    silent = None
     if not local_files_only:
         try:
             return HfApi().model_info(path, revision=revision, timeout=10).sha
-        except (HFValidationError, *HUB_ERRORS):
-            pass  # offline, or no such model: the cache may still know it, and reading the config will tell otherwise
+        except (HFValidationError, *HUB_ERRORS) as error:
+            silent = error  # offline, or no such model: the cache may know it, and reading the config tells otherwise
     try:
         cached = try_to_load_from_cache(path, "config.json", revision=revision)
     except HFValidationError:
         return None
-    return Path(cached).parent.name if isinstance(cached, str) else None
+    if not isinstance(cached, str):
+        return None
+    if silent is not None:
+        take_the_cache(path, silent)
+    return Path(cached).parent.name
 
 
 def license_of(model: Path | str) -> str | None:

@@ -1,6 +1,7 @@
 """Where models come from and how they are read again."""
 
 import json
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -107,16 +108,24 @@ def test_a_hub_id_that_cannot_be_had_is_named(tmp_path: Path) -> None:
         model_stage.build(HfModelConfig(path="nobody/nothing", local_files_only=True), {}, tmp_path, Job())
 
 
-def test_a_hub_that_does_not_answer_leaves_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer_leaves_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The client's own error of a connection that is refused, whatever library it speaks with."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "HfApi", partial(huggingface_hub.HfApi, endpoint="http://127.0.0.1:9"))
     with pytest.raises(HTTP_ERROR):
         huggingface_hub.HfApi().model_info("nobody/nothing", timeout=10)
     assert identity(path="nobody/nothing")["commit"] is None
+    assert not huggingface_hub.is_offline_mode()
     cached = tmp_path / "models--nobody--nothing" / "snapshots" / ("a" * 40) / "config.json"
     monkeypatch.setattr("kldistill.model.hub.try_to_load_from_cache", lambda *_, **__: str(cached))
-    assert identity(path="nobody/nothing")["commit"] == "a" * 40
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    with caplog.at_level("WARNING"):
+        assert identity(path="nobody/nothing")["commit"] == "a" * 40
+    assert "nobody/nothing is taken from the local cache" in caplog.text
+    assert huggingface_hub.is_offline_mode(), "it would ask again, and wait, for each file in every stage"
+    assert os.environ["HF_HUB_OFFLINE"] == "1", "nor do the processes that this one starts"
 
 
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
