@@ -19,7 +19,8 @@ def extend(model: str, texts: str, out: Path, terms: list[str], settings: list[s
     out.mkdir(parents=True)
     (out / "terms.txt").write_text("\n".join(terms), encoding="utf-8")
     values = {"model.path": model, "corpus.path": texts, "tokens.terms": str(out / "terms.txt")}
-    cfg = configure("model=hf", "corpus=local_files", "tokens=list", *settings, values=values)
+    presets = ["model=hf", "corpus=local_files", "corpus.glob='**/*'", "tokens=list"]  # every file that is text
+    cfg = configure(*presets, *settings, values=values)
     made: dict[str, Path] = {}
     for name, stage in STAGES.items():
         made[name] = out / name

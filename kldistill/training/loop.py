@@ -115,6 +115,8 @@ def train(
     todo, workers = range(int(state["step"]), settings.steps), job.runtime.loader_workers
     loader = DataLoader(batches, batch_size=None, sampler=todo, num_workers=workers)
     job.rewind(int(state["step"]) or -1)
+    if state["step"]:
+        job.say(f"{description} goes on after step {int(state['step']):,} of {settings.steps:,}.")
     latest: Mapping[str, float] = {}  # of the last validation, for the user's eyes
     if not state["step"]:
         latest = dict(validate())

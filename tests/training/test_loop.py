@@ -179,8 +179,11 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path, stop_at: int
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "b", log)
     log.stop_at = None
-    resumed, _, again, stream = run(tmp_path / "b", log)
-    assert stream.asked == list(range((stop_at - 1) // 5 * 5, 20))  # from the last checkpoint on
+    said: list[str] = []
+    resumed, _, again, stream = run(tmp_path / "b", log, say=said.append)
+    done = (stop_at - 1) // 5 * 5
+    assert stream.asked == list(range(done, 20))  # from the last checkpoint on
+    assert [text for text in said if "goes on" in text] == [f"Training goes on after step {done} of 20."] * bool(done)
     assert torch.equal(resumed.rows, whole.rows)
     assert [step for step, _ in log.lines] == [step for step, _ in whole_log.lines]
     for name in ("loss", "lr", "gradient_norm", "validation_sum"):
