@@ -136,13 +136,18 @@ def check_surroundings(cfg: Config) -> None:
     check_device(cfg.runtime)
     if cfg.runtime.compile:
         check_compiler()
-    if cfg.eval.backend == "vllm" and cfg.eval.suites and "evaluate" in cfg.stages:
+    if cfg.eval.backend == "vllm" and _answers(cfg):
         with_vllm.check(cfg.runtime)
     steps = steps_of(cfg)
     for name in plan(steps, cfg.stages):
         step = steps[name]
         if step.identity is not None:
             step.identity(step.config(cfg))
+
+
+def _answers(cfg: Config) -> bool:
+    """Whether models answer tasks in this run: by the stage, or by a single step of it that is named."""
+    return any(name.startswith("generate_") for name in plan(steps_of(cfg), cfg.stages))
 
 
 def _check_suites(cfg: Config) -> None:
@@ -155,7 +160,7 @@ def _check_suites(cfg: Config) -> None:
                 raise ConfigError(f"eval.{name}.suites: there is no suite {used!r} (there are: {', '.join(every)}).")
             tasks_stage.suite_of(every[used], used).identity()
         suite.identity()
-        if suite.runs_code and "evaluate" in cfg.stages:
+        if suite.runs_code and _answers(cfg):
             with Sandbox(cfg.eval.limits, allow_unsandboxed=cfg.eval.allow_unsandboxed):
                 pass  # it says at once what is missing
 

@@ -184,5 +184,6 @@ def test_vllm_is_looked_for_before_anything_runs_where_it_is_needed(monkeypatch:
     check_surroundings(compose.typed(config(chosen)))  # no suite: nothing is written
     chosen += ["eval.suites=[completion]"]
     check_surroundings(compose.typed(config([*chosen, "stages=[tokens]"])))
-    with pytest.raises(ConfigError, match=r"eval.backend=vllm: .*no_such_package.*pip install 'kldistill\[vllm\]'"):
-        check_surroundings(compose.typed(config(chosen)))
+    for stages in ([], ["stages=[generate_original_completion]"]):
+        with pytest.raises(ConfigError, match=r"eval.backend=vllm: .*no_such_package.*pip install 'kldistill\[vllm\]'"):
+            check_surroundings(compose.typed(config([*chosen, *stages])))
