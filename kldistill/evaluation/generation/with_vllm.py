@@ -23,7 +23,6 @@ from transformers import PreTrainedModel
 
 from kldistill.evaluation.generation.batching import (
     Completion,
-    Prompt,
     Request,
     completion_of,
     eos_of,
@@ -107,7 +106,9 @@ def generate(
         del model
         engine = Engine(folder, dtype, length, batch_size)
     rows = {prompt.index: rows_of(requests[prompt.index], prompt, decoding.seed) for prompt in prompts}
-    waiting = deque(row for prompt in sorted(prompts, key=_longest_first) for row in rows[prompt.index])
+    waiting = deque(
+        row for prompt in sorted(prompts, key=lambda prompt: -len(prompt.ids)) for row in rows[prompt.index]
+    )
     try:
         with Bar(description, total=len(requests), unit="tasks") as bar:
             for row in _finished(engine, spelling, waiting, eos, decoding, length, AHEAD * batch_size):
@@ -117,10 +118,6 @@ def generate(
                     yield row.request, [completion_of(sample, prompts[row.request]) for sample in samples]
     finally:
         engine.close()
-
-
-def _longest_first(prompt: Prompt) -> int:
-    return -len(prompt.ids)
 
 
 def write(model: PreTrainedModel, size: int, folder: Path) -> None:
