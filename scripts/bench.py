@@ -31,8 +31,9 @@ from kldistill.model.load import old_size
 from kldistill.tokens.boundaries import widen
 from kldistill.tokens.definition import Definition, definition
 from kldistill.tokens.encoding import encode
+from kldistill.tokens.extension import entries_of
 from kldistill.tokens.merges import Rules, choose
-from kldistill.tokens.stage import entries_of, use_cores
+from kldistill.tokens.stage import use_cores
 from kldistill.tokens.words import count_words
 
 

@@ -25,12 +25,14 @@ from kldistill.model.load import old_size
 from kldistill.runtime.errors import KldistillError
 from kldistill.runtime.files import append, dump, read_lines
 from kldistill.runtime.job import Job
-from kldistill.tokens import preflight, stage
 from kldistill.tokens.boundaries import widest
 from kldistill.tokens.config import TokensConfig
 from kldistill.tokens.definition import definition, token_bytes
 from kldistill.tokens.encoding import reader
+from kldistill.tokens.examiner import Examiner, changed_words
+from kldistill.tokens.extension import extend_by, uses
 from kldistill.tokens.occurrences import miscounted
+from kldistill.tokens.stage import old_words
 
 DOCS = Path(__file__).parents[1] / "docs"
 RECORDS = DOCS / "results" / "tokenizers.jsonl"
@@ -52,11 +54,11 @@ def measure(file: Path, train: list[str], test: list[str], sizes: tuple[int, ...
     try:
         record["boundary"], wide, record["refused"] = widest(spec)
         started = processor()
-        spec, tokens = stage.extend_by(TokensConfig(n_new=max(sizes)), tokenizer, train, Job(say=lambda _line: None))
+        spec, tokens = extend_by(TokensConfig(n_new=max(sizes)), tokenizer, train, Job(say=lambda _line: None))
     except KldistillError as error:
         return {**record, "error": str(error)}
     record |= {"seconds": round(processor() - started, 1), "added": len(tokens), "saved": {}}
-    examiner = preflight.Examiner(tokenizer.backend_tokenizer, reader(spec), tokens, size, token_bytes(tokenizer))
+    examiner = Examiner(tokenizer.backend_tokenizer, reader(spec), tokens, size, token_bytes(tokenizer))
     examiner.read("test", test)
     found, texts = examiner.findings, examiner.findings.splits["test"]
     learnt = len(wide["model"]["merges"])
@@ -66,11 +68,11 @@ def measure(file: Path, train: list[str], test: list[str], sizes: tuple[int, ...
         model["vocab"] = {token: index for token, index in spec["model"]["vocab"].items() if index < size + n}
         cut = reader({**spec, "model": model}).encode_batch_fast(test, add_special_tokens=False)
         record["saved"][str(n)] = round(1 - sum(len(encoding.ids) for encoding in cut) / texts.old, 4)
-    used = stage.uses(spec, size, len(tokens), train)
+    used = uses(spec, size, len(tokens), train)
     record["faults"] = {
         "violations": found.violations + found.mismatches,
         "broken_documents": found.broken,
-        "old_words": len(preflight.changed_words(examiner.old, examiner.new, tokens, stage.old_words(tokenizer))),
+        "old_words": len(changed_words(examiner.old, examiner.new, tokens, old_words(tokenizer))),
         "miscounted": len(miscounted(tokens, used, train)),
     }
     record["old_per_1000_bytes"] = round(1000 * texts.old / texts.bytes, 1)

@@ -132,8 +132,7 @@ def _sample(line: Line, answers: Sequence[Mapping[str, Any]]) -> list[object]:
         tokens = answer["tokens"]
         new = sum(token["new"] for token in tokens)
         row += ["".join(token["text"] for token in tokens), f"{len(tokens)} ({new})" if new else f"{len(tokens)}"]
-    # What a model writes may hold signs that a terminal obeys.
-    return ["".join(char if char.isprintable() else "·" for char in str(cell)) for cell in row]
+    return row
 
 
 class Token(NamedTuple):

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from kldistill.pipeline import compose
+from kldistill.runtime.console import spelt
 from kldistill.runtime.errors import ConfigError, FolderInUseError, KldistillError, Stopped
 from kldistill.runtime.faults import naming
 from kldistill.runtime.files import write_text
-from kldistill.runtime.secrets import redact
+from kldistill.runtime.secrets import Formatter, redact
 
+_UNFORESEEN = "This should not have happened (see docs/troubleshooting.md, at its end)."
 log = logging.getLogger("kldistill")
 compose.register()  # on import, since the workers of a sweep import this module and never call main()
 
@@ -39,7 +42,10 @@ def main() -> None:
         command.inspect(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(compose.conf_folder()), config_name="config")(_task)()
     except KldistillError as error:
-        print(f"[kldistill][ERROR] - {redact(str(error))}", file=sys.stderr)
+        print("[kldistill][ERROR] -", spelt(redact(str(error)), keep="\n"), file=sys.stderr)
+        sys.exit(1)
+    except Exception:
+        print(_UNFORESEEN, spelt(redact(traceback.format_exc()), keep="\n"), sep="\n", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as error:
         log.error("Stopped %s", error.args[0] if error.args else "by the keyboard.")
@@ -76,6 +82,10 @@ def _task(cfg: DictConfig) -> Any:
     except KldistillError as error:
         # A mistake of the user's: the message says all, a traceback would hide it.
         log.error("%s", error)
+        sys.exit(1)
+    except Exception:
+        # Here and not by Hydra, whose way to the console leaves out neither secrets nor what a terminal obeys.
+        log.exception(_UNFORESEEN)
         sys.exit(1)
 
 
@@ -184,7 +194,7 @@ def _speak_up() -> None:
     os.environ["KLDISTILL_PROGRESS"] = "0"
     logging.getLogger().setLevel(logging.ERROR)
     for handler in logging.getLogger().handlers:
-        handler.setFormatter(logging.Formatter(f"[%(asctime)s][process {rank}][%(levelname)s] - %(message)s"))
+        handler.setFormatter(Formatter(f"[%(asctime)s][process {rank}][%(levelname)s] - %(message)s"))
 
 
 def _join_submitit() -> None:

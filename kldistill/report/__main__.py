@@ -6,7 +6,9 @@ from pathlib import Path
 
 from kldistill.report import collect, render_run
 from kldistill.report.data import RUN, find_runs
+from kldistill.runtime.console import spelt
 from kldistill.runtime.errors import KldistillError
+from kldistill.runtime.secrets import redact
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         for folder in options.folders:
             _report(folder, options)
     except KldistillError as error:
-        print(error, file=sys.stderr)
+        print(spelt(redact(str(error)), keep="\n"), file=sys.stderr)
         return 1
     return 0
 

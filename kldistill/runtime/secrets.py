@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
+from kldistill.runtime.console import spelt
+
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 _PLAIN = re.compile("KEYBOARD|KEYMAP|TOKENIZER", re.IGNORECASE)  # these only sound like it
 _SHORTEST = 6  # characters; no key is shorter, and shorter values stand in too much ordinary text
@@ -54,8 +56,8 @@ def _redact(content: Any, values: list[tuple[str, str]]) -> Any:
 
 
 class Formatter(logging.Formatter):
-    """Formats log records as its base class does, and leaves out what is secret."""
+    """Formats log records as its base class does, leaves out what is secret, and spells control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One record, with its traceback if it has one."""
-        return redact(super().format(record))
+        return spelt(redact(super().format(record)), keep="\n\t")

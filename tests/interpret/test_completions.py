@@ -48,8 +48,7 @@ def test_lines_are_completed_and_their_tokens_told_apart(
         assert row[:3] == [record["document"], record["prompt"].splitlines()[-1].strip(), record["reference"]]
         for answer, text, count in zip(record["answers"], row[3::2], row[4::2], strict=True):
             written_text = "".join(token["text"] for token in answer["tokens"])
-            assert len(text) == len(written_text) and text.isprintable() and "\x1b" not in text
-            assert all(shown in (char, "·") for shown, char in zip(text, written_text, strict=True))
+            assert text == written_text, "the console spells what a terminal obeys, not its callers"
             new = sum(token["new"] for token in answer["tokens"])
             assert count == f"{len(answer['tokens'])} ({new})" if new else f"{len(answer['tokens'])}"
 

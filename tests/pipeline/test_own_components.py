@@ -177,6 +177,34 @@ def test_components_of_an_installed_package_run_through_the_pipeline(package: Pa
     assert any(name.startswith("eval/distilled/") for name in record["metrics"])
 
 
+@pytest.mark.parametrize(
+    "kind, at, words",
+    [
+        ("RuntimeError", "files = sorted(", []),  # before anything runs
+        ("RuntimeError", "read = lambda: (", []),
+        ("RuntimeError", "read = lambda: (", ["-m"]),
+        ("CorpusError", "files = sorted(", []),
+        ("CorpusError", "read = lambda: (", []),
+    ],
+)
+def test_what_an_error_quotes_does_not_reach_the_terminal_raw(
+    kind: str, at: str, words: list[str], package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a fault that nobody foresaw, and of one that the user can mend."""
+    monkeypatch.setenv("MY_SECRET", "s3cret-of-mine")
+    fault = f"def fail():\n    raise {kind}('clear \\x1b[2J, for s3cret-of-mine')\n"
+    text = PACKAGE.replace(at, at.replace("= ", "= fail() or ") if "lambda" not in at else f"{at}fail() or ")
+    (package / "mypkg.py").write_text(f"from kldistill.runtime.errors import CorpusError\n{fault}{text}")
+    install(package)
+    write_corpus(tmp_path / "text")
+    done = command_line(package, "model=mine", "corpus=mine", "stages=[corpus]", *words)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1 and r"clear \x1b[2J, for <MY_SECRET>" in said, said
+    assert "s3cret" not in said and "\x1b" not in said
+    for log in (tmp_path / "outputs").glob("runs/**/kldistill.log"):
+        assert r"clear \x1b[2J" in log.read_text() and "\x1b" not in log.read_text()
+
+
 def test_a_plan_knows_the_packages_own_models_alone(package: Path, tmp_path: Path) -> None:
     install(package)
     write_corpus(tmp_path / "text")

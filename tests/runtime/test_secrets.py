@@ -59,6 +59,15 @@ def test_log_lines_and_tracebacks_are_redacted(monkeypatch: pytest.MonkeyPatch) 
     assert shown == "with <MY_TOKEN>\nValueError: https://<credentials>@h said <MY_TOKEN>"
 
 
+def test_what_a_terminal_obeys_is_spelt_in_log_lines_and_tracebacks() -> None:
+    try:
+        raise ValueError("\x1b]0;title\x07 and \x9b2J")
+    except ValueError as error:
+        record = logging.LogRecord("x", logging.ERROR, "f", 1, "with %s", ("\u202ea\rb",), (type(error), error, None))
+    shown = Formatter("%(message)s").format(record)
+    assert shown == "with \\u202ea\\rb\nValueError: \\x1b]0;title\\x07 and \\x9b2J"
+
+
 def test_a_runs_folder_is_not_named_by_what_is_secret() -> None:
     name = overrides_name(["model.path=https://me:t0ken@host/x", "seed=1"])
     assert "t0ken" not in name and "me" not in name.split("host")[0].replace("model", "")

@@ -15,6 +15,7 @@ from kldistill.tokens.config import TokensConfig
 from kldistill.tokens.curve import Curve, as_table, curves, knee, sizes
 from kldistill.tokens.definition import definition
 from kldistill.tokens.encoding import reader
+from kldistill.tokens.extension import extend_by, rules_of
 
 TEXTS = tiny.training_text()[1:3]
 
@@ -26,7 +27,7 @@ def test_the_curve_is_what_a_run_of_so_many_tokens_saves() -> None:
         spec,
         size,
         TEXTS,
-        lambda wide: tokens_stage.rules_of(TokensConfig(), tokenizer, spec, size, wide),
+        lambda wide: rules_of(TokensConfig(), tokenizer, spec, size, wide),
         limit=200,
         min_count=4,
         workers=1,
@@ -34,7 +35,7 @@ def test_the_curve_is_what_a_run_of_so_many_tokens_saves() -> None:
     assert list(found) == ["word", "identifier", "dotted"]
     for boundary, curve in found.items():
         cfg = TokensConfig(n_new=100, boundary=boundary)
-        extension = tokens_stage.extend_by(cfg, tokenizer, TEXTS, Job())
+        extension = extend_by(cfg, tokenizer, TEXTS, Job())
         old, new = (
             sum(len(reader(which).encode(text, add_special_tokens=False).ids) for text in TEXTS)
             for which in (spec, extension.spec)
@@ -72,10 +73,6 @@ def test_the_stage_takes_the_knee_and_shows_the_curve(tiny_model, tmp_path: Path
     assert any(text.endswith("tokens/tokenizer") for text in said), "where it will lie"
     cut = [text for text in said if "held-out line" in text]
     assert len(cut) == 2 and cut[0].split(": ", 1)[1].replace("|", "") == cut[1].split(": ", 1)[1].replace("|", "")
-
-
-def test_pieces_with_line_ends_are_shown_on_one_line() -> None:
-    assert tokens_stage.on_a_line(" });\n\t'é\u00a0") == " });\\n\\t'é\\xa0"
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "many", True])

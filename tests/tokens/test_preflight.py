@@ -14,6 +14,7 @@ from kldistill.tokens.artifact import NewToken
 from kldistill.tokens.boundaries import widen
 from kldistill.tokens.definition import definition, token_bytes
 from kldistill.tokens.encoding import reader
+from kldistill.tokens.examiner import Examiner, changed_words, produces, unreachable
 from kldistill.tokens.folder import extend
 from kldistill.tokens.joints import GPT2
 
@@ -33,7 +34,7 @@ def examine(merges: list[tuple[str, str]], texts: list[str], spec: dict = SPEC, 
         for i, name in enumerate(entries)
     ]
     new = Tokenizer.from_str(json.dumps(extend(spec, SIZE, entries, merges)))
-    examiner = preflight.Examiner(TOKENIZER.backend_tokenizer, new, new_tokens, SIZE, TABLE)
+    examiner = Examiner(TOKENIZER.backend_tokenizer, new, new_tokens, SIZE, TABLE)
     examiner.read("test", texts)
     return examiner, new_tokens
 
@@ -78,7 +79,7 @@ def test_other_pieces_between_common_boundaries_are_counted() -> None:
     """The claimed pieces of a token are not what the old tokenizer makes there."""
     examiner, new_tokens = examine([("q", "z")], [])
     wrong = [new_tokens[0]._replace(pieces=[VOCAB["q"], VOCAB["x"]])]
-    examiner = preflight.Examiner(examiner.old, examiner.new, wrong, SIZE, TABLE)
+    examiner = Examiner(examiner.old, examiner.new, wrong, SIZE, TABLE)
     examiner.read("test", ["qz qx"])
     assert (examiner.findings.violations, examiner.findings.mismatches) == (0, 1)
 
@@ -95,7 +96,7 @@ def test_broken_round_trip_is_refused() -> None:
     examiner, new_tokens = examine([("q", "z")], [])
     broken = json.loads(examiner.new.to_str())
     broken["decoder"] = None
-    examiner = preflight.Examiner(examiner.old, Tokenizer.from_str(json.dumps(broken)), new_tokens, SIZE, TABLE)
+    examiner = Examiner(examiner.old, Tokenizer.from_str(json.dumps(broken)), new_tokens, SIZE, TABLE)
     examiner.read("test", ["a qz", "", "a"])
     figures = preflight.figures(examiner, new_tokens)
     assert figures["tokens/broken_documents"] == 1
@@ -106,9 +107,9 @@ def test_broken_round_trip_is_refused() -> None:
 def test_unreachable() -> None:
     """``qz`` is taken by ``Xq`` in its only place, but its own string makes it; ``zq`` has no merge at all."""
     examiner, new_tokens = examine([("X", "q"), ("q", "z")], ["Xqz"], counts=0)
-    assert preflight.unreachable(examiner.new, new_tokens, examiner.findings.uses) == []
+    assert unreachable(examiner.new, new_tokens, examiner.findings.uses) == []
     ghost = NewToken(SIZE + 2, "zq", "zq", [VOCAB["z"], VOCAB["q"]], 0)
-    assert preflight.unreachable(examiner.new, [*new_tokens, ghost], np.array([1, 0, 0])) == [ghost]
+    assert unreachable(examiner.new, [*new_tokens, ghost], np.array([1, 0, 0])) == [ghost]
     figures = {**preflight.figures(examiner, new_tokens), "tokens/unreachable": 2}
     with pytest.raises(TokenizerError, match="No text produces"):
         preflight.check(figures)
@@ -123,7 +124,7 @@ def test_a_string_that_only_a_bracket_or_a_line_break_frees_is_reachable() -> No
     new = reader(extend({**spec, "model": first}, size + 1, ["qz"], [("q", "z")]))
     for text in ("qz", " qz"):
         assert size + 1 not in new.encode(text, add_special_tokens=False).ids
-    assert preflight.produces(new, "qz", size + 1)
+    assert produces(new, "qz", size + 1)
 
 
 def test_miscounted_tokens_are_refused() -> None:
@@ -139,8 +140,8 @@ def test_old_words_that_fall_apart_inside_a_wider_word_are_found() -> None:
     spec["model"] = {**spec["model"], "ignore_merges": True, "vocab": {**spec["model"]["vocab"], "Ġmqzjyon": 420}}
     rule = widen({**spec, "model": {**spec["model"], "ignore_merges": False}}, "identifier")["pre_tokenizer"]
     old, careless = reader(spec), reader({**spec, "pre_tokenizer": rule})
-    assert preflight.changed_words(old, careless, [], [" mqzjyon", " self", "def"]) == [" mqzjyon"]
-    assert preflight.changed_words(old, reader(widen(spec, "identifier")), [], [" mqzjyon", " self"]) == []
+    assert changed_words(old, careless, [], [" mqzjyon", " self", "def"]) == [" mqzjyon"]
+    assert changed_words(old, reader(widen(spec, "identifier")), [], [" mqzjyon", " self"]) == []
     figures = preflight.figures(*examine([("q", "z")], ["qz"]))
     with pytest.raises(TokenizerError, match="fall apart inside a wider word"):
         preflight.check({**figures, "tokens/old_words_changed": 100})

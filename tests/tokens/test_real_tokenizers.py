@@ -25,13 +25,14 @@ from transformers import PreTrainedTokenizerFast
 from kldistill.model import gguf, smollm2, tiny
 from kldistill.model.load import old_size
 from kldistill.runtime.job import Job
-from kldistill.tokens import preflight
-from kldistill.tokens import stage as tokens_stage
 from kldistill.tokens.config import TokensConfig
 from kldistill.tokens.definition import CHAR_OF_BYTE, definition, token_bytes
 from kldistill.tokens.encoding import reader, special_ids
+from kldistill.tokens.examiner import Examiner, changed_words
+from kldistill.tokens.extension import bounded, extend_by, uses
 from kldistill.tokens.folder import save
 from kldistill.tokens.occurrences import miscounted
+from kldistill.tokens.stage import old_words
 from tests.helpers.interpreter import python
 
 
@@ -175,8 +176,8 @@ def test_a_real_tokenizer_is_extended(name: str, tmp_path: Path) -> None:
     old = PreTrainedTokenizerFast(tokenizer_file=str(source / "tokenizer.json"), **roles)
     spec, size, said = definition(old), old_size(old), list[str]()
     train = [*tiny.training_text(), *TEXTS]
-    extension = tokens_stage.extend_by(TokensConfig(n_new=256), old, train, Job(say=said.append))
-    boundary = tokens_stage.bounded("auto", spec, size, Job()).boundary
+    extension = extend_by(TokensConfig(n_new=256), old, train, Job(say=said.append))
+    boundary = bounded("auto", spec, size, Job()).boundary
     assert boundary == PACKAGES[name].boundary, said
     assert [token.id for token in extension.tokens] == list(range(size, size + 256))
 
@@ -195,11 +196,11 @@ def test_a_real_tokenizer_is_extended(name: str, tmp_path: Path) -> None:
         assert after.decode(now, skip_special_tokens=False) == before.decode(was, skip_special_tokens=False)
         new_used += sum(index >= size for index in now)
     assert new_used > 50
-    used = tokens_stage.uses(extension.spec, size, 256, train)
+    used = uses(extension.spec, size, 256, train)
     assert miscounted(extension.tokens, used, train) == []
-    examiner = preflight.Examiner(before, after, extension.tokens, size, token_bytes(old))
-    words = tokens_stage.old_words(old)[::7]
-    assert preflight.changed_words(examiner.old, examiner.new, extension.tokens, words) == []
+    examiner = Examiner(before, after, extension.tokens, size, token_bytes(old))
+    words = old_words(old)[::7]
+    assert changed_words(examiner.old, examiner.new, extension.tokens, words) == []
 
     out = tmp_path / "extended"
     save(old, extension.spec, out, texts[:20])

@@ -17,6 +17,7 @@ from kldistill.runtime.job import Job
 from kldistill.tokens import stage as tokens_stage
 from kldistill.tokens.artifact import read_new_tokens
 from kldistill.tokens.config import TokensConfig
+from kldistill.tokens.extension import segments_alone
 from kldistill.tokens.merges import Entry
 from kldistill.tokens.texts import up_to
 from tests.helpers.interpreter import python
@@ -238,7 +239,7 @@ def test_segments_alone() -> None:
     vocab, size = spec["model"]["vocab"], len(spec["model"]["vocab"])
     vocab |= {"qx": size, "xw": size + 1}
     spec["model"]["merges"] = [["q", "x"], ["x", "w"]]
-    same = tokens_stage.segments_alone(spec)
+    same = segments_alone(spec)
     q, x, w = (vocab[letter] for letter in "qxw")
     assert same(Entry("qxw", b"qxw", (size, w)))
     assert not same(Entry("qxw", b"qxw", (q, size + 1)))

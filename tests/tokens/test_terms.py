@@ -13,8 +13,8 @@ from kldistill.model import tiny
 from kldistill.model.load import old_size
 from kldistill.runtime.errors import ConfigError, TokenizerError
 from kldistill.runtime.job import Job
-from kldistill.tokens import stage as tokens_stage
 from kldistill.tokens.config import TokensConfig
+from kldistill.tokens.extension import Extension, extend_by
 from kldistill.tokens.merge_order import cut
 from kldistill.tokens.merges import Entry, Rules
 from kldistill.tokens.terms import Chains, Term, read_terms, variants
@@ -30,12 +30,10 @@ def write(folder: Path, text: str) -> str:
     return str(path)
 
 
-def extend(
-    name: str, path: str, job: Job | None = None, **settings: object
-) -> tuple[Tokenizer, tokens_stage.Extension]:
+def extend(name: str, path: str, job: Job | None = None, **settings: object) -> tuple[Tokenizer, Extension]:
     tokenizer = tiny.sentencepiece_style(name, 520) if name in tiny.SENTENCEPIECE else tiny.byte_level(name, 420)
     cfg = TokensConfig(method="list", terms=path, **settings)  # type: ignore[arg-type]
-    extension = tokens_stage.extend_by(cfg, tokenizer, TRAIN, job or Job())
+    extension = extend_by(cfg, tokenizer, TRAIN, job or Job())
     return Tokenizer.from_str(json.dumps(extension.spec)), extension
 
 

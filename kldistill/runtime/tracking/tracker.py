@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kldistill.runtime.config import LoggerConfig, RuntimeConfig
+from kldistill.runtime.console import spelt
 from kldistill.runtime.files import append, dump, read_lines, replace, truncate
 from kldistill.runtime.job import Job
 from kldistill.runtime.secrets import redact
@@ -127,14 +128,19 @@ class Tracker:
         stage: str | None = None,
         out: Path | None = None,
     ) -> None:
-        """Show a table on the console and in the dashboard; keep it in ``out`` so that a reused artifact has it too."""
+        """Show a table on the console and in the dashboard; keep it in ``out`` so that a reused artifact has it too.
+
+        Text in it stands on one line, its control characters spelt.
+        """
+        name = spelt(name)
         key = name if "/" in name or stage is None else f"{stage}/{name}"
         plain = [[_cell(value) for value in row] for row in rows]
-        line = dump({"table": key, "columns": list(columns), "rows": plain})
+        heads = [spelt(column) for column in columns]
+        line = dump({"table": key, "columns": heads, "rows": plain})
         if out is not None and line not in (kept := read_lines(out / TABLES)):  # a resumed stage shows it again
             truncate(out / TABLES, kept)
             append(out / TABLES, line)
-        self._show(redact(name), redact(list(columns)), redact(plain))
+        self._show(redact(name), redact(heads), redact(plain))
         self._send(line)
 
     def image(self, name: str, path: Path) -> None:
@@ -148,13 +154,13 @@ class Tracker:
             self._board.model(folder)
 
     def say(self, text: str, wrap: bool = False) -> None:
-        """Tell the user something, on the console and in the run's log.
+        """Tell the user something, on the console and in the run's log, with control characters spelt.
 
         Args:
             wrap: break its lines at the console's width, for prose; a line with a path in it stays in one piece.
         """
-        text = redact(text)
-        self.console.print(Text(" ".join(text.split()) if wrap else text), soft_wrap=not wrap)
+        text = spelt(redact(" ".join(text.split()) if wrap else text))
+        self.console.print(Text(text), soft_wrap=not wrap)
         self._log(text)
 
     def _show(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -222,7 +228,7 @@ def _number(value: Any) -> int | float | str | None:
 
 
 def _cell(value: Any) -> int | float | str | None:
-    return _number(value) if value is None or isinstance(value, int | float) else str(value)
+    return _number(value) if value is None or isinstance(value, int | float) else spelt(str(value))
 
 
 def _render(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:

@@ -599,6 +599,26 @@ def test_one_that_is_too_wide_both_ways_comes_in_pieces(run: Path) -> None:
         assert [cell.strip() for line in found for cell in line.split("│")[2:-1]] == [row[at] for row in RESULT * 3]
 
 
+OBEYED = "a\x1b[2J\x9b31m\r\n\u202eb\tc\x7f é中"
+SPELT = r"a\x1b[2J\x9b31m\r\n\u202eb\tc\x7f é中"
+
+
+def test_nothing_that_a_terminal_obeys_reaches_the_console_the_log_or_the_dashboard(run: Path, out: Path) -> None:
+    printed = io.StringIO()
+    with Tracker(run, NONE, console=Console(file=printed, width=160)) as tracker:
+        job = tracker.job("tokens", RuntimeConfig(), out)
+        job.table(OBEYED, ["id", OBEYED], [[1, OBEYED], [2, "plain"]])
+        job.say(f"A line {OBEYED}")
+        tracker.say(f"Prose {OBEYED}", wrap=True)
+    shown, log = printed.getvalue(), (run / "kldistill.log").read_text()
+    for text in (shown, log):
+        assert text.replace("\n", "").isprintable(), repr(text)
+        assert text.count(SPELT) == 4  # title, column, cell, line
+        assert r"Prose a\x1b[2J\x9b31m \u202eb c\x7f é中" in text
+    (kept,) = lines(out / TABLES)
+    assert kept["columns"] == ["id", SPELT] and kept["rows"] == [[1, SPELT], [2, "plain"]]
+
+
 def test_the_log_holds_all_that_the_console_shows(run: Path, secrets: list[str]) -> None:
     printed = io.StringIO()
     with Tracker(run, NONE, console=Console(file=printed, width=60)) as tracker:
