@@ -41,8 +41,11 @@ class ScoringConfig:
 
     def size_of(self, text: str) -> int:
         """Bytes that are scored, about, of ``domain``, ``general`` or ``general_code`` text."""
-        own = {"domain": self.domain_bytes, "general_code": self.general_code_bytes}.get(text)
-        return self.general_bytes if own is None else own
+        return getattr(self, self.key_of(text))
+
+    def key_of(self, text: str) -> str:
+        """The key that says so."""
+        return "general_bytes" if text == "general_code" and self.general_code_bytes is None else f"{text}_bytes"
 
 
 @dataclass

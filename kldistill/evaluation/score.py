@@ -14,7 +14,7 @@ from kldistill.corpus.documents import WRITTEN, has_split, read_documents
 from kldistill.corpus.snippets import cut, draw
 from kldistill.evaluation.config import EvaluateConfig
 from kldistill.evaluation.generation.spelling import Spelling
-from kldistill.evaluation.marginal import add_gaps
+from kldistill.evaluation.marginal import PER_TEXT, add_gaps
 from kldistill.evaluation.metrics import Name
 from kldistill.evaluation.statistics import ratio_interval, with_ends
 from kldistill.model.load import load_original_config, load_original_tokenizer
@@ -22,7 +22,7 @@ from kldistill.rows.sharding import home, place
 from kldistill.rows.student import bare
 from kldistill.runtime.devices import accelerator, sizes
 from kldistill.runtime.files import write_summary
-from kldistill.runtime.job import Job
+from kldistill.runtime.job import Job, short_of
 from kldistill.runtime.shares import Share
 from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.encoding import encode_snippets
@@ -55,11 +55,19 @@ def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path
     for name, split in TEXTS.items():
         folder = inputs.get("written") if split == WRITTEN else inputs["corpus"]
         if folder is None or not has_split(folder, split):
+            if name == "general_code" and (asked := cfg.eval.general_code_bytes) is not None:
+                none = "The corpus has no general code: see corpus.general_code."
+                short_of("eval.general_code_bytes", asked, 0, "bytes of it", none, job.say)
             continue
         if split == WRITTEN:
             windows = self_written(folder)
         else:
-            windows = draw(cut(read_documents(folder, split), cfg.eval.window_bytes), n_bytes=cfg.eval.size_of(name))
+            wanted = cfg.eval.size_of(name)
+            windows = draw(cut(read_documents(folder, split), cfg.eval.window_bytes), n_bytes=wanted)
+            had, what = sum(window.n_bytes for window in windows), f"bytes in the split {split}"
+            more = "more text, or a larger corpus.test," if name == "domain" else f"more documents in corpus.{name}"
+            meaning = f"All of it is scored, and intervals are wider: {more} would mend that."
+            short_of(f"eval.{cfg.eval.key_of(name)}", wanted, had, what, meaning, job.say)
         windows = within_context(windows, tokenizer, load_original_config(inputs["model"]))
         encoded = encode_snippets(tokenizer, windows)
         description = f"Original model on {name} text"
@@ -120,6 +128,10 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
                 description=f"All cuts of words, {cfg.model} model",
                 share=share,
             )
+            if 0 < PER_TEXT * len(cuts) < cfg.eval.marginal_words and student.new_size > student.old_size:
+                n_words, what = sum(score.n_words for score in scores[name]), f"words, {PER_TEXT} in each text at most"
+                more = "A larger eval.domain_bytes, or a smaller eval.window_bytes, gives more texts."
+                short_of("eval.marginal_words", cfg.eval.marginal_words, n_words, what, more, job.say)
     # Text without a single new token: both models see the same contexts, so any distance is mass that new tokens took.
     plain = [score for of_text in scores.values() for score in of_text if not score.n_new]
     if plain:

@@ -26,7 +26,7 @@ from kldistill.rows.student import embedding_of, head_of
 from kldistill.runtime.devices import accelerator
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.files import write_summary
-from kldistill.runtime.job import Job
+from kldistill.runtime.job import Job, short_of
 from kldistill.runtime.progress import Bar
 from kldistill.runtime.shares import Share
 from kldistill.tokens.artifact import NewToken, read_new_tokens
@@ -78,6 +78,12 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
                 "two are needed: the corpus has too little text."
             )
         return
+    more = "More text, or a larger corpus.test, gives more."
+    short_of("interpret.n_contexts", cfg.n_contexts, len(contexts), "held-out snippets with new tokens", more, job.say)
+    if len(contexts) == cfg.n_contexts:
+        what = "uses of new tokens in the contexts"
+        short_of("interpret.n_uses", cfg.n_uses, len(uses), what, "More interpret.n_contexts give more.", job.say)
+    short_of("interpret.completions", cfg.completions, len(lines), "held-out lines to complete", more, job.say)
     head = Headline([contexts[use.context].document for use in uses])
     report: dict[str, Any] = {"contexts": _of_text(contexts, uses), "left_out": {}}
     records = read_new_tokens(inputs["tokens"])

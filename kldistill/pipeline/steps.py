@@ -88,12 +88,12 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool, writes: Sequence
         _later("training.teacher.build"),
         _teacher,
         {**_same("model", "corpus", *(["tokens"] if covers else [])), **read["train"]},
-        version=6,
+        version=7,
         together=True,
     )
     sources = _same("model", "tokens", "init", "teacher")
     steps["distill"] = Step(
-        _later("training.distill.build"), lambda cfg: cfg.distill, sources, version=3, resumable=True, together=True
+        _later("training.distill.build"), lambda cfg: cfg.distill, sources, version=4, resumable=True, together=True
     )
     steps |= _evaluation("distilled", "distill", suites)
     last = "distill"
@@ -104,7 +104,7 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool, writes: Sequence
             _later("training.finetune.build"),
             lambda cfg: cfg.finetune,
             sources,
-            version=5,
+            version=6,
             resumable=True,
             together=True,
         )

@@ -10,6 +10,17 @@ def _drop(*_args: object, **_kwargs: object) -> None:
     """Report to nobody: for stages called from Python or from a test."""
 
 
+def short_of(key: str, wanted: int, had: int, what: str, meaning: str, say: Callable[[str], None]) -> None:
+    """Warn where there is less than a key asks for.
+
+    Args:
+        what: of which there is too little, as in ``bytes of the test split``.
+        meaning: a sentence or two: what follows from it, and what would give more.
+    """
+    if had < wanted:
+        say(f"Warning: {key}={wanted}: there are only {had:,} {what}. {meaning}")
+
+
 @dataclass(frozen=True)
 class Job:
     """Handed to every stage. Nothing in it may change what a stage writes, so none of it enters a fingerprint.

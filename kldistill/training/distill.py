@@ -19,7 +19,7 @@ from kldistill.runtime.job import Job
 from kldistill.runtime.shares import Share
 from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.pieces import PieceTable
-from kldistill.training import adapters
+from kldistill.training import adapters, texts
 from kldistill.training.batches import Steps, schedule
 from kldistill.training.compiled import compile_layers
 from kldistill.training.config import DistillConfig
@@ -55,6 +55,8 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     unit = unit_of(student, cfg.lr_unit)
     cuts = TwoCuts.read(inputs["teacher"], "train", tokenizer, pieces)
     sets = held_out(inputs["teacher"], tokenizer, pieces)
+    more = "More text, or smaller snippets (distill.snippet_bytes), give more; fewer steps train on each less often."
+    passes = texts.passes(cfg, "distill", len(cuts), more, job.say)
     order = schedule(cuts.lengths, cfg.batch_size, cfg.steps, cfg.seed)
     batches = Steps(
         cuts,
@@ -105,7 +107,8 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         student.rows.save(out)
     else:
         adapters.save(student, adapter, learns, out, model.dtype)
-    write_summary(out, {f"distill/{name}": value for name, value in {**solved, **figures}.items()})
+    summary = {**solved, **figures, "passes": passes}
+    write_summary(out, {f"distill/{name}": value for name, value in summary.items()})
     checkpoint.unlink(missing_ok=True)
 
 

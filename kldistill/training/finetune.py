@@ -52,6 +52,11 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     tokenizer = load_extended_tokenizer(inputs["tokens"])
     text, general_share = training_text(cfg, inputs, pieces, job.say)
     cuts = TwoCuts.of(text, tokenizer, pieces)
+    if general_share is None:
+        more = "A loss that compares with the teacher takes those of the distillation: raise distill.snippets."
+    else:
+        more = "More text, or smaller snippets (finetune.snippet_bytes), give more."
+    passes = texts.passes(cfg, "finetune", len(cuts), more, job.say)
     torch.manual_seed(cfg.seed)
     model = load_original(inputs["model"], home(device, share))
     dtype = model.dtype
@@ -101,6 +106,7 @@ def build(cfg: FinetuneConfig, inputs: Mapping[str, Path], out: Path, job: Job) 
     adapters.save(student, adapter, learns, out, dtype, before=inputs["rows"])
     summary = {f"finetune/{name}": value for name, value in figures.items()}
     summary |= {"finetune/trainable_parameters": n_trainable, "finetune/snippets": len(text.snippets)}
+    summary |= {"finetune/passes": passes}
     summary |= {} if general_share is None else {"finetune/general_share": general_share}
     write_summary(out, summary)
     checkpoint.unlink(missing_ok=True)

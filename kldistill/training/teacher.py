@@ -14,7 +14,7 @@ from kldistill.rows.sharding import home, place
 from kldistill.rows.student import bare
 from kldistill.runtime.devices import accelerator, sizes
 from kldistill.runtime.files import write_summary
-from kldistill.runtime.job import Job
+from kldistill.runtime.job import Job, short_of
 from kldistill.runtime.shares import Share
 from kldistill.tokens.artifact import load_extended_tokenizer, read_new_tokens
 from kldistill.tokens.encoding import encode_snippets
@@ -71,12 +71,17 @@ def build(cfg: TeacherConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     )
     figures["teacher/train/general_share"] = general_share
     # Every seed is validated on the same text.
-    held_out = {
-        "validation": draw(validation, n_bytes=cfg.validation_bytes),
-        "general": texts.general(
-            inputs["corpus"], "validation", cfg.snippet_bytes, n_bytes=max(1, cfg.validation_bytes // 3)
-        ),
-    }
+    of_domain, n_bytes = draw(validation, n_bytes=cfg.validation_bytes), max(1, cfg.validation_bytes // 3)
+    of_general = texts.general(inputs["corpus"], "validation", cfg.snippet_bytes, n_bytes=n_bytes, say=job.say)
+    short_of(
+        "distill.validation_bytes",
+        cfg.validation_bytes,
+        sum(snippet.n_bytes for snippet in of_domain),
+        "bytes in the validation split",
+        "The figures of validation are of all of them. More text, or a larger corpus.validation, gives more.",
+        job.say,
+    )
+    held_out = {"validation": of_domain, "general": of_general}
     model = None if cfg.states == "none" else place(bare(inputs["model"], home(device, share)), device, share)
     config = load_original_config(inputs["model"])
     for name, drawn in {"train": chosen, **held_out}.items():

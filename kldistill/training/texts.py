@@ -1,11 +1,13 @@
 """Which text trains: snippets of the domain, and a share of general text beside them."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 from kldistill.corpus.documents import GENERAL_SPLITS, WRITTEN, has_split, read_documents
 from kldistill.corpus.snippets import Snippet, cut, draw
 from kldistill.runtime.errors import ConfigError
+from kldistill.training.config import DistillConfig, FinetuneConfig
 
 
 def n_of(n: int, share: float) -> int:
@@ -13,10 +15,35 @@ def n_of(n: int, share: float) -> int:
     return round(n * share)
 
 
+def passes(cfg: DistillConfig | FinetuneConfig, group: str, n: int, more: str, say: Callable[[str], None]) -> float:
+    """How often training goes over its ``n`` snippets, in the mean.
+
+    Args:
+        group: ``distill`` or ``finetune``.
+        more: what gives more of them; ``say`` is told where they are fewer than ``group.snippets`` asks for.
+    """
+    often = cfg.steps * min(cfg.batch_size, n) / n
+    if n < cfg.n_snippets:
+        asked = f"{cfg.n_snippets:,} snippets" + ("" if cfg.snippets else ", one for each step and place in the batch")
+        say(
+            f"Warning: {group}.snippets={cfg.snippets or 'null'} asks for {asked}, and there are {n:,}: "
+            f"{group}.steps={cfg.steps} trains on each {often:.1f} times in the mean. {more}"
+        )
+    return often
+
+
 def general(
-    corpus: Path, part: str, size: int, *, n: int | None = None, n_bytes: int | None = None, seed: int = 0
+    corpus: Path,
+    part: str,
+    size: int,
+    *,
+    n: int | None = None,
+    n_bytes: int | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda _line: None,
 ) -> list[Snippet]:
-    """Snippets of the general texts, of each kind that the corpus has (prose, code) the same number or size.
+    """Snippets of the general texts, of each kind that the corpus has (prose, code) the same number or size. Where one
+    kind has less than its half, the other makes up for it as far as it can, and ``say`` is told.
 
     Args:
         corpus: folder of the ``corpus`` artifact.
@@ -28,16 +55,26 @@ def general(
     Returns:
         The snippets; none where the corpus has kept no general text for this part.
     """
-    kinds = [f"{name}_{part}" for name in GENERAL_SPLITS if has_split(corpus, f"{name}_{part}")]
-    drawn: list[Snippet] = []
-    for number, kind in enumerate(kinds):
-        snippets = cut(read_documents(corpus, kind), size)
-        if n is not None:
-            drawn += draw(snippets, n=(n + number) // len(kinds), seed=seed)
-        else:
-            assert n_bytes is not None
-            drawn += draw(snippets, n_bytes=n_bytes // len(kinds), seed=seed)
-    return drawn
+    kinds = [name for name in GENERAL_SPLITS if has_split(corpus, f"{name}_{part}")]
+    total, unit = (n, "snippets") if n is not None else (n_bytes, "bytes")
+    assert total is not None
+
+    def drawn(kind: str, amount: int) -> list[Snippet]:
+        snippets = cut(read_documents(corpus, f"{kind}_{part}"), size)
+        return draw(snippets, n=amount, seed=seed) if n is not None else draw(snippets, n_bytes=amount, seed=seed)
+
+    halves = {kind: (total + number) // len(kinds) for number, kind in enumerate(kinds)}
+    found = {kind: drawn(kind, half) for kind, half in halves.items()}
+    had = {kind: len(of) if n is not None else sum(one.n_bytes for one in of) for kind, of in found.items()}
+    for kind, other in itertools.permutations(kinds, 2):
+        missing = halves[kind] - had[kind]
+        if missing > 0 and had[other] >= halves[other]:
+            found[other] = drawn(other, halves[other] + missing)
+            say(
+                f"General text for {part}: corpus.{kind} has {had[kind]:,} of its {halves[kind]:,} {unit}, so more of "
+                f"corpus.{other} takes their place."
+            )
+    return [snippet for kind in kinds for snippet in found[kind]]
 
 
 def self_written(folder: Path) -> list[Snippet]:
@@ -67,7 +104,7 @@ def with_general(
     wanted = n_of(round(len(snippets) / (1 - share)), share)
     if not wanted:
         return snippets, 0.0
-    of_general = general(corpus, "train", size, n=wanted, seed=seed)
+    of_general = general(corpus, "train", size, n=wanted, seed=seed, say=say)
     if not of_general:
         raise ConfigError(
             f"{key}={share}: the corpus has kept no general text for training. Raise corpus.general_train, or give "

@@ -1,5 +1,6 @@
 """Text that the original model writes, as training and scoring use it."""
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -56,6 +57,30 @@ def test_each_text_goes_on_from_a_beginning_and_is_scored_without_it(inputs: dic
     assert len(prompts) > 5 and max(prompts.values()) > 1, "more texts than beginnings"
     long = sum(len(one.runs[1].encode()) >= 38 for one in found)
     assert long > 0.5 * len(found), "what does not end by itself has the asked size, less half a character"
+
+
+def test_texts_that_ended_at_once_are_told_of(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = written.generate
+
+    def ending(*arguments, **settings):  # type: ignore[no-untyped-def]
+        for index, completions in generate(*arguments, **settings):
+            ended = [dataclasses.replace(one, token_ids=[], healed=0) for one in completions]
+            yield index, completions if index else ended
+
+    monkeypatch.setattr(written, "generate", ending)
+    (tmp_path / "test.jsonl").write_text((inputs["corpus"] / "train.jsonl").read_text())
+    said: list[str] = []
+    cfg = WriteConfig("eval.written=6", "test", 6, 40, prompt_bytes=100)
+    (tmp_path / "out").mkdir()
+    written.build(
+        cfg, {**inputs, "corpus": tmp_path}, tmp_path / "out", Job(RuntimeConfig(device="cpu"), say=said.append)
+    )
+    n = len(read_documents(tmp_path / "out", WRITTEN))
+    assert n < 6
+    (warning,) = said
+    assert warning.startswith(f"Warning: eval.written=6: there are only {n} texts that the original model wrote. It ")
 
 
 def test_the_same_seed_writes_the_same(inputs: dict[str, Path], tmp_path: Path) -> None:

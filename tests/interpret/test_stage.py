@@ -232,6 +232,20 @@ def test_without_attention_contexts_the_reason_is_given(inputs: dict[str, Path],
     assert not any("attention" in name for name in json.loads((tmp_path / "summary.json").read_text()))
 
 
+def test_less_text_than_asked_for_is_told_of(inputs: dict[str, Path], tmp_path: Path) -> None:
+    said: list[str] = []
+    report = run(inputs, tmp_path / "few", Job(say=said.append), n_contexts=1, n_uses=2, completions=1)
+    assert not said, "as much as was asked for"
+    report = run(inputs, tmp_path / "many", Job(say=said.append), n_contexts=500, n_uses=2, completions=400)
+    n = report["contexts"]["n"]
+    assert said[0].startswith(
+        f"Warning: interpret.n_contexts=500: there are only {n} held-out snippets with new tokens."
+    )
+    assert said[1].startswith("Warning: interpret.completions=400: there are only ")
+    run(inputs, tmp_path / "uses", Job(say=said.append), n_contexts=1, n_uses=500, completions=0)
+    assert said[2].startswith("Warning: interpret.n_uses=500: there are only ") and len(said) == 3
+
+
 def test_text_without_new_tokens_is_told_of_and_no_more(inputs: dict[str, Path], tmp_path: Path) -> None:
     """A small project's test split may have none: that ends no run before its export."""
     (tmp_path / "test.jsonl").write_text(json.dumps({"id": "d", "text": "0 1 2 3 4 5 6 7\n"}) + "\n")

@@ -207,6 +207,28 @@ def test_each_kind_of_text_has_its_own_size(inputs: Inputs, tmp_path: Path) -> N
         assert asked <= size < asked + 750, "the last window may reach over"
 
 
+def test_less_text_than_is_to_be_scored_is_told_of(inputs: Inputs, tmp_path: Path) -> None:
+    texts = (inputs.folders["corpus"] / "train.jsonl").read_text()
+    for split in ("test", "general"):
+        (tmp_path / f"{split}.jsonl").write_text(texts)
+    said: list[str] = []
+    folders, job = {**inputs.folders, "corpus": tmp_path}, Job(RuntimeConfig(device="cpu"), say=said.append)
+    for name, settings in {
+        "enough": ScoringConfig(domain_bytes=1000, general_bytes=1000, window_bytes=300),
+        "short": ScoringConfig(domain_bytes=90_000, general_bytes=80_000, general_code_bytes=7, marginal_words=900),
+    }.items():
+        (out := tmp_path / name).mkdir()
+        evaluate_original(EvaluateConfig("original", settings), folders, out, job)
+        if name == "enough":
+            assert not said
+    n = int(json.loads((out / "summary.json").read_text())["eval/original/domain/bytes"])
+    assert [text.split(" There")[0].split(". ")[0] for text in said] == [
+        f"Warning: eval.domain_bytes=90000: there are only {n:,} bytes in the split test",
+        f"Warning: eval.general_bytes=80000: there are only {n:,} bytes in the split general",
+        "Warning: eval.general_code_bytes=7: there are only 0 bytes of it",
+    ]
+
+
 def test_what_rows_were_solved_on_is_let_go_of_before_the_training(
     inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

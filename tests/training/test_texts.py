@@ -1,5 +1,6 @@
 """General text beside the domain's: how much, of which kinds, and that nothing of it is evaluated."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -13,7 +14,7 @@ from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.files import read_summary
 from kldistill.runtime.job import Job
 from kldistill.training import finetune, states, teacher, texts
-from kldistill.training.config import TeacherConfig
+from kldistill.training.config import DistillConfig, TeacherConfig
 from tests.helpers.artifacts import MakeModel, MakeTokens
 from tests.helpers.setting import documents
 
@@ -74,6 +75,43 @@ def test_kinds_are_equal_and_a_seed_draws_others(corpus: Path):
     sizes = {kind: sum(s.n_bytes for s in held_out if s.document.startswith(kind)) for kind in ("prose", "code")}
     assert all(250 <= size < 500 for size in sizes.values()), sizes
     assert all(" validation " in snippet.text for snippet in held_out)
+
+
+@pytest.mark.parametrize("short, other", [("general", "general_code"), ("general_code", "general")])
+def test_a_kind_that_is_too_small_is_made_up_for_by_the_other(corpus: Path, short: str, other: str):
+    of = {"general": "prose", "general_code": "code"}
+    write(corpus, f"{short}_train", [Document(f"{of[short]}/0", f"{of[short]} train 0\n" * 20)])
+    write(corpus, f"{short}_validation", [Document(f"{of[short]}/1", "short\n")])
+    said: list[str] = []
+    found = texts.general(corpus, "train", 100, n=20, say=said.append)
+    kinds = [snippet.document.split("/")[0] for snippet in found]
+    n_short = kinds.count(of[short])
+    assert len(found) == 20 and 0 < n_short < 10, "the share that was asked for"
+    assert said == [
+        f"General text for train: corpus.{short} has {n_short} of its 10 snippets, so more of corpus.{other} takes "
+        "their place."
+    ]
+    held_out = texts.general(corpus, "validation", 100, n_bytes=400, say=said.append)
+    assert 400 <= sum(snippet.n_bytes for snippet in held_out) < 600 and len(said) == 2
+    assert f"corpus.{short} has 6 of its 200 bytes" in said[1]
+    chosen, share = texts.with_general(found, corpus, 0.5, 100, 0, "distill.general", said.append)
+    assert len(chosen) == 40 and share == 0.5, "the real share is the one asked for"
+    assert not any(text.startswith("Warning") for text in said)
+
+
+def test_training_says_how_often_it_goes_over_text_that_is_too_little():
+    said: list[str] = []
+    enough = DistillConfig(loss=None, steps=10, batch_size=4, snippets=20)  # type: ignore[arg-type]
+    assert texts.passes(enough, "distill", 20, "More text.", said.append) == 2 and not said
+    assert texts.passes(enough, "distill", 16, "More text.", said.append) == 2.5
+    one_each = dataclasses.replace(enough, snippets=None)
+    assert texts.passes(one_each, "finetune", 16, "More text.", said.append) == 2.5
+    assert said == [
+        "Warning: distill.snippets=20 asks for 20 snippets, and there are 16: distill.steps=10 trains on each 2.5 "
+        "times in the mean. More text.",
+        "Warning: finetune.snippets=null asks for 40 snippets, one for each step and place in the batch, and there are "
+        "16: finetune.steps=10 trains on each 2.5 times in the mean. More text.",
+    ]
 
 
 @pytest.mark.parametrize("draw", ["hash", "cover"])

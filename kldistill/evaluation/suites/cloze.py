@@ -8,6 +8,7 @@ candidates of each blank from its own solution.
 import hashlib
 import io
 import keyword
+import logging
 import random
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ from kldistill.evaluation.suites.replacements import COMPARISONS, OPERATORS
 from kldistill.evaluation.suites.task import Sources, Task
 from kldistill.runtime.components import component
 from kldistill.runtime.config import require
+
+log = logging.getLogger(__name__)
 
 KINDS = ("name", "number", "operator", "comparison")
 _SYMBOLS = {
@@ -64,11 +67,20 @@ class Cloze:
     def tasks(self, sources: Sources) -> list[Task]:
         """The tasks of all suites in turn. Raises ``EvaluationError``."""
         tasks: list[Task] = []
+        left_out = 0
         for task in programs_of(self.suites, sources, "eval.cloze.suites"):
-            if options := self._options(task):
-                tasks.append(
-                    Task(task.id, "choice", task.prompt, reference=options[0], options=options, group=task.group)
-                )
+            options = self._options(task)
+            if not options:
+                left_out += 1
+                continue
+            tasks.append(Task(task.id, "choice", task.prompt, reference=options[0], options=options, group=task.group))
+        if left_out:
+            log.info(
+                "cloze: %d of %d tasks left out, as no place in their solution has eval.cloze.options=%d candidates",
+                left_out,
+                left_out + len(tasks),
+                self.options,
+            )
         return tasks
 
     def identity(self) -> Mapping[str, Any]:

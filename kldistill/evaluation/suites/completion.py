@@ -105,8 +105,14 @@ class Completion:
                 chosen.append(task)
             if len(unseen) == self.n and len(seen) == self.n_seen:
                 break
-        if len(unseen) < self.n:
-            log.info("completion: the test documents have %d unseen lines with a new term, not %d", len(unseen), self.n)
+        wanted = self.n if sources.limit is None else min(self.n, sources.limit)
+        if 0 < len(unseen) < wanted:
+            log.warning(
+                "eval.completion.n=%d: the test documents have only %d unseen lines with a new term, and all of these "
+                "are asked; intervals are wider. More text, or a larger corpus.test, gives more.",
+                self.n,
+                len(unseen),
+            )
         return [*unseen, *seen] if unseen else []
 
     def identity(self) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,11 @@ from kldistill.runtime.components import component
 from kldistill.runtime.config import require
 from kldistill.runtime.errors import EvaluationError
 
+log = logging.getLogger(__name__)
+
 STOP = ["[DONE]"]
 TEST = range(11, 511)
+PUBLISHED = {(False, "test"): 500, (False, "all"): 974, (True, "test"): 257, (True, "all"): 427}  # by sanitized, split
 # Tasks 1 to 10 are there to be shown; the published protocol shows these three. The others step in where one of the
 # three is itself asked.
 SHOWN = (2, 3, 4, 5, 6, 7, 8, 9, 10, 1)
@@ -70,6 +74,15 @@ class Mbpp:
         """
         problems = {problem.number: problem for problem in self._problems()}
         asked = [number for number in sorted(problems) if self.split == "all" or number in TEST]
+        published = PUBLISHED[self.sanitized, self.split]
+        if len(asked) < (published if sources.limit is None else min(published, sources.limit)):
+            log.warning(
+                "eval.mbpp.split=%s: %s has only %d of the %d published tasks, so figures are not those of others.",
+                self.split,
+                self.path or self.dataset,
+                len(asked),
+                published,
+            )
         return [self._task(problems[number], self._shown(problems, number)) for number in asked]
 
     def identity(self) -> Mapping[str, Any]:

@@ -67,6 +67,12 @@ def test_what_stands_before_gives_candidates_and_no_blanks() -> None:
     ]  # fmt: skip
 
 
+def test_tasks_that_are_left_out_are_counted(mbpp: Mbpp, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="kldistill")
+    assert len(Cloze().tasks(sources(mbpp=mbpp))) == 1
+    assert "cloze: 1 of 2 tasks left out, as no place in their solution has eval.cloze.options=4" in caplog.text
+
+
 def test_every_option_differs_in_the_one_blank(mbpp: Mbpp) -> None:
     kinds = set()
     for seed in range(12):

@@ -1,5 +1,6 @@
 """Lines of held-out files: which are chosen, where the prompt ends, and that text alone decides."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -185,10 +186,14 @@ def test_lines_without_a_prompt_and_long_lines_are_left_out(tmp_path: Path) -> N
 
 
 def test_fewer_lines_than_wanted_are_all_taken_and_said(some: Sources, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger="kldistill")
     tasks = Completion(n=5000, where="line").tasks(some)
     assert len(tasks) == 40 * 29  # all but the first line of each document, which has no prompt
-    assert "have 1160 unseen lines with a new term, not 5000" in caplog.text
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "eval.completion.n=5000: the test documents have only 1160 unseen lines" in record.getMessage()
+    for suite, limit in ((Completion(n=1160, where="line"), None), (Completion(n=5000, where="line"), 1000)):
+        assert len(suite.tasks(dataclasses.replace(some, limit=limit))) == 1160
+    assert len(caplog.records) == 1, "no word where as many are asked as are wanted"
 
 
 def test_lines_that_stand_in_train_or_in_the_prompt_come_last_and_say_so(tmp_path: Path) -> None:

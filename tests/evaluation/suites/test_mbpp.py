@@ -1,5 +1,6 @@
 """MBPP from a file as its authors published it; what is wrong with a file is said with its line."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,17 @@ def test_the_published_prompt(file: Path) -> None:
 
 def test_the_test_split_is_11_to_510(file: Path) -> None:
     assert [task.id for task in tasks_of(file)] == ["mbpp/11", "mbpp/12", "mbpp/510"]
+
+
+def test_fewer_tasks_than_were_published_are_told_of(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tasks_of(file)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"eval.mbpp.split=test: {file} has only 3 of the 500 published tasks" in record.getMessage()
+    Mbpp(path=str(file)).tasks(dataclasses.replace(NOWHERE, limit=3))
+    assert len(caplog.records) == 1, "no more than three were wanted"
+    whole = write_jsonl(file.with_name("whole.jsonl"), [entry(number) for number in range(1, 975)])
+    assert (len(tasks_of(whole)), len(tasks_of(whole, split="all")), len(caplog.records)) == (500, 974, 1)
 
 
 def test_all_tasks_are_never_shown_to_themselves(file: Path) -> None:
