@@ -70,6 +70,9 @@ class EvalConfig(ScoringConfig):
             the same.
         written: texts of some 64 tokens that the original model writes after beginnings of the test split, scored as
             ``written``: on these alone the KL is that of the two models. 0: none.
+        adapter: a LoRA adapter that was trained on the original model with peft, a folder or a hub id. It is added,
+            as it is, to the original and to the distilled model, and both are measured (``adapted`` and ``carried``):
+            does it work with the extended model? Null: none.
         limits: what every program in the sandbox may use.
         allow_unsandboxed: run generated programs without a sandbox where there is none. Dangerous.
     """
@@ -83,6 +86,7 @@ class EvalConfig(ScoringConfig):
     cut: str = choice("free", "free", "merged", "masked")
     backend: str = choice("transformers", "transformers", "vllm")
     written: int = 0
+    adapter: str | None = None
     limits: Limits = field(default_factory=Limits)
     allow_unsandboxed: bool = False
 
@@ -173,7 +177,7 @@ class GenerateConfig:
     """Slice of the stage ``generate``: one model on one suite.
 
     Attributes:
-        model: ``original``, ``distilled``, ``finetuned`` or ``control``.
+        model: ``original``, ``distilled``, ``finetuned``, ``control``, ``adapted`` or ``carried``.
         suite: the suite's name. The other keys are those of ``EvalConfig``.
         cut: ``free`` for models without new tokens.
         backend: what writes the answers.
@@ -203,7 +207,7 @@ class EvaluateConfig:
     """Slice of the stage ``evaluate``: one model on held-out text.
 
     Attributes:
-        model: ``original``, ``init``, ``distilled``, ``finetuned`` or ``control``.
+        model: ``original``, ``init``, ``distilled``, ``finetuned``, ``control``, ``adapted`` or ``carried``.
         eval: the part of the group ``eval`` that scoring depends on.
     """
 

@@ -17,10 +17,13 @@ LOWER, HIGHER, NEITHER = "lower", "higher", ""
 MODELS = {
     "original": "original",
     "control": "original, fine-tuned",
+    "adapted": "original + adapter",
     "init": "extended",
     "distilled": "distilled",
+    "carried": "distilled + adapter",
     "finetuned": "fine-tuned",
 }
+OLD_CUT = ("original", "control", "adapted")  # without new tokens
 DOMAIN, GENERAL, GENERAL_CODE, WRITTEN, PLAIN = TEXTS = ("domain", "general", "general_code", "written", "plain")
 KL_TEXTS = (DOMAIN, GENERAL, WRITTEN, PLAIN)  # on which runs are compared by their distance
 

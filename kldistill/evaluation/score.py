@@ -1,8 +1,9 @@
 """Stage ``evaluate``: how well a model of the run predicts held-out text, and how far it is from the original one.
 
-It runs once per model: ``original``, ``init`` (before distillation), ``distilled``, ``finetuned``, and ``control`` (the
-original, fine-tuned). The original's hidden states of the evaluation texts are stored with its artifact, so the others
-compare with them without running it again.
+It runs once per model: ``original``, ``init`` (before distillation), ``distilled``, ``finetuned``, ``control`` (the
+original, fine-tuned), ``adapted`` and ``carried`` (the original and the distilled one with an adapter of the original).
+The original's hidden states of the evaluation texts are stored with its artifact, so the others compare with them
+without running it again; ``carried`` compares with those of ``adapted``.
 """
 
 import json
@@ -70,7 +71,7 @@ def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path
             short_of(f"eval.{cfg.eval.key_of(name)}", wanted, had, what, meaning, job.say)
         windows = within_context(windows, tokenizer, load_original_config(inputs["model"]))
         encoded = encode_snippets(tokenizer, windows)
-        description = f"Original model on {name} text"
+        description = f"{cfg.model.capitalize()} model on {name} text"
         batch_size, chunk = size.score_batch, size.chunk
         states.write(
             out,

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-from kldistill.evaluation.metrics import DOMAIN, GENERAL, MODELS, parse, rates
+from kldistill.evaluation.metrics import DOMAIN, GENERAL, MODELS, OLD_CUT, parse, rates
 
 TITLE = (
     "Held-out text, 95 % intervals over documents (none below eight; documents: of domain and general text).\n"
     "extended: before distillation; saved: share of tokens; KL: to the original model, in nats a position and, to\n"
     "compare vocabularies, a byte; new tokens: their share of the tokens of domain text"
 )
+CARRIED = f";\n{MODELS['carried']}: compared with {MODELS['adapted']}"
 # Columns that are not always measured, and what the title says of them.
 OPTIONAL = {
     "masked bits/B": "; masked:\ndomain, what cannot follow having no probability",
@@ -41,7 +42,7 @@ def final_rows(metrics: Mapping[str, float]) -> list[list[str]]:
         if density is None or base is None:
             continue
         original = key == "original"
-        own_cut = key in ("original", "control")  # no new token
+        own_cut = key in OLD_CUT  # no new token
         size = metrics.get("tokens/old_size" if own_cut else "tokens/new_size")
         rows.append(
             [
@@ -71,9 +72,15 @@ def final_table(metrics: Mapping[str, float]) -> tuple[list[str], list[list[str]
     return [COLUMNS[at] for at in kept], [[row[at] for at in kept] for row in rows]
 
 
-def title_of(columns: Sequence[str]) -> str:
-    """What stands above that table: it tells of the columns that are there."""
-    return TITLE + "".join(told for name, told in OPTIONAL.items() if name in columns)
+def title_of(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """What stands above that table: it tells of the columns and models that are there."""
+    carried = CARRIED if any(row[0] == MODELS["carried"] for row in rows) else ""
+    return TITLE + carried + "".join(told for name, told in OPTIONAL.items() if name in columns)
+
+
+def suites_title(rows: Sequence[Sequence[str]]) -> str:
+    """What stands above the table of suites."""
+    return SUITES_TITLE + (CARRIED if any(MODELS["carried"] in row for row in rows) else "")
 
 
 def with_interval(metrics: Mapping[str, float], key: str, sign: bool = False) -> str:

@@ -116,6 +116,8 @@ def text_of(
         tags=["kldistill", "vocabulary-extension", "self-distillation"],
     )
     tasks = task_rows(figures)
+    # A folder of this machine by its name alone.
+    merged = [of["path"] if of["revision"] else Path(of["path"]).name for of in facts.get("adapters", [])]
     return template().render(
         header=header.to_yaml(),
         name=name,
@@ -123,6 +125,7 @@ def text_of(
         old_size=sizes.old_size,
         new_size=sizes.new_size,
         n_new=sizes.new_size - sizes.old_size,
+        adapters=merged,
         saved=figures.get("tokens/saved"),
         license=license,
         tied=rows.tied,

@@ -13,6 +13,8 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 from transformers import PretrainedConfig
 from transformers.utils import FEATURE_EXTRACTOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 
+from kldistill.model.load import in_artifacts
+
 FILES = (PROCESSOR_NAME, FEATURE_EXTRACTOR_NAME, VIDEO_PROCESSOR_NAME)
 
 
@@ -26,7 +28,7 @@ def keep(facts: Mapping[str, Any], config: PretrainedConfig, out: Path, say: Cal
         config: of the original model; one without parts of its own for images or sound has none.
         out: the exported folder.
     """
-    if facts["path"] == "." or config.get_text_config() is config:
+    if in_artifacts(facts) or config.get_text_config() is config:
         return
     missing = []
     for name in FILES:

@@ -32,8 +32,18 @@ COLOURS = {
     "distilled": PALETTE["blue"],
     "finetuned": PALETTE["green"],
     "control": PALETTE["orange"],
+    "adapted": PALETTE["sky"],
+    "carried": PALETTE["purple"],
 }
-MODEL_MARKERS = {"original": "s", "init": "^", "distilled": "o", "finetuned": "D", "control": "P"}
+MODEL_MARKERS = {
+    "original": "s",
+    "init": "^",
+    "distilled": "o",
+    "finetuned": "D",
+    "control": "P",
+    "adapted": "X",
+    "carried": "v",
+}
 SERIES = {"original": COLOURS["original"], "init": COLOURS["init"], "trained": COLOURS["distilled"]}
 LABELS = {"original": "original", "init": "before training", "trained": "after training"}
 MARKERS = {"original": "s", "init": "^", "trained": "o"}

@@ -83,7 +83,9 @@ class HfModelConfig(ModelConfig):
 
     Attributes:
         path: a folder, or a hub id such as ``Qwen/Qwen2.5-0.5B``.
-        name: what tables and the model card call it; null takes the last part of ``path``.
+        adapter: a LoRA adapter that was trained on this model with peft, a folder or a hub id; the original is then the
+            model with the adapter merged into it. Null: none.
+        name: what tables and the model card call it; null takes the last part of ``path`` (and of ``adapter``).
         revision: branch, tag or commit on the hub; the commit it means is pinned when the stage runs.
         trust_remote_code: run the Python code that comes with the model. Off, because that code can do anything.
         dtype: in which type the frozen weights are held: ``float32``, ``bfloat16`` or ``float16``.
@@ -95,6 +97,7 @@ class HfModelConfig(ModelConfig):
 
     _target_: str = "kldistill.model.hub.hf"
     path: str = MISSING
+    adapter: str | None = None
     name: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
@@ -105,6 +108,19 @@ class HfModelConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         check_choices(self, "model")
+
+
+@dataclass
+class AdapterConfig:
+    """Slice of the step ``adapted``: an adapter of the original model.
+
+    Attributes:
+        adapter: a folder or a hub id.
+        key: of the configuration, for errors.
+    """
+
+    adapter: str
+    key: str = "eval.adapter"
 
 
 @dataclass

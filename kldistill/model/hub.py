@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from kldistill.model import adapter as adapters
 from kldistill.model import beginning
 from kldistill.model.load import read_config
 from kldistill.runtime.components import component
@@ -22,13 +23,16 @@ def identity(
     revision: str | None = None,
     local_files_only: bool = False,
     first_token: str | None = None,
+    adapter: str | None = None,
     **others: object,
 ) -> dict[str, object]:
     """A local folder: every file's size and time, small files' content. On the hub: the commit, if the network or the
-    cache knows it.
+    cache knows it. The same of an adapter.
     """
     folder = local_folder(path)
     facts = beginning.identity(first_token)
+    if adapter is not None:
+        facts["adapter"] = adapter_identity(adapter, local_files_only)
     if folder is None:
         return facts | {"commit": commit_of(path, revision, local_files_only)}
     return facts | {"files": describe(folder)}
@@ -44,6 +48,12 @@ def local_folder(path: str) -> Path | None:
     if not local and (not path or folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1):
         raise ModelError(f"model.path={path!r}: there is no such folder. Give a folder with config.json, or a hub id.")
     if local and not (folder / "config.json").is_file():
+        if (folder / adapters.SETTINGS).is_file():
+            base = adapters.trained_on(folder) or "BASE"
+            raise ModelError(
+                f"model.path={path!r}: the folder holds an adapter alone. Give its base beside it: model.path={base} "
+                f"model.adapter={path}"
+            )
         raise ModelError(f"model.path={path!r}: the folder has no config.json, so it is no model that can be read.")
     return folder if local else None
 
@@ -53,6 +63,7 @@ def hf(
     out: Path,
     *,
     path: str,
+    adapter: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     dtype: str = "float32",
@@ -63,7 +74,7 @@ def hf(
     """A causal language model in a local folder or on the hub. Nothing is copied: ``model.json`` points to it.
 
     A hub id is pinned to the commit that ``revision`` means today, so that later stages all see the same weights.
-    Raises ``ModelError`` when there is no such model, or when it is no decoder-only language model.
+    Raises ``ModelError`` when there is no such model or adapter, or when it is no decoder-only language model.
     """
     folder = local_folder(path)
     where = path if folder is None else str(folder.resolve())
@@ -79,7 +90,46 @@ def hf(
         "first_token": beginning.asked(first_token),
     }
     read_config(facts, where)
+    if adapter is not None:
+        facts["adapters"] = [adapter_facts(adapter, path, local_files_only, say)]
+        facts["name"] = f"{Path(path).name} + {Path(adapter).name}"
     return facts
+
+
+def adapter_facts(
+    adapter: str,
+    path: str,
+    local_files_only: bool,
+    say: Callable[[str], None] | None,
+    key: str = "model.adapter",
+) -> dict[str, str | None]:
+    """What ``model.json`` holds of an adapter: where it is, and its commit on the hub (None for a folder).
+
+    Args:
+        path: of the model that it is merged into; another one than the adapter names is told.
+        key: of the configuration, for what is said.
+
+    Raises:
+        ModelError: see ``kldistill.model.adapter``.
+    """
+    commit = _adapter_commit(adapter, local_files_only)
+    folder = adapters.local_adapter(adapter, commit, local_files_only, key)
+    base = adapters.trained_on(folder)
+    if say is not None and base is not None and Path(base).name != Path(path).name:
+        say(f"{key}={adapter}: says that it was trained on {base}; it is merged into {path}.")
+    return {"path": adapter if commit is not None else str(folder.resolve()), "revision": commit}
+
+
+def adapter_identity(adapter: str, local_files_only: bool = False, key: str = "model.adapter") -> object:
+    """An adapter's commit on the hub, or the files of its folder as ``describe`` tells them. Raises ``ModelError``."""
+    commit = _adapter_commit(adapter, local_files_only)
+    return commit or describe(adapters.local_adapter(adapter, None, local_files_only, key))
+
+
+def _adapter_commit(adapter: str, local_files_only: bool) -> str | None:
+    if Path(adapter).expanduser().is_dir():
+        return None
+    return commit_of(adapter, None, local_files_only, adapters.SETTINGS)
 
 
 def describe(folder: Path) -> dict[str, list[object]]:
@@ -93,8 +143,9 @@ def describe(folder: Path) -> dict[str, list[object]]:
     return files
 
 
-def commit_of(path: str, revision: str | None, local_files_only: bool) -> str | None:
-    """The commit that a hub id means now: asked from the hub, else from the local cache, else None.
+def commit_of(path: str, revision: str | None, local_files_only: bool, file: str = "config.json") -> str | None:
+    """The commit that a hub id means now: asked from the hub, else from the local cache (which has ``file`` of it),
+    else None.
 
     Where the hub does not answer and the cache knows the model, the hub is asked no more.
     """
@@ -107,7 +158,7 @@ def commit_of(path: str, revision: str | None, local_files_only: bool) -> str | 
         except (HFValidationError, *HUB_ERRORS) as error:
             silent = error  # offline, or no such model: the cache may know it, and reading the config tells otherwise
     try:
-        cached = try_to_load_from_cache(path, "config.json", revision=revision)
+        cached = try_to_load_from_cache(path, file, revision=revision)
     except HFValidationError:
         return None
     if not isinstance(cached, str):

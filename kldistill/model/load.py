@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from kldistill.model import adapter
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.progress import without_bars_of_transformers
 
@@ -31,7 +32,7 @@ def load_original(folder: Path, device: str | torch.device = "cpu") -> PreTraine
     same logits when somebody loads it plainly. Raises ``ModelError``.
     """
     facts = read_facts(folder)
-    where = str(folder) if facts["path"] == "." else facts["path"]
+    where = where_of(folder, facts)
     load_original_config(folder)
     try:
         with without_bars_of_transformers():
@@ -40,6 +41,9 @@ def load_original(folder: Path, device: str | torch.device = "cpu") -> PreTraine
             )
     except (OSError, ValueError) as error:
         raise ModelError(f"{where}: the model cannot be read: {error}") from error
+    for merged in facts.get("adapters", []):
+        only = facts.get("local_files_only", False)
+        model = adapter.merge(model, adapter.local_adapter(merged["path"], merged["revision"], only))
     if facts.get("rows_added"):
         add_rows(model, facts["rows_added"])
     return cast(PreTrainedModel, nn.Module.to(model, device)).eval().requires_grad_(False)
@@ -66,7 +70,7 @@ def add_rows(model: PreTrainedModel, n: int) -> None:
 def load_original_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The original tokenizer of a ``model`` artifact. Raises ``ModelError`` for one without a ``tokenizer.json``."""
     facts = read_facts(folder)
-    where = str(folder) if facts["path"] == "." else facts["path"]
+    where = where_of(folder, facts)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **_source(facts))
     except (OSError, ValueError, KeyError) as error:
@@ -88,7 +92,7 @@ def load_original_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def load_original_config(folder: Path) -> PretrainedConfig:
     """The original model's config. Raises ``ModelError`` when it is no decoder-only language model."""
     facts = read_facts(folder)
-    return read_config(facts, str(folder) if facts["path"] == "." else facts["path"])
+    return read_config(facts, where_of(folder, facts))
 
 
 def read_config(facts: Mapping[str, Any], where: str) -> PretrainedConfig:
@@ -155,12 +159,22 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
+def where_of(folder: Path, facts: Mapping[str, Any]) -> str:
+    """Where the weights and the tokenizer of a ``model`` artifact lie: a folder, or a hub id."""
+    return str((folder / facts["path"]).resolve()) if in_artifacts(facts) else facts["path"]
+
+
+def in_artifacts(facts: Mapping[str, Any]) -> bool:
+    """Whether the weights lie in this artifact or in one beside it, rather than where the user has them."""
+    return facts["path"].startswith(".")
+
+
 def _source(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments of ``from_pretrained`` that ``model.json`` fixes."""
     return {
         "revision": facts["revision"] or "main",
         "trust_remote_code": facts["trust_remote_code"],
-        "local_files_only": facts.get("local_files_only", False) or facts["path"] == ".",
+        "local_files_only": facts.get("local_files_only", False) or in_artifacts(facts),
     }
 
 

@@ -1,15 +1,27 @@
 """Stage ``model``: where the original model comes from.
 
-The ``model`` artifact holds ``model.json`` and, when ``path`` is ``"."``, the weights and the tokenizer themselves.
+The ``model`` artifact holds ``model.json`` and, when ``path`` is ``"."``, the weights and the tokenizer themselves. A
+step ``adapted`` is one too: the same weights, with an adapter.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kldistill.model import beginning
-from kldistill.model.load import load_original, load_original_config, load_original_tokenizer, old_size
+from kldistill.model import beginning, hub
+from kldistill.model.config import AdapterConfig
+from kldistill.model.hub import adapter_facts
+from kldistill.model.load import (
+    in_artifacts,
+    load_original,
+    load_original_config,
+    load_original_tokenizer,
+    old_size,
+    read_facts,
+    where_of,
+)
 from kldistill.runtime.components import facts_of, find, plain
 from kldistill.runtime.devices import device_of
 from kldistill.runtime.errors import ModelError
@@ -67,12 +79,39 @@ def build(cfg: Any, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
         facts["rows_added"] = beyond
         job.say(f"{beyond} special tokens have no row in this model's embedding; they get that of padding, unused.")
     write_facts(out, facts)
+    if facts.get("adapters"):
+        load_original(out)  # one that does not fit is told here, not when the first stage reads the model
     if measured and len(tokens := beginning.candidates(tokenizer)) > 1:
         chosen, why = beginning.best(load_original(out, device_of(job.runtime)), tokenizer, tokens)
         facts["first_token"] = None if chosen == tokens[0] else chosen
         job.say(why)
         write_facts(out, facts)
     write_summary(out, figures)
+
+
+def adapted(cfg: AdapterConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
+    """Make a ``model`` artifact of the original model with one more adapter; its weights stay where they are.
+
+    Args:
+        inputs: ``model``.
+        out: gets ``model.json``.
+
+    Raises:
+        ModelError: there is no such adapter, or it does not fit the model.
+    """
+    facts = read_facts(inputs["model"])
+    path, only = where_of(inputs["model"], facts), facts.get("local_files_only", False)
+    if in_artifacts(facts):
+        facts["path"] = os.path.relpath(path, out)
+        path = facts["base_model"] or facts["name"]
+    found = adapter_facts(cfg.adapter, path, only, job.say, cfg.key)
+    write_facts(out, {**facts, "adapters": [*facts.get("adapters", []), found]})
+    load_original(out)
+
+
+def adapter_identity(cfg: AdapterConfig) -> dict[str, object]:
+    """What the adapter is right now, for the fingerprint of ``adapted``."""
+    return {"adapter": hub.adapter_identity(cfg.adapter, key=cfg.key)}
 
 
 def write_facts(out: Path, facts: Mapping[str, object]) -> None:

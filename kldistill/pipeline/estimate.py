@@ -190,7 +190,7 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
         tokens = tuned.steps * tuned.batch_size * tuned.snippet_bytes / BYTES_PER_TOKEN * SHORTER
         listed.append(Need("work: fine-tuning", tokens * passes, "FLOP", "forward and back", ("finetune",)))
     extended = 2 + (tuned.method != "none")
-    models = 1 + extended + (tuned.method != "none" and tuned.control)
+    models = 1 + extended + (tuned.method != "none" and tuned.control) + 2 * (cfg.eval.adapter is not None)
     texts = ["domain", "general", *(["general_code"] if cfg.corpus.general_code else [])]
     scored = models * sum(map(cfg.eval.size_of, texts)) / BYTES_PER_TOKEN
     work = scored * (2 * shape.body + 2 * head)

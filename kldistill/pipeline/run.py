@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kldistill.evaluation.table import SUITES_COLUMNS, SUITES_TITLE, final_table, suite_rows, title_of
+from kldistill.evaluation.table import SUITES_COLUMNS, final_table, suite_rows, suites_title, title_of
 from kldistill.pipeline.about import about, program
 from kldistill.pipeline.checks import check, check_surroundings
 from kldistill.pipeline.compose import Config, defaults
@@ -104,10 +104,10 @@ def _show(metrics: Mapping[str, float], folder: Path, tracker: Tracker) -> None:
     """The tables at the end of a run, and its pictures."""
     columns, rows = final_table(metrics)
     if rows:
-        tracker.say(title_of(columns), wrap=True)
+        tracker.say(title_of(columns, rows), wrap=True)
         tracker.table("result", columns, rows)
     if rows := suite_rows(metrics):
-        tracker.say(SUITES_TITLE, wrap=True)
+        tracker.say(suites_title(rows), wrap=True)
         tracker.table("suites", SUITES_COLUMNS, rows)
     for picture in (pictures.learning(folder), pictures.standing(metrics, folder)):
         if picture is not None:

@@ -18,6 +18,8 @@ from kldistill.evaluation.config import (
     TasksConfig,
     WriteConfig,
 )
+from kldistill.evaluation.metrics import OLD_CUT
+from kldistill.model.config import AdapterConfig
 from kldistill.pipeline.step import Step, Steps, stages_of
 from kldistill.tokens.config import TokensConfig
 from kldistill.training.config import TeacherConfig
@@ -33,7 +35,7 @@ def steps_of(cfg: "Config") -> dict[str, Step]:
     covers = cfg.distill.draw == "cover"  # then the text depends on the new tokens
     finetuned = ("with control" if cfg.finetune.control else "yes") if cfg.finetune.method != "none" else ""
     writes = [split for split, n in (("train", _n_written(cfg)), ("test", cfg.eval.written)) if n]
-    steps = _steps(list(dict.fromkeys(cfg.eval.suites)), finetuned, covers, writes)
+    steps = _steps(list(dict.fromkeys(cfg.eval.suites)), finetuned, covers, writes, cfg.eval.adapter is not None)
     if getattr(cfg.corpus, "messages_field", None):
         steps = _with_chats(steps)
     if cfg.tokens.method == "none":
@@ -41,7 +43,9 @@ def steps_of(cfg: "Config") -> dict[str, Step]:
     return steps
 
 
-def _steps(suites: Sequence[str], finetuned: str, covers: bool, writes: Sequence[str] = ()) -> dict[str, Step]:
+def _steps(
+    suites: Sequence[str], finetuned: str, covers: bool, writes: Sequence[str] = (), with_adapter: bool = False
+) -> dict[str, Step]:
     read = {split: {"written": f"write_{split}"} if split in writes else {} for split in ("train", "test")}
     steps = {
         "model": Step(
@@ -96,6 +100,8 @@ def _steps(suites: Sequence[str], finetuned: str, covers: bool, writes: Sequence
         _later("training.distill.build"), lambda cfg: cfg.distill, sources, version=4, resumable=True, together=True
     )
     steps |= _evaluation("distilled", "distill", suites)
+    if with_adapter:
+        steps |= _with_adapter(steps, suites)
     last = "distill"
     if finetuned:
         last = "finetune"
@@ -163,23 +169,50 @@ def _control(steps: Steps, suites: Sequence[str]) -> dict[str, Step]:
     }
 
 
-def _evaluation(of: str, rows: str, suites: Sequence[str], tokens: str = "tokens") -> dict[str, Step]:
-    """The steps that measure the extended model with the rows of one stage."""
-    inputs = {"model": "model", "tokens": tokens, "rows": rows}
-    sources = {**inputs, **_same("evaluate_original")}
+def _with_adapter(steps: Steps, suites: Sequence[str]) -> dict[str, Step]:
+    """The steps that measure an adapter of the original: on the original, and on the distilled model."""
+    return {
+        "adapted": Step(
+            _later("model.stage.adapted"),
+            lambda cfg: AdapterConfig(cfg.eval.adapter),
+            _same("model"),
+            group="evaluate",
+            identity=_later("model.stage.adapter_identity"),
+        ),
+        "evaluate_adapted": replace(
+            steps["evaluate_original"], config=_evaluate("adapted"), inputs={"model": "adapted", "corpus": "corpus"}
+        ),
+        **_generation("adapted", suites, {"model": "adapted"}),
+        **_evaluation("carried", "distill", suites, model="adapted", original="adapted"),
+    }
+
+
+def _evaluation(
+    of: str,
+    rows: str,
+    suites: Sequence[str],
+    tokens: str = "tokens",
+    model: str = "model",
+    original: str = "original",
+) -> dict[str, Step]:
+    """The steps that measure the extended model with the rows of one stage, and compare it with ``original``."""
+    inputs = {"model": model, "tokens": tokens, "rows": rows}
+    sources = {**inputs, "evaluate_original": f"evaluate_{original}"}
     score = Step(
         _later("evaluation.score.evaluate_student"), _evaluate(of), sources, group="evaluate", version=6, together=True
     )
-    return {f"evaluate_{of}": score, **_generation(of, suites, inputs)}
+    return {f"evaluate_{of}": score, **_generation(of, suites, inputs, original)}
 
 
-def _generation(of: str, suites: Sequence[str], inputs: Mapping[str, str]) -> dict[str, Step]:
+def _generation(
+    of: str, suites: Sequence[str], inputs: Mapping[str, str], original: str = "original"
+) -> dict[str, Step]:
     """The steps in which one model answers the tasks of every suite."""
     steps = {}
     for suite in suites:
         sources = {**inputs, "tasks": f"tasks_{suite}"}
         if of != "original":
-            sources |= {"original": f"generate_original_{suite}", "teacher": "teacher"}
+            sources |= {"original": f"generate_{original}_{suite}", "teacher": "teacher"}
         steps[f"generate_{of}_{suite}"] = Step(
             _later("evaluation.answer.build"),
             _generate(of, suite),
@@ -238,7 +271,7 @@ def _evaluate(of: str) -> Callable[["Config"], EvaluateConfig]:
     def cut(cfg: "Config") -> EvaluateConfig:
         scoring = cfg.eval.scoring()
         # The original model has no new tokens.
-        return EvaluateConfig(of, replace(scoring, marginal_words=0) if of == "original" else scoring)
+        return EvaluateConfig(of, replace(scoring, marginal_words=0) if of in ("original", "adapted") else scoring)
 
     return cut
 
@@ -256,7 +289,7 @@ def _generate(of: str, suite: str) -> Callable[["Config"], GenerateConfig]:
     def cut(cfg: "Config") -> GenerateConfig:
         names = {item.name for item in fields(GenerateConfig)} - {"model", "suite"}
         own = {name: getattr(cfg.eval, name) for name in names}
-        if of in ("original", "control"):
+        if of in OLD_CUT:
             own["cut"] = "free"  # they have no new tokens
         kind = GenerateWithVllmConfig if cfg.eval.backend == "vllm" else GenerateConfig
         return kind(of, suite, **own)

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from kldistill.evaluation.metrics import MODELS, parse
+from kldistill.evaluation.metrics import MODELS, OLD_CUT, parse
 from kldistill.runtime.errors import KldistillError
 from kldistill.runtime.files import read_lines, read_summary
 from kldistill.runtime.secrets import redact
@@ -30,7 +30,7 @@ class ReportError(KldistillError):
 def last_model(metrics: Mapping[str, float]) -> str | None:
     """The last extended model that these figures are of: ``finetuned``, ``distilled``, ``init``; None without one."""
     scored = {name.model for name in map(parse, metrics) if name is not None}
-    extended = [model for model in MODELS if model in scored and model not in ("original", "control")]
+    extended = [model for model in MODELS if model in scored and model not in (*OLD_CUT, "carried")]
     return extended[-1] if extended else None
 
 

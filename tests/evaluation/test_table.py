@@ -8,6 +8,7 @@ from kldistill.evaluation.table import (
     final_rows,
     final_table,
     suite_rows,
+    suites_title,
     title_of,
     with_interval,
 )
@@ -61,16 +62,25 @@ def test_columns_that_are_not_always_measured_are_there_where_they_were() -> Non
     columns, rows = final_table(METRICS)
     always = COLUMNS[:-3]
     assert columns == always and {len(row) for row in rows} == {len(columns)}
-    assert title_of(columns) == TITLE
+    assert title_of(columns, rows) == TITLE
     gap = {"eval/distilled/domain/marginal_gap": 0.0131}
     gap |= {"eval/distilled/domain/marginal_gap/low": 0.0085, "eval/distilled/domain/marginal_gap/high": 0.0178}
     columns, rows = final_table(METRICS | gap)
     assert columns == [*always, "other cuts"] and [row[-1] for row in rows] == ["–", "0.013 [0.01,0.02]"]
-    assert "other cuts: bits/B" in title_of(columns) and "masked" not in title_of(columns)
+    assert "other cuts: bits/B" in title_of(columns, rows) and "masked" not in title_of(columns, rows)
     masked = {"eval/distilled/domain/bits_per_byte_masked": 0.99, "eval/distilled/domain/kl_to_teacher_masked": 0.2}
     columns, rows = final_table(METRICS | masked)
     assert columns == [*always, "masked bits/B", "masked KL"] and [row[-2:] for row in rows][1] == ["0.990", "0.200"]
-    assert "masked" in title_of(columns) and max(map(len, title_of(columns).split("\n"))) <= 120
+    assert "masked" in title_of(columns, rows) and max(map(len, title_of(columns, rows).split("\n"))) <= 120
+
+
+def test_a_model_with_an_adapter_is_compared_with_the_original_with_it() -> None:
+    more = {"eval/carried/domain/tokens_per_1000_bytes": 240.0, "eval/carried/humaneval/pass@1": 0.1}
+    metrics = {**METRICS, **more, "eval/carried/humaneval/tasks": 3.0}
+    columns, rows = final_table(metrics)
+    told = "distilled + adapter: compared with original + adapter"
+    assert told in title_of(columns, rows) and told in suites_title(suite_rows(metrics))
+    assert told not in title_of(*final_table(METRICS)) and told not in suites_title(suite_rows(METRICS))
 
 
 def test_models_come_in_the_order_of_the_pipeline() -> None:

@@ -3,9 +3,12 @@ none.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from kldistill.pipeline import compose
 from kldistill.pipeline.steps import steps_of
@@ -50,6 +53,42 @@ def test_the_original_is_fine_tuned_beside_the_extended_model(tuned: Path) -> No
     assert len({json.loads(text)["finetune/snippets"] for text in texts}) == 1
     page = (folder / "report.html").read_text()
     assert "original, fine-tuned" in page and "under the fine-tuned one" in page
+
+
+def test_an_adapter_of_the_original_is_measured_on_both_models(tuned: Path, corpus: Path, tmp_path: Path) -> None:
+    """The control's own adapter is at hand: on the original it is the control, and the extended model is as it was."""
+    before = read_run(tuned / "runs" / "run")
+    adapter = tmp_path / "mine"
+    shutil.copytree(tuned / "runs" / "run" / before["artifacts"]["control"] / "adapter", adapter)
+    more = (f"eval.adapter={adapter}", "stages=[evaluate,export]", "eval.suites=[completion]")
+    metrics = run(corpus, tuned, *TUNED, "finetune.control=true", *more, name="adapter")["metrics"]
+    bits = {of: metrics[f"eval/{of}/domain/bits_per_byte"] for of in ("control", "adapted", "carried", "distilled")}
+    assert bits["adapted"] == pytest.approx(bits["control"], abs=1e-6)
+    assert metrics["eval/adapted/general/bits_per_byte"] < metrics["eval/original/general/bits_per_byte"]
+    assert bits["carried"] != bits["distilled"] and "eval/adapted/domain/kl_to_teacher" not in metrics
+    assert metrics["eval/carried/domain/kl_to_teacher"] != metrics["eval/distilled/domain/kl_to_teacher"]
+    for of in ("adapted", "carried"):
+        assert f"eval/{of}/completion/exact_match" in metrics
+    assert metrics["eval/adapted/completion/edit_similarity"] == metrics["eval/control/completion/edit_similarity"]
+    assert not [name for name in read_run(tuned / "runs" / "run")["metrics"] if "carried" in name]
+
+
+def test_an_adapter_that_changes_nothing_leaves_both_models_as_they_are(
+    tuned: Path, corpus: Path, tmp_path: Path
+) -> None:
+    before = read_run(tuned / "runs" / "run")
+    adapter = tmp_path / "nothing"
+    shutil.copytree(tuned / "runs" / "run" / before["artifacts"]["control"] / "adapter", adapter)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file(
+        {name: torch.zeros_like(weight) for name, weight in weights.items()}, adapter / "adapter_model.safetensors"
+    )
+    more = (f"eval.adapter={adapter}", "stages=[evaluate]")
+    metrics = run(corpus, tuned, *TUNED, "finetune.control=true", *more, name="nothing")["metrics"]
+    for name in ("domain/bits_per_byte", "general/bits_per_byte"):
+        assert metrics[f"eval/adapted/{name}"] == metrics[f"eval/original/{name}"]
+        assert metrics[f"eval/carried/{name}"] == metrics[f"eval/distilled/{name}"]
+    assert metrics["eval/carried/domain/kl_to_teacher"] == metrics["eval/distilled/domain/kl_to_teacher"]
 
 
 def test_no_artifact_holds_a_path_of_this_machine(tuned: Path, root: Path) -> None:

@@ -15,7 +15,7 @@ def answer(metrics: Mapping[str, float]) -> str:
         metrics: the run's final figures.
 
     Returns:
-        Up to three sentences; empty where the run has scored no extended model.
+        Up to four sentences; empty where the run has scored no extended model.
     """
     last = last_model(metrics)
     saved, name = saved_share(metrics, last), MODELS.get(last or "")
@@ -33,7 +33,15 @@ def answer(metrics: Mapping[str, float]) -> str:
         text += ", which is no more" if gap >= _GAP and left <= 0 else ""
         text += f"; before training it was {init:.3f}"
         text += f", so {1 - left / gap:.0%} of that gap was closed" if gap >= _GAP and left > 0 else ""
-    return f"{text}.{_general(metrics, last, name)}"
+    return f"{text}.{_general(metrics, last, name)}{_with_adapter(metrics)}"
+
+
+def _with_adapter(metrics: Mapping[str, float]) -> str:
+    """The sentence about an adapter of the original, where one was tried on the distilled model."""
+    old, new = (metrics.get(f"eval/{model}/domain/bits_per_byte") for model in ("adapted", "carried"))
+    if old is None or new is None:
+        return ""
+    return f" With the adapter, domain text costs {old:.3f} under the original and {new:.3f} under the distilled model."
 
 
 def _general(metrics: Mapping[str, float], last: str | None, name: str | None) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 from kldistill.evaluation.metrics import MODELS, in_percent
 from kldistill.evaluation.table import (
     SUITES_COLUMNS,
-    SUITES_TITLE,
     final_table,
     suite_rows,
+    suites_title,
     title_of,
     with_interval,
 )
@@ -50,6 +50,7 @@ def gather(run: Run) -> dict[str, Any]:
     """Everything that the page says, as plain JSON types, with nothing secret in it."""
     preflight_report = new_tokens.preflight(run)
     columns, rows = final_table(run.metrics)
+    tasks = suite_rows(run.metrics)
     content = {
         "name": f"{run.folder.resolve().parent.name}/{run.folder.resolve().name}",
         "status": run.status,
@@ -68,10 +69,13 @@ def gather(run: Run) -> dict[str, Any]:
             "warnings": preflight_report.get("warnings", []),
         },
         "unmoved": [stage for stage in ("distill", "finetune") if run.metrics.get(f"{stage}/best_step") == 0],
-        "suites": {"columns": SUITES_COLUMNS, "rows": suite_rows(run.metrics)},
+        "suites": {"columns": SUITES_COLUMNS, "rows": tasks},
         "verdicts": [{"suite": s, "model": m, "counts": counts} for s, m, counts in examples.verdicts(run)],
         "two_savings": bool(tiles(run)) and "tokens/saved" in run.metrics,
-        "captions": {"models": title_of(columns).replace("\n", " "), "suites": SUITES_TITLE.replace("\n", " ")},
+        "captions": {
+            "models": title_of(columns, rows).replace("\n", " "),
+            "suites": suites_title(tasks).replace("\n", " "),
+        },
         "completions": lines(run.file("interpret", "completions.jsonl")),
         "lines": [_plain(line) for line in examples.cut_lines(run)],
         "generations": [_plain(example) for example in examples.generations(run)],

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kldistill.evaluation.metrics import MODELS, Metric, parse
+from kldistill.evaluation.metrics import MODELS, OLD_CUT, Metric, parse
 from kldistill.evaluation.outcomes import unseen
 from kldistill.evaluation.statistics import Sums, difference_over_documents, mean_over_runs
 from kldistill.report.data import FINISHED, Run, lines
@@ -41,14 +41,14 @@ def means(runs: Sequence[Run], labels: Sequence[Labels], metrics: Sequence[Metri
 
 
 def references(runs: Sequence[Run], metrics: Sequence[Metric]) -> list[dict[str, Any]]:
-    """What no arm of the sweep is, on the same texts and tasks: the original model, and the original fine-tuned.
+    """What no arm of the sweep is, on the same texts and tasks: the original model, fine-tuned, and with an adapter.
 
     One entry for each of these models and metric: ``model``, ``metric``, ``n`` different values (the fine-tuned one may
     have one a seed), their ``mean``, and ``low`` and ``high``: of one value its own interval, of several that of the
     mean.
     """
     entries = []
-    for model in ("original", "control"):
+    for model in OLD_CUT:
         for metric in metrics:
             name = parse(metric.name)
             if name is None:

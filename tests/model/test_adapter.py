@@ -1,0 +1,155 @@
+"""A LoRA adapter that belongs to the original model, merged into it whenever it is read."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kldistill.model import adapter as adapters
+from kldistill.model import hub
+from kldistill.model import stage as model_stage
+from kldistill.model.config import HfModelConfig
+from kldistill.model.load import load_original, read_facts
+from kldistill.runtime.errors import ModelError
+from kldistill.runtime.job import Job
+from tests.helpers.artifacts import MakeModel
+
+IDS = torch.tensor([[1, 7, 30, 7, 5]])
+
+
+def an_adapter(model: Path, folder: Path, **settings: Any) -> torch.Tensor:
+    """Save an adapter of the model that changes it; the logits of the two together."""
+    torch.manual_seed(0)
+    asked = {"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | settings
+    view: Any = peft.get_peft_model(load_original(model), peft.LoraConfig(**asked))
+    for name, weight in view.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    view.save_pretrained(str(folder), save_embedding_layers=False)
+    with torch.no_grad():
+        return view.eval()(IDS).logits
+
+
+def built(out: Path, said: list[str] | None = None, **keys: Any) -> Path:
+    out.mkdir(parents=True)
+    model_stage.build(HfModelConfig(**keys), {}, out, Job(say=(said if said is not None else []).append))
+    return out
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True, "use_dora": True}, {"target_modules": ["q_proj"]}])
+def test_the_original_is_the_model_with_its_adapter(
+    settings: dict[str, Any], tiny_model: MakeModel, tmp_path: Path
+) -> None:
+    model = tiny_model("llama")
+    logits = an_adapter(model, tmp_path / "mine", **settings)
+    said: list[str] = []
+    together = built(tmp_path / "artifact", said, path=str(model), adapter=str(tmp_path / "mine"))
+    with torch.no_grad():
+        torch.testing.assert_close(load_original(together)(IDS).logits, logits)
+        assert not torch.allclose(load_original(model)(IDS).logits, logits)
+    assert read_facts(together)["name"] == f"{model.name} + mine"
+    assert not any(weight.requires_grad for weight in load_original(together).parameters())
+    assert [line for line in said if "trained on" in line] == []  # as its settings name that folder
+
+
+def test_another_base_than_the_adapter_names_is_said(tiny_model: MakeModel, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    an_adapter(model, tmp_path / "mine")
+    settings = tmp_path / "mine" / adapters.SETTINGS
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"base_model_name_or_path": "me/Other-7B"}))
+    said: list[str] = []
+    built(tmp_path / "artifact", said, path=str(model), adapter=str(tmp_path / "mine"))
+    assert any("trained on me/Other-7B" in line for line in said)
+
+
+def test_a_changed_adapter_is_another_model(tiny_model: MakeModel, tmp_path: Path) -> None:
+    model, mine = tiny_model("llama"), tmp_path / "mine"
+    an_adapter(model, mine)
+    keys: dict[str, Any] = {"path": str(model), "adapter": str(mine)}
+    before = hub.identity(**keys)
+    assert before == hub.identity(**keys) != hub.identity(path=str(model))
+    save_file(
+        {name: 2 * weight for name, weight in load_file(mine / adapters.WEIGHTS).items()}, mine / adapters.WEIGHTS
+    )
+    assert hub.identity(**keys) != before
+
+
+def test_an_adapter_alone_is_no_model(tiny_model: MakeModel, tmp_path: Path) -> None:
+    model, mine = tiny_model("llama"), tmp_path / "mine"
+    an_adapter(model, mine)
+    with pytest.raises(ModelError, match="holds an adapter alone") as told:
+        hub.local_folder(str(mine))
+    assert str(told.value).endswith(f"model.path={model} model.adapter={mine}")
+
+
+def without(weights: Path, names: Sequence[str]) -> None:
+    save_file({key: value for key, value in load_file(weights).items() if key not in names}, weights)
+
+
+def test_an_adapter_that_does_not_fit_is_refused(tiny_model: MakeModel, tmp_path: Path) -> None:
+    model, mine = tiny_model("llama"), tmp_path / "mine"
+    an_adapter(model, mine)
+    whole = tmp_path / "whole"
+    shutil.copytree(mine, whole)
+
+    def refused(told: str, base: Path = model) -> None:
+        with pytest.raises(ModelError, match=told):
+            built(tmp_path / told / "out", path=str(base), adapter=str(mine))
+        shutil.rmtree(mine)
+        shutil.copytree(whole, mine)
+
+    without(mine / adapters.WEIGHTS, [next(iter(load_file(mine / adapters.WEIGHTS)))])
+    refused("lacks 1 weights")
+    refused("weights without a place", tiny_model("llama", layers=1))
+    refused("does not fit LlamaForCausalLM", tiny_model("llama", hidden_size=64))
+    refused("does not fit GPT2LMHeadModel", tiny_model("gpt2"))
+    (mine / adapters.WEIGHTS).rename(mine / "adapter_model.bin")
+    refused("has no adapter_model.safetensors")
+    (mine / adapters.SETTINGS).write_text("{}")
+    refused("cannot be read as the settings")
+    (mine / adapters.SETTINGS).write_text('{"peft_type": "PROMPT_TUNING"}')
+    refused("only LORA can be merged")
+    with pytest.raises(ModelError, match="there is no such folder"):
+        built(tmp_path / "nowhere", path=str(model), adapter=str(tmp_path / "gone"))
+
+
+def test_an_adapter_with_an_embedding_of_its_own_is_refused(tiny_model: MakeModel, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    an_adapter(model, tmp_path / "mine", modules_to_save=["lm_head"])
+    with pytest.raises(ModelError, match="tied"):
+        built(tmp_path / "out", path=str(model), adapter=str(tmp_path / "mine"))
+
+
+def test_an_adapter_of_the_hub_is_pinned(
+    tiny_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama")
+    logits = an_adapter(model, tmp_path / "cache")
+    asked: list[tuple[str, str | None]] = []
+
+    def fetched(name: str, *, revision: str | None, **others: Any) -> str:
+        asked.append((name, revision))
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr(adapters, "snapshot_download", fetched)
+    monkeypatch.setattr(hub, "commit_of", lambda *arguments: "c0ffee")
+    together = built(tmp_path / "out", path=str(model), adapter="me/mine")
+    with torch.no_grad():
+        torch.testing.assert_close(load_original(together)(IDS).logits, logits)
+    assert set(asked) == {("me/mine", "c0ffee")}
+    assert hub.identity(path=str(model), adapter="me/mine")["adapter"] == "c0ffee"
+
+
+def test_an_adapter_that_the_hub_does_not_have(
+    tiny_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"model\.adapter='me/gone': cannot be had"):
+        built(tmp_path / "out", path=str(tiny_model("llama")), adapter="me/gone")
