@@ -20,7 +20,8 @@ class CorpusConfig:
         test: share of the groups of documents that the evaluation draws on.
         split_by: ``folder`` (documents of one folder share a split; a folder with more text than the smaller of the
             held-out splits is divided into its documents) or ``document``.
-        max_copied: held-out documents of whose 13-token shingles more than this share stands in train are left out.
+        max_copied: held-out documents of whose 13-token shingles more than this share stands in train are left out;
+            what stands in many documents of train, such as a licence, does not count.
         general_train: share of the documents of the general texts that training may draw on (``distill.general``), a
             quarter of these for validation; the evaluation sees the others alone.
         max_bytes: domain text that is kept, at most; null for all.
@@ -28,7 +29,7 @@ class CorpusConfig:
         min_document_bytes: shorter documents are left out.
         max_document_bytes: longer documents are cut, at lines, into several; so are those that hold more than half of
             what the smaller held-out split is to hold.
-        max_line_length: in characters; code with a longer line is left out, as minified.
+        max_line_length: in characters; code with a longer line is left out, as minified (prose and logs are not).
         near_duplicate: Jaccard similarity at which a document counts as a copy of another, and is left out; 1 leaves
             out exact copies alone.
     """

@@ -29,7 +29,11 @@ from kldistill.runtime.progress import track
 
 T = TypeVar("T")
 HELD_OUT = ("validation", "test")
-PROSE_SUFFIXES = (".md", ".rst", ".txt", ".ipynb")  # may have a paragraph on a line
+# May have a paragraph, or a record, on a line.
+PROSE_SUFFIXES = (
+    *(".md", ".mdx", ".markdown", ".rst", ".adoc", ".asciidoc", ".org", ".txt", ".text", ".ipynb"),
+    *(".tex", ".bib", ".typ", ".log"),
+)
 
 
 def build(cfg: CorpusConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
@@ -250,15 +254,23 @@ def _refuse_empty(splits: dict[str, list[Entry]], cfg: CorpusConfig, left_out: M
         )
     for name in DOMAIN_SPLITS:
         if not splits[name]:
+            if copied := skipped[f"copied_{name}"]:
+                raise CorpusError(
+                    f"The {name} split is empty: of each of the {copied:,} documents drawn for it, more than "
+                    f"corpus.max_copied={cfg.max_copied} stands in train too. corpus.max_copied=1 keeps them (what "
+                    "was learnt by heart then counts as learnt); corpus.split_by=document or another corpus.seed "
+                    "draws others."
+                )
             key = (
-                f"raise corpus.{name} or corpus.max_copied, set corpus.split_by=document"
+                f"raise corpus.{name}, set corpus.split_by=document"
                 if name != "train"
                 else "lower corpus.validation and corpus.test"
             )
+            more = "Give more documents" if cfg.max_bytes is None else "Give more documents, raise corpus.max_bytes"
             raise CorpusError(
-                f"The {name} split is empty: {number} documents are too few for the shares validation="
-                f"{cfg.validation}, test={cfg.test} (left out: {reasons(skipped) or 'nothing'}). Give more documents, "
-                f"{key}, raise corpus.max_bytes, or try another corpus.seed."
+                f"The {name} split is empty: {number:,} documents are too few for the shares validation="
+                f"{cfg.validation}, test={cfg.test} (left out: {reasons(skipped) or 'nothing'}). {more}, {key}, or try "
+                "another corpus.seed."
             )
     for name in GENERAL_SPLITS:
         if name in splits and not splits[name]:

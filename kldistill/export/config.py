@@ -21,7 +21,7 @@ class ExportConfig:
         dtype: in which type the weights are written: ``float32``, ``bfloat16`` or ``float16``; null is that in which
             the model was held (``model.dtype``). Figures are of the model as it was held.
         push_to_hub: upload the folder to this repository of the hub, ``user/name``, as whoever is logged in
-            (``hf auth login``); null uploads nothing.
+            (``hf auth login``) and may write there; null uploads nothing.
         private: whether a repository that the upload creates is private.
     """
 
@@ -48,3 +48,11 @@ class ExportConfig:
         except HFValidationError:
             named = False
         require(named, "export.push_to_hub", self.push_to_hub, "must be a repository of the hub, such as user/name")
+
+
+@dataclass
+class UploadConfig:
+    """Where the exported folder is uploaded to: ``export.push_to_hub`` and ``export.private``."""
+
+    repo: str
+    private: bool

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from kldistill.export import card, gguf_file, older_names, padding, processors, upload
+from kldistill.export import card, gguf_file, older_names, padding, processors
 from kldistill.export.config import ExportConfig
 from kldistill.model.load import load_original_config, read_facts
 from kldistill.runtime.errors import ModelError
@@ -25,7 +25,7 @@ ROWS = ("rows", "finetune", "distill", "init")  # names of the input that has th
 
 
 def build(cfg: ExportConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
-    """Make the ``export`` artifact, and upload it where ``cfg`` says so.
+    """Make the ``export`` artifact. Its upload is a step of its own (``upload.build``).
 
     Args:
         inputs: ``model``, ``tokens`` and ``rows`` (else ``finetune``, ``distill`` or ``init``, whichever comes first);
@@ -34,12 +34,9 @@ def build(cfg: ExportConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
             ``figures.json``, a multimodal model's processor files and, with ``cfg.gguf``, ``model.gguf``.
 
     Raises:
-        ConfigError: the upload cannot succeed (see ``upload.check``).
         ModelError: the folder would not be read back as it was meant, or a GGUF file cannot express it.
     """
     rows = next(name for name in ROWS if name in inputs)
-    if cfg.push_to_hub is not None:
-        upload.check(cfg.push_to_hub, cfg.private)
     check_model(cfg, inputs["model"])
     written = export_model(
         inputs["model"],
@@ -61,8 +58,6 @@ def build(cfg: ExportConfig, inputs: Mapping[str, Path], out: Path, job: Job) ->
         )
     processors.keep(read_facts(inputs["model"]), load_original_config(inputs["model"]), out, job.say)
     job.say("The extended model is a plain Hugging Face folder: AutoModelForCausalLM.from_pretrained reads it")
-    if cfg.push_to_hub is not None:
-        upload.push(out, cfg.push_to_hub, cfg.private, job.say)
 
 
 def check_model(cfg: ExportConfig, model: Path) -> None:

@@ -67,8 +67,8 @@ def check(cfg: Config) -> None:
             value,
             "the original model goes on from plain text, and this corpus is of conversations; set it to 0",
         )
-    if "export" in cfg.stages:
-        _check_export(cfg)
+    if planned := {"export", "upload"} & set(plan(steps, cfg.stages)):
+        _check_export(cfg, upload_too="upload" in planned)
     for side in ("input", "output"):
         node = getattr(cfg.init, side)
         if cfg.tokens.as_added_tokens and needs_pieces(find(node, "init", f"init.{side}")):
@@ -165,11 +165,11 @@ def _check_suites(cfg: Config) -> None:
                 pass  # it says at once what is missing
 
 
-def _check_export(cfg: Config) -> None:
+def _check_export(cfg: Config, upload_too: bool) -> None:
     """What the exported folder is to become, as far as the configuration tells whether it can."""
     if cfg.export.gguf:
         gguf_file.check_tokens(cfg.tokens.boundary, cfg.tokens.as_added_tokens)
-    if cfg.export.push_to_hub is not None:
+    if upload_too and cfg.export.push_to_hub is not None:
         upload.check(cfg.export.push_to_hub, cfg.export.private)
 
 

@@ -19,6 +19,7 @@ from kldistill.evaluation.config import (
     WriteConfig,
 )
 from kldistill.evaluation.metrics import OLD_CUT
+from kldistill.export.config import ExportConfig, UploadConfig
 from kldistill.model.config import AdapterConfig
 from kldistill.pipeline.step import Step, Steps, stages_of
 from kldistill.tokens.config import TokensConfig
@@ -36,6 +37,8 @@ def steps_of(cfg: "Config") -> dict[str, Step]:
     finetuned = ("with control" if cfg.finetune.control else "yes") if cfg.finetune.method != "none" else ""
     writes = [split for split, n in (("train", _n_written(cfg)), ("test", cfg.eval.written)) if n]
     steps = _steps(list(dict.fromkeys(cfg.eval.suites)), finetuned, covers, writes, cfg.eval.adapter is not None)
+    if cfg.export.push_to_hub is not None:
+        steps["upload"] = Step(_later("export.upload.build"), _upload, _same("export"), group="export", figures=None)
     if getattr(cfg.corpus, "messages_field", None):
         steps = _with_chats(steps)
     if cfg.tokens.method == "none":
@@ -58,7 +61,7 @@ def _steps(
             _later("corpus.stage.build"),
             lambda cfg: cfg.corpus,
             identity=_later("corpus.stage.identity"),
-            version=4,
+            version=5,
         ),
         "tokens": Step(
             _later("tokens.stage.build"), lambda cfg: cfg.tokens, _same("model", "corpus"), identity=_terms, version=2
@@ -125,7 +128,7 @@ def _steps(
     told = [*(name for name in ("init", "distill") if name != last), *measured]
     export, early = _later("export.stage.build"), {"model": _later("export.stage.check_model")}
     shown = "The extended model"
-    steps["export"] = Step(export, lambda cfg: cfg.export, sources, optional=told, version=2, early=early, result=shown)
+    steps["export"] = Step(export, _export, sources, optional=told, version=2, early=early, result=shown)
     return steps
 
 
@@ -246,6 +249,16 @@ def _teacher(cfg: "Config") -> TeacherConfig:
         general=d.general,
         self_written=d.self_written,
     )
+
+
+def _export(cfg: "Config") -> ExportConfig:
+    """What the folder is made of; where it is uploaded to makes no other folder."""
+    return replace(cfg.export, push_to_hub=None, private=True)
+
+
+def _upload(cfg: "Config") -> UploadConfig:
+    assert cfg.export.push_to_hub is not None
+    return UploadConfig(cfg.export.push_to_hub, cfg.export.private)
 
 
 def _n_written(cfg: "Config") -> int:

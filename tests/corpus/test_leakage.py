@@ -73,3 +73,20 @@ def test_documents_of_a_folder_are_a_group_unless_it_is_too_large():
 def test_a_folder_is_not_the_folder_above_it():
     groups = groups_of({f"a/{name}": 1 for name in ("x.py", "b/y.py", "b/z.py")}, largest=1.0)
     assert groups == {"a/x.py": "a", "a/b/y.py": "a/b", "a/b/z.py": "a/b"}
+
+
+def test_what_stands_in_many_documents_makes_none_a_copy():
+    """Every file of a Java or C# project begins with the same licence, and small ones have little more."""
+    rng = random.Random(3)
+    licence = "".join(
+        f"// word{n} of the licence that every file of the project carries, line {n}\n" for n in range(15)
+    )
+    train = [Document(f"{n}.java", licence + code(rng, 20)) for n in range(40)]
+    seen, new = Seen(train), code(rng, 20)
+    assert seen.containment(licence + new) == 0.0
+    assert seen.containment(licence) == 1.0, "nothing of its own"
+    half = licence + "".join(train[7].text.splitlines(keepends=True)[-10:]) + code(rng, 10)
+    assert seen.containment(half) == pytest.approx(0.45, abs=0.1), "what one document has is a copy all the same"
+    assert seen.copied([Document("new", licence + new)]).shingles > 0.3, "the figure is of all text"
+    few = Seen(train[:4])
+    assert few.containment(licence + new) > 0.3, "four documents are not many"

@@ -269,7 +269,9 @@ def test_lock_files_and_what_a_minifier_made_are_generated(files: Path, tmp_path
 
 def test_general_text_is_capped_and_may_have_long_lines(files: Path, tmp_path: Path):
     for number in range(3):
-        (files / "general" / f"long{number}.txt").write_text(" ".join(code(random.Random(number), 60).split()))
+        (files / "general" / f"long{number}.txt").write_text(
+            " ".join(code(random.Random(f"long {number}"), 60).split())
+        )
     splits = built(config(files), tmp_path / "all")
     assert len(splits["general"]) == 13
     splits = built(config(files, general_max_bytes=2_000, max_document_bytes=1_900), tmp_path / "capped")
@@ -291,12 +293,14 @@ def test_one_big_file_is_a_corpus(files: Path, tmp_path: Path, size: int):
 
 
 def test_prose_with_a_paragraph_a_line_is_not_minified(files: Path, tmp_path: Path):
-    line = " ".join(code(random.Random(4), 60).split()) + "\n"
-    for name in ("long.md", "long.py"):
+    prose = ("long.md", "long.tex", "long.log", "long.adoc")
+    for number, name in enumerate((*prose, "long.py")):
+        line = " ".join(code(random.Random(f"long {number}"), 60).split()) + "\n"
         (files / "code" / name).write_text(line * 2)
-    source = {"_target_": "kldistill.corpus.sources.local_files", "path": str(files / "code"), "glob": "**/*.{py,md}"}
+    glob = "**/*.{py,md,tex,log,adoc}"
+    source = {"_target_": "kldistill.corpus.sources.local_files", "path": str(files / "code"), "glob": glob}
     found = names(built(config(files, source=source), tmp_path / "out"))
-    assert "long.md" in found and "long.py" not in found
+    assert {name for name in found if name.startswith("long")} == set(prose)
 
 
 def test_text_survives_the_artifact(files: Path, tmp_path: Path):
@@ -316,10 +320,34 @@ def test_empty_splits_are_refused(files: Path, tmp_path: Path):
     assert "120 too small" in refusal(min_document_bytes=50_000)
     message = refusal(validation=0.0001)
     assert "validation split is empty: 120 documents" in message
-    assert "raise corpus.validation" in message
+    assert "raise corpus.validation" in message and "raise corpus.max_bytes" not in message, "there is none to raise"
     assert "corpus.general_max_bytes" in refusal(general_max_bytes=10)
     code_only = {"_target_": "kldistill.corpus.sources.python_package", "packages": ["json"], "exclude": ["json"]}
     assert "corpus.general_code gave no text" in refusal(general_code=code_only)
+
+
+def test_a_licence_at_the_top_of_every_file_leaves_the_splits_alone(files: Path, tmp_path: Path):
+    """As in most code bases in Java, C#, Kotlin or Go: held-out files were left out for it, the small ones first."""
+    before = names(built(config(files), tmp_path / "before"))
+    licence = "".join(f"# word{n} of the licence that every file carries, line {n}\n" for n in range(15))
+    for path in (files / "code").glob("**/*.py"):
+        path.write_text(licence + path.read_text())
+    assert names(built(config(files), tmp_path / "after")) == before
+
+
+def test_a_split_that_is_empty_as_all_of_it_is_copied_says_so(files: Path, tmp_path: Path):
+    splits = built(config(files), tmp_path / "before")
+    train = sorted(splits["train"])
+    for name in splits["test"]:
+        path = files / "code" / name
+        other = files / "code" / train.pop()
+        other.write_text(other.read_text() + path.read_text() + code(random.Random(name), 10))
+    with pytest.raises(
+        CorpusError, match=r"The test split is empty: of each of the \d+ documents drawn.*max_copied=0.1"
+    ):
+        built(config(files), tmp_path / "copied")
+    kept = built(config(files, max_copied=1.0), tmp_path / "kept")  # what it says to do
+    assert set(kept["test"]) == set(splits["test"])
 
 
 def test_only_functions_of_the_package_are_called(files: Path, tmp_path: Path):
