@@ -58,16 +58,15 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     more = "More text, or smaller snippets (distill.snippet_bytes), give more; fewer steps train on each less often."
     passes = texts.passes(cfg, "distill", len(cuts), more, job.say)
     order = schedule(cuts.lengths, cfg.batch_size, cfg.steps, cfg.seed)
+    terms = terms_of(cfg.loss)
     batches = Steps(
         cuts,
         order,
         chunk=size.chunk,
         budget=size.pass_tokens,
-        online=cfg.teacher == "online",
+        online=cfg.teacher == "online" and any(term.teacher for term in terms.values()),
         share=share,
     )
-
-    terms = terms_of(cfg.loss)
     validate = validation(
         student,
         sets,

@@ -454,6 +454,23 @@ def test_a_teacher_that_runs_in_the_same_step_gives_the_same_losses(inputs: Inpu
     assert found["online"] == pytest.approx(found["self"], rel=1e-5)
 
 
+def test_a_loss_that_needs_no_teacher_runs_none_in_its_steps(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {**inputs.folders, "teacher": tmp_path / "teacher"}
+    folders["teacher"].mkdir()
+    teacher.build(
+        TeacherConfig(300, 12, 2000, states="held_out"), folders, folders["teacher"], Job(RuntimeConfig(device="cpu"))
+    )
+    runs: list[int] = []
+    of_texts = Objective.teacher
+    monkeypatch.setattr(Objective, "teacher", lambda self, ids: (runs.append(1), of_texts(self, ids))[1])
+    for name in ("ce", "kl"):
+        runs.clear()
+        Inputs(folders, tmp_path).distilled(name, terms=[name], teacher="online", steps=3)
+        assert bool(runs) is (name == "kl")
+
+
 @pytest.mark.parametrize("rank", [0, 4])
 def test_layers_that_run_again_give_the_same_loss_and_gradients_with_less_kept(inputs: Inputs, rank: int) -> None:
     """Bit for bit, also where the adapter drops out; and a frozen body, which never does, stays as it is."""
