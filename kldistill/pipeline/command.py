@@ -1,5 +1,6 @@
 """What the command line asks for, checked before Hydra makes a folder and before anything slow is imported."""
 
+import dataclasses
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -111,10 +112,17 @@ def _composed(args: Any, overrides: Sequence[Override]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
+            choices = [word for word in words if _is_choice(word)]
+            if deleted := [o for o in overrides if o.is_delete() and not _is_choice(str(o.input_line))]:
+                _refuse_deletions(hydra_compose(name, overrides=choices), deleted)
             try:
                 return hydra_compose(name, overrides=words, return_hydra_config=True)
-            except ConfigCompositionException:
-                _explain(hydra_compose(name, overrides=[w for w in words if _is_choice(w)]), overrides)
+            except ConfigCompositionException as error:
+                if (told := str(error).splitlines()[0]).startswith("Could not delete '"):
+                    raise ConfigError(
+                        f"{told} of the configuration: take the ~ out, and choose with GROUP=NAME."
+                    ) from error
+                _explain(hydra_compose(name, overrides=choices), overrides)
                 raise
     finally:
         GlobalHydra.instance().clear()
@@ -158,6 +166,31 @@ def _explain(base: DictConfig, overrides: Sequence[Override]) -> None:
             if others := reference.presets_with(key):
                 raise ConfigError(f"{key}: is a key of {' and of '.join(others)}, which the command does not choose.")
             raise ConfigError(f"{key}: there is no such key.{keys.did_you_mean(key, known)}")
+
+
+def _refuse_deletions(base: DictConfig, deleted: Sequence[Override]) -> None:
+    """``~`` takes away entries of mappings, such as a term of a loss; what the schema names always has a value.
+
+    Raises:
+        ConfigError: for a key of the schema, one that is not there, or one that has another value than was said.
+    """
+    for override in deleted:
+        key, word = override.key_or_group, override.input_line
+        above, _, name = key.rpartition(".")
+        parent = OmegaConf.select(base, above) if above else base
+        there = isinstance(parent, DictConfig) and name in parent
+        if not there:
+            raise ConfigError(f"{word}: there is no such key.{keys.did_you_mean(key, keys.known_keys(base))}")
+        node = parent._get_node(name)
+        if dataclasses.is_dataclass(OmegaConf.get_type(parent)):
+            value = "null" if node._is_optional() else "VALUE"  # type: ignore[union-attr]
+            group = key.partition(".")[0]
+            preset = f", or choose another preset of {group} (kldistill --help {group})" if above else ""
+            raise ConfigError(
+                f"{word}: a key of the schema always has a value, so it cannot be deleted. Set {key}={value}{preset}."
+            )
+        if override.value() is not None and override.value() != parent[name]:
+            raise ConfigError(f"{word}: this is not its value. ~{key} deletes it, whatever its value is.")
 
 
 def _is_choice(word: str) -> bool:

@@ -1,7 +1,6 @@
 """The whole configuration: its root schema, and what makes Hydra find schemas, presets and folder names."""
 
 import copy
-import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -30,18 +29,15 @@ from kldistill.model.config import (
     TinyModelConfig,
 )
 from kldistill.pipeline.keys import check_values, refuse_unknown
+from kldistill.pipeline.names import experiment_name, overrides_name
 from kldistill.pipeline.steps import STAGES
 from kldistill.rows.config import InitConfig
 from kldistill.runtime.config import LoggerConfig, RuntimeConfig, resolved
 from kldistill.runtime.errors import ConfigError
-from kldistill.runtime.secrets import redact
 from kldistill.tokens.config import TokensConfig
 from kldistill.training.config import DistillConfig, FinetuneConfig
 from kldistill.training.loss_config import LossConfig
 
-# Overrides that say how or where to run, not what: they do not enter the name of a run's folder.
-_NOT_IN_NAME = ("experiment=", "stages=", "force=", "objective=", "logger", "runtime.", "outputs=", "hydra")
-_LONGEST_NAME = 120
 # Keys that may hold a path of this machine, or a list of them.
 PATHS = (
     "outputs",
@@ -148,11 +144,6 @@ def _store_schemas() -> None:
         store.store(group="schema", name=name, node=schema)
 
 
-def experiment_name(choice: str | None) -> str:
-    """Folder of a run's or a sweep's experiment; ``default`` where none was chosen."""
-    return _escape(choice) if choice else "default"
-
-
 def value_of(key: str, values: Mapping[str, Any]) -> Any:
     """``${kldistill.of:${loss.name},{kl: 4e-3, ce: 5e-4}}``: a preset's value for each choice of another group.
 
@@ -162,27 +153,6 @@ def value_of(key: str, values: Mapping[str, Any]) -> Any:
     if name not in values:
         raise ConfigError(f"the preset has no value for {name}, only for {', '.join(values)}")
     return values[name]
-
-
-def overrides_name(overrides: Sequence[str]) -> str:
-    """Folder of one run inside its experiment: its overrides, sorted, escaped and bounded; ``default`` for none.
-
-    Deterministic, so that the same command resumes. A name that would be too long, or that lost characters to the
-    escaping, ends with a digest, so runs of different things never share a folder. Nothing secret enters it.
-    """
-    kept = sorted(redact(text) for text in overrides if not text.lstrip("+~").startswith(_NOT_IN_NAME))
-    if not kept:
-        return "default"
-    plain = ",".join(kept)
-    name = _escape(plain)
-    if name == plain and len(name) <= _LONGEST_NAME:
-        return name
-    digest = hashlib.sha256(plain.encode()).hexdigest()[:8]
-    return f"{name[: _LONGEST_NAME - 9]}-{digest}"
-
-
-def _escape(text: str) -> str:
-    return re.sub(r"[^\w.,=+-]", "_", text, flags=re.ASCII).strip(".") or "_"
 
 
 def with_home(override: str) -> str:

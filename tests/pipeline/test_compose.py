@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 from hydra.errors import ConfigCompositionException
-from hypothesis import given
-from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from kldistill.corpus.config import CorpusConfig
@@ -267,72 +265,6 @@ def test_typed_values_become_the_plain_ones_that_omegaconf_makes_of_them(base: D
     plain = compose.resolved(cfg)
     assert plain == OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True)
     assert json.loads(json.dumps(plain)) == plain
-
-
-# ---- names of folders
-
-
-def test_no_overrides_and_those_that_do_not_change_the_result_give_the_default_name() -> None:
-    aside = ["experiment=quickstart", "stages=[tokens]", "force=[init]", "logger=none", "logger.mode=online"]
-    aside += ["runtime.workers=2", "outputs=/x", "hydra.verbose=true", "+hydra.x=1", "~logger", "hydra/launcher=x"]
-    assert compose.overrides_name([]) == "default"
-    assert compose.overrides_name(aside) == "default"
-    assert compose.overrides_name([*aside, "seed=1"]) == "seed=1"
-
-
-def test_plain_overrides_are_their_own_name_in_any_order() -> None:
-    assert compose.overrides_name(["seed=1", "loss=ce"]) == "loss=ce,seed=1"
-    assert compose.overrides_name(["loss=ce", "seed=1"]) == "loss=ce,seed=1"
-
-
-def test_escaped_names_stay_readable_and_apart() -> None:
-    names = [compose.overrides_name([f"corpus.path={path}"]) for path in ("a/b", "a b", "a_b", "a:b", "ä/b")]
-    assert names[2] == "corpus.path=a_b"
-    assert all(
-        re.fullmatch(r"corpus\.path=a_b-[0-9a-f]{8}|corpus\.path=__b-[0-9a-f]{8}|corpus\.path=a_b", n) for n in names
-    )
-    assert len(set(names)) == len(names)
-
-
-def test_long_names_are_cut_and_stay_apart() -> None:
-    long = [f"model.name={'x' * 150}{end}" for end in "ab"]
-    names = [compose.overrides_name([text]) for text in long]
-    assert [len(name) for name in names] == [120, 120]
-    assert names[0] != names[1]
-    assert names[0].startswith("model.name=xxx")
-    exactly = f"model.name={'x' * 109}"
-    assert compose.overrides_name([exactly]) == exactly
-
-
-def test_a_name_is_the_same_in_every_process() -> None:
-    assert compose.overrides_name(["tokens.terms=my terms.txt"]) == "tokens.terms=my_terms.txt-35346307"
-
-
-OVERRIDES = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), max_size=5)
-
-
-@given(OVERRIDES)
-def test_any_name_is_one_safe_part_of_a_path(overrides: list[str]) -> None:
-    name = compose.overrides_name(overrides)
-    assert re.fullmatch(r"[A-Za-z0-9_.,=+-]{1,120}", name)
-    assert not name.startswith(".") and not name.endswith(".")
-    assert compose.overrides_name(overrides[::-1]) == name
-
-
-@given(OVERRIDES, OVERRIDES)
-def test_different_overrides_have_different_names(left: list[str], right: list[str]) -> None:
-    def kept(overrides: list[str]) -> str:
-        aside = tuple(compose._NOT_IN_NAME)
-        return ",".join(sorted(text for text in overrides if not text.lstrip("+~").startswith(aside)))
-
-    same = kept(left) == kept(right) or {kept(left), kept(right)} == {"", "default"}
-    assert (compose.overrides_name(left) == compose.overrides_name(right)) == same
-
-
-def test_names_of_experiments() -> None:
-    assert compose.experiment_name(None) == "default"
-    assert compose.experiment_name("quickstart") == "quickstart"
-    assert "/" not in compose.experiment_name("mine/first")
 
 
 @pytest.mark.parametrize(

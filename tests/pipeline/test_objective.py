@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from kldistill.pipeline.cli import no_objective, objective
-from kldistill.pipeline.compose import overrides_name
+from kldistill.pipeline.names import overrides_name
 from kldistill.runtime.errors import ConfigError
 from tests.helpers.interpreter import python
 from tests.helpers.paths import ROOT

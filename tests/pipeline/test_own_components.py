@@ -255,6 +255,13 @@ def test_trust_is_the_users_own_word(package: Path, words: list[str], message: s
             ["model=tiny", "model.revision=x"],
             "model.revision: is a key of model=hf, which the command does not choose.",
         ),
+        (["~tokens.curve"], "~tokens.curve: a key of the schema always has a value, so it cannot be deleted. Set tok"),
+        (["~tokens.terms"], "Set tokens.terms=null, or choose another preset of tokens (kldistill --help tokens)."),
+        (["~seed=0"], "~seed=0: a key of the schema always has a value, so it cannot be deleted. Set seed=VALUE."),
+        (["-m", "~eval.suites"], "~eval.suites: a key of the schema"),
+        (["~tokens.curv"], "~tokens.curv: there is no such key. Did you mean tokens.curve?"),
+        (["~loss.terms.kl=5"], "~loss.terms.kl=5: this is not its value. ~loss.terms.kl deletes it"),
+        (["~eval/suite@eval.mbpp"], "Could not delete 'eval/suite@eval.mbpp'. No match in the defaults list of the"),
         (["corpus.path=x"], "corpus.path: is a key of corpus=hf_dataset and of corpus=local_files, which"),
         (["corpus=local_files", "corpus.pat=x"], "corpus.pat: there is no such key. Did you mean corpus.path?"),
         (

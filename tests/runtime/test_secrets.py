@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from kldistill.pipeline.compose import overrides_name
+from kldistill.pipeline.names import overrides_name
 from kldistill.runtime.secrets import Formatter, redact
 
 
