@@ -9,16 +9,17 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from kldistill.evaluation import judge
-from kldistill.evaluation.config import GenerateConfig
+from kldistill.evaluation.config import GenerateConfig, GenerateWithVllmConfig
 from kldistill.evaluation.generation import batching, with_vllm
 from kldistill.evaluation.generation.batching import Completion, Request
 from kldistill.evaluation.generation.cuts import cut_of
@@ -39,7 +40,6 @@ from kldistill.training.load import load_model, load_tokenizer
 
 RECORDS = "records.jsonl"
 PART = "records.{}.jsonl"  # what one process writes, by its rank, until all of them are done
-GENERATE = {"transformers": batching.generate, "vllm": with_vllm.generate}
 OF_LINES = ("text", "solution")  # kinds of tasks whose reference may stand in what the model has read
 
 
@@ -149,7 +149,10 @@ def written(
         requests = [Request(task.prompt, task.budget, task.stop, cfg.n_samples, key=task.id) for task in tasks]
         cut = cut_of(cfg.cut, PieceTable.load(inputs["tokens"])) if "tokens" in inputs else None
         running: list[tuple[dict[str, Any], Future[Outcome]]] = []
-        for index, completions in GENERATE[cfg.backend](
+        generate: Callable[..., Iterator[tuple[int, list[Completion]]]] = batching.generate
+        if isinstance(cfg, GenerateWithVllmConfig):
+            generate = partial(with_vllm.generate, engine_args=cfg.vllm.chosen())
+        for index, completions in generate(
             model_of(inputs, job, cfg.backend),
             spelling,
             requests,

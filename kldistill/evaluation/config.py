@@ -49,6 +49,49 @@ class ScoringConfig:
 
 
 @dataclass
+class VllmConfig:
+    """What vLLM is started with, by its own names; null leaves it to vLLM. What follows from the run (model, dtype,
+    lengths, ``max_num_seqs``, which is ``runtime.generation_batch``) is no key.
+
+    Attributes:
+        tensor_parallel_size: GPUs that share each layer of the model.
+        pipeline_parallel_size: groups of GPUs that share out its layers.
+        gpu_memory_utilization: share of each GPU's memory that vLLM takes (its own: some nine tenths).
+        max_num_batched_tokens: tokens of one of its passes, at most.
+        enforce_eager: true captures no CUDA graphs: it starts sooner and writes slower.
+        enable_prefix_caching: keep what it has of beginnings that several prompts share.
+        kv_cache_dtype: type of its cache, such as ``fp8``.
+        quantization: of the weights while it reads them, such as ``fp8``.
+        cpu_offload_gb: of the weights, what stays in the CPU's memory.
+    """
+
+    tensor_parallel_size: int | None = None
+    pipeline_parallel_size: int | None = None
+    gpu_memory_utilization: float | None = None
+    max_num_batched_tokens: int | None = None
+    enforce_eager: bool | None = None
+    enable_prefix_caching: bool | None = None
+    kv_cache_dtype: str | None = None
+    quantization: str | None = None
+    cpu_offload_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("tensor_parallel_size", "pipeline_parallel_size", "max_num_batched_tokens"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"eval.vllm.{key}", value, "must be at least 1, or null")
+        share, gigabytes = self.gpu_memory_utilization, self.cpu_offload_gb
+        rule = "is a share: above 0 and at most 1, or null"
+        require(share is None or 0 < share <= 1, "eval.vllm.gpu_memory_utilization", share, rule)
+        require(
+            gigabytes is None or gigabytes >= 0, "eval.vllm.cpu_offload_gb", gigabytes, "must be 0 or more, or null"
+        )
+
+    def chosen(self) -> dict[str, Any]:
+        """What is not left to vLLM."""
+        return {item.name: value for item in fields(self) if (value := getattr(self, item.name)) is not None}
+
+
+@dataclass
 class EvalConfig(ScoringConfig):
     """The group ``eval``: scoring of held-out text, and the suites of tasks.
 
@@ -68,6 +111,7 @@ class EvalConfig(ScoringConfig):
         backend: which program writes the answers. ``vllm``, meant for GPUs, has to be installed (docs/serving.md);
             prompts, budgets and ends of answers are the same. What is ranked or scored is measured by transformers all
             the same.
+        vllm: how vLLM is started (``VllmConfig``).
         written: texts of some 64 tokens that the original model writes after beginnings of the test split, scored as
             ``written``: on these alone the KL is that of the two models. 0: none.
         adapter: a LoRA adapter that was trained on the original model with peft, a folder or a hub id. It is added,
@@ -85,6 +129,7 @@ class EvalConfig(ScoringConfig):
     seed: int = 0
     cut: str = choice("free", "free", "merged", "masked")
     backend: str = choice("transformers", "transformers", "vllm")
+    vllm: VllmConfig = field(default_factory=VllmConfig)
     written: int = 0
     adapter: str | None = None
     limits: Limits = field(default_factory=Limits)
@@ -200,6 +245,7 @@ class GenerateWithVllmConfig(GenerateConfig):
     """The same for answers that vLLM writes. They are other artifacts, and those of transformers stay the same ones."""
 
     backend: str = "vllm"  # type: ignore[misc]  # a key of this slice alone
+    vllm: VllmConfig = field(default_factory=VllmConfig)
 
 
 @dataclass

@@ -137,7 +137,7 @@ def check_surroundings(cfg: Config) -> None:
     if cfg.runtime.compile:
         check_compiler()
     if cfg.eval.backend == "vllm" and _answers(cfg):
-        with_vllm.check(cfg.runtime)
+        with_vllm.check(cfg.runtime, cfg.eval.vllm)
     steps = steps_of(cfg)
     for name in plan(steps, cfg.stages):
         step = steps[name]

@@ -300,11 +300,11 @@ def _tasks(suite: str) -> Callable[["Config"], TasksConfig]:
 
 def _generate(of: str, suite: str) -> Callable[["Config"], GenerateConfig]:
     def cut(cfg: "Config") -> GenerateConfig:
-        names = {item.name for item in fields(GenerateConfig)} - {"model", "suite"}
+        kind = GenerateWithVllmConfig if cfg.eval.backend == "vllm" else GenerateConfig
+        names = {item.name for item in fields(kind)} - {"model", "suite"}
         own = {name: getattr(cfg.eval, name) for name in names}
         if of in OLD_CUT:
             own["cut"] = "free"  # they have no new tokens
-        kind = GenerateWithVllmConfig if cfg.eval.backend == "vllm" else GenerateConfig
         return kind(of, suite, **own)
 
     return cut

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kldistill.evaluation import answer
-from kldistill.evaluation.config import GenerateConfig, GenerateWithVllmConfig
+from kldistill.evaluation.config import GenerateConfig, GenerateWithVllmConfig, VllmConfig
 from kldistill.evaluation.sandbox import unavailable
 from kldistill.evaluation.suites.task import Task, write
 from kldistill.model import tiny
@@ -107,6 +107,10 @@ def test_vllm_answers_and_is_judged_alike(build: Build, tmp_path: Path, monkeypa
         assert timeless(ours) == timeless(build(tasks, out, original))
         assert summary(tmp_path / f"{out}-vllm").keys() == summary(tmp_path / out).keys()
     assert len(made) == 2 and not any(engine.open for engine in made)
+    own = {"tensor_parallel_size": 2, "gpu_memory_utilization": 0.5, "enforce_eager": True}
+    build(tasks, "settings", backend="vllm", vllm=VllmConfig(**own))
+    of_plain, of_own = vars(made[0].args), vars(made[-1].args)
+    assert {key: value for key, value in of_own.items() if key not in of_plain} == own, "what is null is vLLM's affair"
 
 
 @pytest.mark.parametrize("backend", ["transformers", "vllm"])

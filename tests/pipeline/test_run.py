@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from kldistill.evaluation.config import VllmConfig
 from kldistill.pipeline import compose
 from kldistill.pipeline import run as pipeline
 from kldistill.pipeline.step import Step, plan, rebuilt, stages_of
@@ -131,7 +132,7 @@ def test_answers_of_vllm_are_artifacts_of_their_own_and_all_else_stays_the_same(
     slices = [{name: resolved(step.config(cfg)) for name, step in steps_of(cfg).items()} for cfg in configs]
     for name, of_transformers in slices[0].items():
         assert "backend" not in of_transformers, "artifacts from before there was a choice are still found"
-        of_vllm = {"backend": "vllm"} if name.startswith("generate_") else {}
+        of_vllm = {"backend": "vllm", "vllm": resolved(VllmConfig())} if name.startswith("generate_") else {}
         assert slices[1][name] == of_transformers | of_vllm, name
 
 

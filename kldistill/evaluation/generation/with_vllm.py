@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from kldistill.evaluation.config import VllmConfig
 from kldistill.evaluation.generation.batching import (
     Completion,
     Request,
@@ -43,13 +44,15 @@ from kldistill.tokens.windows import context_length
 ALLOWED = 1024  # ids of ``allowed_token_ids``, at most: vLLM's newer model runner dies of more
 AHEAD = 2  # times the batch: requests that vLLM has at a time, so that one always waits for the next place
 PROBE = "from vllm.platforms import current_platform; print(current_platform.device_type)"
+NAMES = "import dataclasses, vllm; print(*(item.name for item in dataclasses.fields(vllm.EngineArgs)))"
 
 
-def check(runtime: RuntimeConfig) -> None:
+def check(runtime: RuntimeConfig, settings: VllmConfig) -> None:
     """Refuse what would fail when the first answer is due. Takes seconds: vLLM is imported, in a process of its own.
 
     Raises:
-        ConfigError: vLLM cannot be imported or is made for another device, or the run has several processes.
+        ConfigError: vLLM cannot be imported, is made for another device or lacks a setting, there are fewer GPUs than
+            it is to use, or the run has several processes.
     """
     key = "eval.backend=vllm"
     if launched() > 1:
@@ -57,20 +60,37 @@ def check(runtime: RuntimeConfig) -> None:
             f"{key}: a run of {launched()} processes has no place for vLLM, which starts its own. Launch one process, "
             "or use eval.backend=transformers."
         )
-    probe = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
-    if probe.returncode:
-        reason = (probe.stderr.strip().splitlines() or ["its import ends the process"])[-1]
-        raise ConfigError(
-            f"{key}: vLLM cannot be imported here ({reason}). Install it with `pip install 'kldistill[vllm]'` (see "
-            "docs/serving.md for the versions of torch and transformers that it asks for), or use "
-            "eval.backend=transformers."
-        )
-    device = probe.stdout.split()[-1]
+    device = _printed(PROBE)[-1]
     if runtime.device not in ("auto", device):
         raise ConfigError(
             f"{key} with runtime.device={runtime.device}: the vLLM that is installed runs on {device}. Use "
             f"runtime.device={device} or auto, or eval.backend=transformers."
         )
+    wide, deep = settings.tensor_parallel_size or 1, settings.pipeline_parallel_size or 1
+    there = torch.cuda.device_count()
+    if device == "cuda" and wide * deep > max(1, there):
+        raise ConfigError(
+            f"eval.vllm.tensor_parallel_size={wide} times eval.vllm.pipeline_parallel_size={deep} are {wide * deep} "
+            f"GPUs, and {there} are visible here."
+        )
+    chosen = settings.chosen()
+    known = set(_printed(NAMES)) if chosen else set[str]()
+    for name in chosen:
+        if name not in known:
+            raise ConfigError(f"eval.vllm.{name}: the vLLM that is installed has no such setting; leave it at null.")
+
+
+def _printed(code: str) -> list[str]:
+    """The words that Python prints for ``code``, which imports vLLM. Raises ``ConfigError`` where it cannot."""
+    probe = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if probe.returncode:
+        reason = (probe.stderr.strip().splitlines() or ["its import ends the process"])[-1]
+        raise ConfigError(
+            f"eval.backend=vllm: vLLM cannot be imported here ({reason}). Install it with `pip install "
+            "'kldistill[vllm]'` (see docs/serving.md for the versions of torch and transformers that it asks for), or "
+            "use eval.backend=transformers."
+        )
+    return probe.stdout.split()
 
 
 def generate(
@@ -81,6 +101,7 @@ def generate(
     *,
     batch_size: int,
     description: str = "Generating",
+    engine_args: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[int, list[Completion]]]:
     """Complete every request; see ``batching.generate``, which gives the same greedy completions up to rounding.
 
@@ -91,6 +112,7 @@ def generate(
         model: on the CPU. It is written to a temporary folder, for vLLM to read, and let go of.
         decoding: whose ``cut`` is none or ``Merging``.
         batch_size: completions that vLLM writes at a time.
+        engine_args: what else vLLM is started with (``VllmConfig.chosen``).
 
     Raises:
         EvaluationError: a prompt is longer than the model's context, or vLLM cannot start with this model, or ends
@@ -104,7 +126,7 @@ def generate(
     with TemporaryDirectory(prefix="kldistill-vllm-") as folder:
         write(model, len(spelling.table), Path(folder))
         del model
-        engine = Engine(folder, dtype, length, batch_size)
+        engine = Engine(folder, dtype, length, batch_size, engine_args or {})
     rows = {prompt.index: rows_of(requests[prompt.index], prompt, decoding.seed) for prompt in prompts}
     waiting = deque(
         row for prompt in sorted(prompts, key=lambda prompt: -len(prompt.ids)) for row in rows[prompt.index]
@@ -131,7 +153,7 @@ def write(model: PreTrainedModel, size: int, folder: Path) -> None:
 class Engine:
     """vLLM itself, with the model of a folder, which is read at the start alone."""
 
-    def __init__(self, folder: str, dtype: str, length: int, batch_size: int) -> None:
+    def __init__(self, folder: str, dtype: str, length: int, batch_size: int, engine_args: Mapping[str, Any]) -> None:
         # Unless the user says otherwise: vLLM reports its use to its makers, and tells of much.
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -153,6 +175,7 @@ class Engine:
                     generation_config="vllm",
                     disable_log_stats=True,
                     use_tqdm_on_load=False,
+                    **engine_args,
                 )
             )
         except Exception as error:

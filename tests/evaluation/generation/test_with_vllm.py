@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from kldistill.evaluation.config import EvalConfig
+from kldistill.evaluation.config import EvalConfig, VllmConfig
 from kldistill.evaluation.generation import batching, with_vllm
 from kldistill.evaluation.generation.batching import Completion, Request, rows_of
 from kldistill.evaluation.generation.cuts import Merging
@@ -245,7 +245,10 @@ def test_vllm_that_ends_while_it_writes_leaves_what_is_finished(
 def package(folder: Path, monkeypatch: pytest.MonkeyPatch, platforms: str) -> None:
     """A package ``vllm`` for other processes."""
     (folder / "vllm").mkdir()
-    (folder / "vllm" / "__init__.py").touch()
+    (folder / "vllm" / "__init__.py").write_text(
+        "from dataclasses import dataclass\n@dataclass\nclass EngineArgs:\n    model: str\n"
+        "    tensor_parallel_size: int = 1\n    gpu_memory_utilization: float = 0.9\n"
+    )
     (folder / "vllm" / "platforms.py").write_text(platforms)
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
@@ -253,18 +256,31 @@ def package(folder: Path, monkeypatch: pytest.MonkeyPatch, platforms: str) -> No
 def test_without_vllm_its_command_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package(tmp_path, monkeypatch, "import a_library_that_is_missing")
     with pytest.raises(ConfigError, match=r"a_library_that_is_missing.*pip install 'kldistill\[vllm\]'"):
-        with_vllm.check(RuntimeConfig())
+        with_vllm.check(RuntimeConfig(), VllmConfig())
 
 
 def test_vllm_must_be_for_this_device_and_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package(tmp_path, monkeypatch, "class current_platform: device_type = 'cuda'")
-    with_vllm.check(RuntimeConfig())
-    with_vllm.check(RuntimeConfig(device="cuda"))
+    with_vllm.check(RuntimeConfig(), VllmConfig())
+    with_vllm.check(RuntimeConfig(device="cuda"), VllmConfig())
     with pytest.raises(ConfigError, match=r"runtime.device=cpu: the vLLM that is installed runs on cuda"):
-        with_vllm.check(RuntimeConfig(device="cpu"))
+        with_vllm.check(RuntimeConfig(device="cpu"), VllmConfig())
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="2 processes"):
-        with_vllm.check(RuntimeConfig())
+        with_vllm.check(RuntimeConfig(), VllmConfig())
+
+
+def test_gpus_and_settings_that_are_not_there_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package(tmp_path, monkeypatch, "class current_platform: device_type = 'cuda'")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with_vllm.check(RuntimeConfig(), VllmConfig(tensor_parallel_size=4, gpu_memory_utilization=0.5))
+    with pytest.raises(ConfigError, match=r"parallel_size=2 times .*parallel_size=3 are 6 GPUs, and 4 are visible"):
+        with_vllm.check(RuntimeConfig(), VllmConfig(tensor_parallel_size=2, pipeline_parallel_size=3))
+    with pytest.raises(ConfigError, match=r"eval\.vllm\.kv_cache_dtype: the vLLM that is installed has no such"):
+        with_vllm.check(RuntimeConfig(), VllmConfig(kv_cache_dtype="fp8"))
+    for wrong in ({"tensor_parallel_size": 0}, {"gpu_memory_utilization": 1.5}, {"cpu_offload_gb": -1.0}):
+        with pytest.raises(ConfigError, match=rf"eval\.vllm\.{next(iter(wrong))}"):
+            VllmConfig(**wrong)  # type: ignore[arg-type]
 
 
 def test_what_vllm_cannot_do_is_refused() -> None:
@@ -284,6 +300,7 @@ import json, os, sys
 os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_ENABLE_V1_MULTIPROCESSING="0")
 import torch
 torch.set_num_threads(1)
+from functools import partial
 from pathlib import Path
 from kldistill.evaluation.generation import batching, with_vllm
 from kldistill.evaluation.generation.cuts import Merging
@@ -308,7 +325,8 @@ for name, most, how in (("free", 1024, Decoding()), ("all", 0, Decoding()), ("me
     out[name] = [written(module.generate, requests, how) for module in (batching, with_vllm)]
 with_vllm.ALLOWED = 1024
 drawn = [batching.Request(prompt, 1, n=300, key=prompt) for prompt in job["drawn"]]
-out["drawn"] = written(with_vllm.generate, drawn, Decoding(temperature=0.8, top_p=0.9))
+own = partial(with_vllm.generate, engine_args={"enforce_eager": True, "max_num_batched_tokens": 512})
+out["drawn"] = written(own, drawn, Decoding(temperature=0.8, top_p=0.9))
 json.dump(out, open(sys.argv[2], "w"))
 """
 
