@@ -103,7 +103,7 @@ class LocalFilesCorpus(CorpusConfig):
     """Text files below a folder.
 
     Attributes:
-        path: the folder.
+        path: the folder, or one file.
         glob: which files below it, in the language of ``pathlib``: ``**/*.py``.
     """
 

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kldistill.runtime.errors import CorpusError
@@ -19,6 +19,8 @@ _BUILD = ("build", "_build", "dist", "CMakeFiles")
 OF_PROGRAMS = {"outputs": "outputs"} | dict.fromkeys(_DEPENDENCIES, "dependencies") | dict.fromkeys(_BUILD, "build")
 # Folders by a file in them. The tag (https://bford.info/cachedir) is in Cargo's target/ and in many caches.
 MARKS = {"pyvenv.cfg": "virtual_environment", "artifact.json": "outputs", "CACHEDIR.TAG": "build"}
+# Files of rows, by how they end, with the name of their format in ``datasets``.
+_ROWS = {".jsonl": "json", ".ndjson": "json", ".parquet": "parquet", ".arrow": "arrow"}
 _UNFINISHED = ".partial"  # an artifact that is being built, or whose build was killed
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
@@ -31,12 +33,22 @@ def expanded(path: str, key: str) -> Path:
         raise CorpusError(f"{key}={path!r}: {error} Write the path out.") from error
 
 
-def existing_folder(path: str) -> Path:
-    """``corpus.path`` as a folder. Raises ``CorpusError`` if there is none."""
+def existing(path: str) -> Path:
+    """``corpus.path`` as a folder or a file. Raises ``CorpusError`` if there is none."""
     root = expanded(path, "corpus.path")
-    if not root.is_dir():
-        raise CorpusError(f"corpus.path={path!r}: there is no such folder (looked for {root.absolute()}).")
+    if not (root.is_dir() or root.is_file()):
+        raise CorpusError(f"corpus.path={path!r}: there is no such folder or file (looked for {root.absolute()}).")
     return root
+
+
+def as_dataset(files: Sequence[Path]) -> str:
+    """How to say that a column of these files is the text, if they are of rows: the formats that ``datasets`` reads."""
+    for file in files:
+        suffix = next((suffix for suffix in _ROWS if file.name.endswith((suffix, f"{suffix}.gz"))), None)
+        if suffix is not None:
+            of_rows = f"corpus=hf_dataset corpus.path={_ROWS[suffix]} 'corpus.data_files=[\"{file.absolute()}\"]'"
+            return f"{of_rows} corpus.text_field=COLUMN"
+    return ""
 
 
 def patterns_of(glob: str) -> list[str]:

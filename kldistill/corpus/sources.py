@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import itertools
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from kldistill.corpus.documents import Document, Skipped, Source, decode, digest, line_feeds, read_bytes
-from kldistill.corpus.folders import existing_folder, expanded, files_below, name_of, without_match
+from kldistill.corpus.folders import as_dataset, existing, expanded, files_below, name_of, without_match
 from kldistill.runtime.components import component
 from kldistill.runtime.errors import CorpusError
+
+log = logging.getLogger(__name__)
 
 
 def _contents(files: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, Callable[[], bytes]]]:
@@ -113,12 +116,14 @@ def local_files(path: str, glob: str) -> Source:
     ``target``, ...) and what git ignores are left out and counted. ``path`` itself may be such a folder.
 
     Args:
-        path: the folder.
+        path: the folder, or one file, whatever the pattern.
         glob: pattern for ``pathlib.Path.glob``, such as ``**/*.py`` or, with alternatives, ``**/*.{py,md}``.
     """
 
     def files() -> list[tuple[str, Path, str]]:
-        root = existing_folder(path)
+        root = existing(path)
+        if root.is_file():
+            return [(root.name, root, "")]
         matches = list(files_below(root, glob))
         if not any(not reason for _, _, reason in matches):
             raise CorpusError(
@@ -126,13 +131,20 @@ def local_files(path: str, glob: str) -> Source:
             )
         return matches
 
+    def read() -> Iterator[Document | Skipped]:
+        found = files()
+        if told := as_dataset([file for _, file, reason in found if not reason]):
+            log.warning(
+                "Files of rows are read as they stand, keys and escapes and all. If a column is meant: %s", told
+            )
+        for name, file, reason in found:
+            yield Skipped(name, reason) if reason else decode(name, read_bytes(file))
+
     def own() -> list[tuple[str, Path]]:
         return [(name, file) for name, file, reason in files() if not reason]
 
     return Source(
-        read=lambda: (
-            Skipped(name, reason) if reason else decode(name, read_bytes(file)) for name, file, reason in files()
-        ),
+        read=read,
         identity=lambda: {"files": len(kept := own()), "sha256": digest(_contents(kept))},
     )
 
@@ -179,6 +191,12 @@ def hf_dataset(
     if path == "text":  # a file is a document; by default every line would be one
         where["sample_by"] = "document"
 
+    def refuse_file() -> None:
+        if (file := expanded(path, "corpus.path")).is_file():
+            named = f"corpus=hf_dataset corpus.path=FORMAT 'corpus.data_files=[\"{file.absolute()}\"]'"
+            told = as_dataset([file]) or named
+            raise CorpusError(f"corpus.path={path!r}: is a file, and a dataset's path its format or folder. Say {told}")
+
     def failed(error: Exception) -> CorpusError:
         if path == "json" and (place := malformed(where["data_files"] or [])):
             return CorpusError(f"corpus.data_files: {place}. Mend the row or leave it out.")
@@ -189,6 +207,7 @@ def hf_dataset(
         )
 
     def read() -> Iterator[Document | Skipped]:
+        refuse_file()
         from datasets import load_dataset  # Takes seconds to import; only who uses it pays.
         from datasets.exceptions import DatasetsError
 
@@ -216,6 +235,7 @@ def hf_dataset(
             raise failed(error) from error
 
     def identity() -> dict[str, Any]:
+        refuse_file()
         if revision and len(revision) == 40 and set(revision) <= set("0123456789abcdef"):
             return {"commit": revision}
         from datasets import load_dataset_builder

@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from kldistill.pipeline import compose, keys
@@ -64,6 +64,7 @@ def inspect(argv: Sequence[str]) -> None:
         _refuse_second_choice(overrides)
         cfg = _composed(args, overrides)
     except (HydraException, OmegaConfBaseException):
+        sys.argv[1:] = [word for word in sys.argv[1:] if word not in plan]  # or Hydra would say that it knows no --plan
         return  # Hydra will say it, with all its detail
     except KldistillError:
         raise
@@ -160,7 +161,10 @@ def _explain(base: DictConfig, overrides: Sequence[Override]) -> None:
         key = override.key_or_group
         if _is_choice(override.input_line or "") or key.startswith("hydra."):
             continue
-        if OmegaConf.select(base, key, throw_on_missing=False, default=_explain) is _explain:
+        there = OmegaConf.select(base, key, throw_on_missing=False, default=_explain)
+        if isinstance(there, ListConfig) and isinstance(value := override.value(), str | int | float):
+            raise ConfigError(f"{key}={value}: is a list, also where it has one item: '{key}=[{value}]'")
+        if there is _explain:
             from kldistill.pipeline import reference
 
             if others := reference.presets_with(key):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -222,6 +223,29 @@ class TestLocalFiles:
         (tmp_path / "two" / "a.py").rename(tmp_path / "two" / "b.py")
         (tmp_path / "two" / "b.py").write_text("a\n")
         assert one.identity() != two.identity()
+
+    def test_one_file_is_a_corpus(self, tmp_path: Path):
+        (tmp_path / "book.md").write_text("one\n")
+        (tmp_path / "other.py").write_text("two\n")
+        source = local_files(str(tmp_path / "book.md"), "**/*.py")
+        assert documents(source) == {"book.md": "one\n"} and source.identity()["files"] == 1
+
+    def test_files_of_rows_are_told_how_to_be_read_by_a_column(self, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+        row = {"content": "def f():\n    return 1\n"}
+        (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+        assert "\\n" in documents(local_files(str(tmp_path), "*.jsonl"))["rows.jsonl"], "as it stands"
+        [warning] = caplog.messages
+        command = warning.partition("If a column is meant: ")[2]
+        with pytest.raises(CorpusError, match="is a file") as raised:
+            hf_dataset(str(tmp_path / "rows.jsonl")).identity()
+        assert str(raised.value).endswith(command), "the same advice"
+        # What it says works as typed.
+        words = dict(word.split("=", 1) for word in shlex.split(command))
+        assert words.pop("corpus") == "hf_dataset" and words.pop("corpus.text_field") == "COLUMN"
+        assert words.pop("corpus.path") == "json"
+        files = json.loads(words.pop("corpus.data_files"))
+        found = documents(hf_dataset("json", text_field="content", data_files=files))
+        assert list(found.values()) == [row["content"]] and not words
 
     def test_errors_name_the_key(self, tmp_path: Path):
         with pytest.raises(CorpusError, match=r"corpus\.path=.*no such folder"):

@@ -54,6 +54,7 @@ def test_help_names_choices_and_examples_without_loading_torch(tmp_path: Path) -
         (["distill.stepz=1"], "distill.stepz: there is no such key. Did you mean distill.steps?"),
         (["distill.steps=many"], "Value 'many' of type 'str' could not be converted to Integer"),
         (["loss=klx"], "Could not find 'loss/klx'"),
+        (["loss=klx", "--plan"], "Could not find 'loss/klx'"),
     ],
 )
 def test_what_hydra_refuses_ends_with_its_message(arguments: list[str], names: str, tmp_path: Path) -> None:
