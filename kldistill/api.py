@@ -9,12 +9,14 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kldistill.pipeline.checks import check
-from kldistill.pipeline.compose import Config, conf_folder, register, typed, with_home
+from kldistill.pipeline.compose import Config, conf_folder, is_choice, register, typed, with_home
+from kldistill.pipeline.keys import refuse_deletions
 from kldistill.pipeline.steps import steps_of
 from kldistill.runtime.errors import ConfigError
 
@@ -34,7 +36,11 @@ def configure(*overrides: str, values: Mapping[str, Any] | None = None) -> Confi
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
-            cfg = compose("config", overrides=[with_home(override) for override in overrides])
+            words = [with_home(override) for override in overrides]
+            choices = [word for word in words if is_choice(word)]
+            parsed = OverridesParser.create().parse_overrides(words)
+            refuse_deletions(parsed, lambda: compose("config", overrides=choices), is_choice)
+            cfg = compose("config", overrides=words)
         for key, value in (values or {}).items():
             OmegaConf.update(cfg, key, value)
     except (HydraException, OmegaConfBaseException) as error:

@@ -81,6 +81,7 @@ def test_configure_is_the_command_line() -> None:
         (["model=tiny"], {"distill.stepz": 1}, "stepz"),
         (["model=tiny"], {"distill.steps": "many"}, "many"),
         (["model=tiny", "distill.steps=0"], {}, r"distill\.steps"),
+        (["model=tiny", "~tokens.curve"], {}, r"~tokens\.curve: a key of the schema"),
         (["model=hf"], {}, r"model\.path"),
         (["model=tiny", "tokens=list"], {"tokens.terms": "nowhere.txt"}, "nowhere"),
     ],
@@ -91,6 +92,11 @@ def test_mistakes_are_told_as_on_the_command_line(
     with pytest.raises(ConfigError, match=message):
         configure(*overrides, values=values)
     assert not GlobalHydra.instance().is_initialized()
+
+
+def test_what_is_an_entry_of_a_mapping_or_a_preset_can_be_taken_away() -> None:
+    cfg = configure("model=tiny", "~loss.terms.ce", "~experiment")
+    assert list(cfg.loss.terms) == ["kl"]
 
 
 def test_a_program_with_a_hydra_of_its_own_keeps_it() -> None:

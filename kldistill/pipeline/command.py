@@ -1,6 +1,5 @@
 """What the command line asks for, checked before Hydra makes a folder and before anything slow is imported."""
 
-import dataclasses
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -113,9 +112,8 @@ def _composed(args: Any, overrides: Sequence[Override]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-            choices = [word for word in words if _is_choice(word)]
-            if deleted := [o for o in overrides if o.is_delete() and not _is_choice(str(o.input_line))]:
-                _refuse_deletions(hydra_compose(name, overrides=choices), deleted)
+            choices = [word for word in words if compose.is_choice(word)]
+            keys.refuse_deletions(overrides, lambda: hydra_compose(name, overrides=choices), compose.is_choice)
             try:
                 return hydra_compose(name, overrides=words, return_hydra_config=True)
             except ConfigCompositionException as error:
@@ -159,7 +157,7 @@ def _explain(base: DictConfig, overrides: Sequence[Override]) -> None:
     known = keys.known_keys(base)
     for override in overrides:
         key = override.key_or_group
-        if _is_choice(override.input_line or "") or key.startswith("hydra."):
+        if compose.is_choice(override.input_line or "") or key.startswith("hydra."):
             continue
         there = OmegaConf.select(base, key, throw_on_missing=False, default=_explain)
         if isinstance(there, ListConfig) and isinstance(value := override.value(), str | int | float):
@@ -170,38 +168,6 @@ def _explain(base: DictConfig, overrides: Sequence[Override]) -> None:
             if others := reference.presets_with(key):
                 raise ConfigError(f"{key}: is a key of {' and of '.join(others)}, which the command does not choose.")
             raise ConfigError(f"{key}: there is no such key.{keys.did_you_mean(key, known)}")
-
-
-def _refuse_deletions(base: DictConfig, deleted: Sequence[Override]) -> None:
-    """``~`` takes away entries of mappings, such as a term of a loss; what the schema names always has a value.
-
-    Raises:
-        ConfigError: for a key of the schema, one that is not there, or one that has another value than was said.
-    """
-    for override in deleted:
-        key, word = override.key_or_group, override.input_line
-        above, _, name = key.rpartition(".")
-        parent = OmegaConf.select(base, above) if above else base
-        there = isinstance(parent, DictConfig) and name in parent
-        if not there:
-            raise ConfigError(f"{word}: there is no such key.{keys.did_you_mean(key, keys.known_keys(base))}")
-        node = parent._get_node(name)
-        if dataclasses.is_dataclass(OmegaConf.get_type(parent)):
-            value = "null" if node._is_optional() else "VALUE"  # type: ignore[union-attr]
-            group = key.partition(".")[0]
-            preset = f", or choose another preset of {group} (kldistill --help {group})" if above else ""
-            raise ConfigError(
-                f"{word}: a key of the schema always has a value, so it cannot be deleted. Set {key}={value}{preset}."
-            )
-        if override.value() is not None and override.value() != parent[name]:
-            raise ConfigError(f"{word}: this is not its value. ~{key} deletes it, whatever its value is.")
-
-
-def _is_choice(word: str) -> bool:
-    """Whether an override picks a preset of a group (``loss=kl``, ``hydra/launcher=slurm``, ``--config-dir``'s too)."""
-    key = word.split("=", 1)[0].lstrip("+~").split("@")[0]
-    folders = [compose.conf_folder(), *compose.own_folders()]
-    return "/" in key or key.startswith("hydra.") or any((folder / key).is_dir() for folder in folders)
 
 
 def _first(override: Override) -> str | None:

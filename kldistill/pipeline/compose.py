@@ -128,6 +128,13 @@ def own_folders() -> list[Path]:
     return list(_own)
 
 
+def is_choice(word: str) -> bool:
+    """Whether an override picks a preset of a group (``loss=kl``, ``hydra/launcher=slurm``, ``--config-dir``'s too)."""
+    key = word.split("=", 1)[0].lstrip("+~").split("@")[0]
+    folders = [conf_folder(), *own_folders()]
+    return "/" in key or key.startswith("hydra.") or any((folder / key).is_dir() for folder in folders)
+
+
 def _store(folders: Sequence[Path]) -> None:
     _store_schemas()
     store = ConfigStore.instance()

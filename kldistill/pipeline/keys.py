@@ -2,11 +2,12 @@
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from kldistill.runtime.config import require
@@ -21,6 +22,39 @@ def refuse_unknown(cfg: DictConfig) -> None:
     if unknown:
         key = unknown[0]
         raise ConfigError(f"{key}: there is no such key.{did_you_mean(key, known_keys(cfg))}")
+
+
+def refuse_deletions(
+    overrides: Sequence[Override], compose: Callable[[], DictConfig], is_choice: Callable[[str], bool]
+) -> None:
+    """``~`` takes away entries of mappings, such as a term of a loss; what the schema names always has a value.
+
+    Args:
+        compose: gives the configuration with its presets alone.
+        is_choice: whether an override is of a preset, which may be left out.
+
+    Raises:
+        ConfigError: for a key of the schema, one that is not there, or one that has another value than was said.
+    """
+    deleted = [one for one in overrides if one.is_delete() and not is_choice(one.input_line or "")]
+    base = compose() if deleted else DictConfig({})
+    for override in deleted:
+        key, word = override.key_or_group, override.input_line
+        above, _, name = key.rpartition(".")
+        parent = OmegaConf.select(base, above) if above else base
+        there = isinstance(parent, DictConfig) and name in parent
+        if not there:
+            raise ConfigError(f"{word}: there is no such key.{did_you_mean(key, known_keys(base))}")
+        node = parent._get_node(name)
+        if is_dataclass(OmegaConf.get_type(parent)):
+            value = "null" if node._is_optional() else "VALUE"  # type: ignore[union-attr]
+            group = key.partition(".")[0]
+            preset = f", or choose another preset of {group} (kldistill --help {group})" if above else ""
+            raise ConfigError(
+                f"{word}: a key of the schema always has a value, so it cannot be deleted. Set {key}={value}{preset}."
+            )
+        if override.value() is not None and override.value() != parent[name]:
+            raise ConfigError(f"{word}: this is not its value. ~{key} deletes it, whatever its value is.")
 
 
 def known_keys(cfg: DictConfig) -> list[str]:
