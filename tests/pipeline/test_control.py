@@ -5,7 +5,9 @@ none.
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +16,7 @@ from kldistill.pipeline import compose
 from kldistill.pipeline.steps import steps_of
 from kldistill.runtime.errors import ConfigError
 from kldistill.tokens.artifact import read_new_tokens
+from kldistill.training.load import load_model
 from tests.helpers.runs import config, read_run, run, write_corpus
 
 TUNED = ["finetune=lora", "finetune.steps=4", "finetune.validate_every=2", "finetune.lora.r=4", "finetune.lr=0.01"]
@@ -71,6 +74,15 @@ def test_an_adapter_of_the_original_is_measured_on_both_models(tuned: Path, corp
         assert f"eval/{of}/completion/exact_match" in metrics
     assert metrics["eval/adapted/completion/edit_similarity"] == metrics["eval/control/completion/edit_similarity"]
     assert not [name for name in read_run(tuned / "runs" / "run")["metrics"] if "carried" in name]
+    # What is measured is what peft's users do with the exported model.
+    artifacts = {
+        of: tuned / "runs" / "adapter" / path for of, path in read_run(tuned / "runs" / "adapter")["artifacts"].items()
+    }
+    ids = torch.tensor([[3, 70, 520, 9, 530, 4]])  # new ones among them
+    carried = load_model(artifacts["adapted"], artifacts["distill"])
+    theirs: Any = peft.PeftModel.from_pretrained(load_model(artifacts["model"], artifacts["distill"]), str(adapter))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, carried(ids).logits)
 
 
 def test_an_adapter_that_changes_nothing_leaves_both_models_as_they_are(
