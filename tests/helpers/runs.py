@@ -4,7 +4,7 @@ import ast
 import inspect
 import json
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -12,15 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
-
 from kldistill.interpret import pictures as interpret_pictures
 from kldistill.pipeline import compose
 from kldistill.pipeline import run as pipeline
 from kldistill.pipeline.run_record import PAGE
+from tests.helpers.composing import config
 
 # Few and small steps of everything; the model knows nothing, so nothing is lost.
 SMALL = [
@@ -53,14 +49,6 @@ SMALL = [
     "interpret.attention_contexts=1",
     "interpret.completions=1",
 ]
-
-
-def config(overrides: Sequence[str]) -> DictConfig:
-    """What Hydra composes of conf/ and these overrides."""
-    compose.register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-        return hydra_compose("config", overrides=list(overrides))
 
 
 def write_corpus(folder: Path) -> Path:

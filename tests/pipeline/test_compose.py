@@ -18,8 +18,8 @@ from kldistill.pipeline import compose
 from kldistill.pipeline.checks import check
 from kldistill.runtime.errors import ConfigError
 from kldistill.training.objective import any_masked, terms_of
+from tests.helpers.composing import composed, config
 from tests.helpers.paths import ROOT
-from tests.helpers.runs import config
 
 CONF = ROOT / "conf"
 PRESETS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
@@ -94,6 +94,33 @@ def test_every_preset_composes_and_is_valid(presets: list[Path], tmp_path: Path)
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if choice_of(preset)], ids=str)
 def test_every_preset_is_valid_beside_the_defaults(preset: Path, tmp_path: Path) -> None:
     check_valid([preset], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["seed=3", "distill.lr=${loss.lr}", "outputs='a b'", "+model.a=[1,a]", "~corpus.general.exclude"],
+        ["experiment=thesis", "loss@finetune.loss=kl", "eval.suites=[mbpp]", "eval.limits={cpu_seconds: 2}"],
+    ],
+)
+def test_the_tests_own_way_to_compose_is_hydras(overrides: list[str]) -> None:
+    """It sets the values in a copy of what Hydra has composed of the presets alone."""
+    ours, theirs = config(overrides), composed(overrides)
+    assert OmegaConf.to_yaml(ours) == OmegaConf.to_yaml(theirs)
+    assert OmegaConf.is_struct(ours) and OmegaConf.is_struct(theirs)
+    assert OmegaConf.get_type(ours, "distill") is OmegaConf.get_type(theirs, "distill") is compose.DistillConfig
+    ours.distill.steps = 1
+    assert config(overrides) == theirs, "nobody has another's copy"
+
+
+@pytest.mark.parametrize("refused", ["distill.steps=many", "modle=tiny", "loss=klx"])
+def test_the_tests_own_way_to_compose_refuses_as_hydra_does(refused: str) -> None:
+    told = []
+    for way in (config, composed):
+        with pytest.raises(Exception) as caught:
+            way(["seed=1", refused])
+        told.append((type(caught.value), str(caught.value), str(caught.value.__cause__)))
+    assert told[0] == told[1]
 
 
 def test_every_preset_is_tried() -> None:
