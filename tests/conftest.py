@@ -41,7 +41,10 @@ def pytest_collection_finish() -> None:
     """What is loaded by now stays: going through it for garbage again and again takes a tenth of all time."""
     import torch
 
+    from tests.helpers.quick_hydra import quicken
+
     torch.set_num_threads(1)
+    quicken()
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 50)

@@ -4,14 +4,10 @@ import copy
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import ConfigRepository
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -66,25 +62,7 @@ def _chooses(override: Override) -> bool:
     )
 
 
-_load = ConfigRepository.load_config
-_loaded: dict[tuple[Path, ...], dict[str, Any]] = {}  # by the user's own folders, of which schemas depend
-
-
 @cache
 def _chosen(choices: tuple[str, ...], own: tuple[Path, ...]) -> DictConfig:
-    """What Hydra composes of a choice of presets. Shared: never change it.
-
-    Hydra would read every file again, and prepare for interpolations in lists of defaults, of which conf/ has none.
-    """
-    files = _loaded.setdefault(own, {})
-
-    def load(repository: ConfigRepository, config_path: str) -> Any:
-        if config_path not in files:
-            files[config_path] = _load(repository, config_path)
-        return copy.deepcopy(files[config_path])
-
-    with (
-        patch.object(ConfigRepository, "load_config", load),
-        patch.object(defaults_list, "_create_interpolation_map", lambda *_: None),
-    ):
-        return composed(choices)
+    """What Hydra composes of a choice of presets, with the user's own folders. Shared: never change it."""
+    return composed(choices)

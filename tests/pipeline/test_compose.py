@@ -20,6 +20,7 @@ from kldistill.runtime.errors import ConfigError
 from kldistill.training.objective import any_masked, terms_of
 from tests.helpers.composing import composed, config
 from tests.helpers.paths import ROOT
+from tests.helpers.quick_hydra import plain
 
 CONF = ROOT / "conf"
 PRESETS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
@@ -104,8 +105,10 @@ def test_every_preset_is_valid_beside_the_defaults(preset: Path, tmp_path: Path)
     ],
 )
 def test_the_tests_own_way_to_compose_is_hydras(overrides: list[str]) -> None:
-    """It sets the values in a copy of what Hydra has composed of the presets alone."""
-    ours, theirs = config(overrides), composed(overrides)
+    """It sets the values in a copy of what Hydra has composed of the presets alone, and reads each of these once."""
+    ours = config(overrides)
+    with plain():
+        theirs = composed(overrides)
     assert OmegaConf.to_yaml(ours) == OmegaConf.to_yaml(theirs)
     assert OmegaConf.is_struct(ours) and OmegaConf.is_struct(theirs)
     assert OmegaConf.get_type(ours, "distill") is OmegaConf.get_type(theirs, "distill") is compose.DistillConfig
