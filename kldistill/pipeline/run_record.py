@@ -68,6 +68,7 @@ class RunRecord:
         self._artifacts = earlier_artifacts(folder, steps)
         seconds = self._earlier.get("about", {}).get("seconds", {})
         self._seconds: dict[str, float] = {name: seconds[name] for name in self._artifacts if name in seconds}
+        self._changes: tuple[list[str], list[dict[str, Any]]] | None = None
         self.write("running")
 
     def done(self, name: str, artifact: Path, seconds: float | None = None) -> None:
@@ -110,12 +111,18 @@ class RunRecord:
             "status": status,
             **({} if error is None else {"error": error}),
             "config": config,
-            "changes": [change._asdict() for change in changes(config, self._defaults)],
+            "changes": self._changed(config),
             "about": self._whole_about(status),
             "artifacts": {name: self._artifacts[name] for name in self._steps if name in self._artifacts},
             "metrics": self.metrics,
         }
         write_run_record(self._folder, content)
+
+    def _changed(self, config: dict[str, Any]) -> list[dict[str, Any]]:
+        """How the configuration differs from the defaults; ``stages`` is all of it that changes while a run goes on."""
+        if self._changes is None or self._changes[0] != config["stages"]:
+            self._changes = config["stages"], [change._asdict() for change in changes(config, self._defaults)]
+        return self._changes[1]
 
     def failed(self, error: BaseException) -> None:
         """The run ends here. This is written also where the disk is full: into room that was kept for it."""

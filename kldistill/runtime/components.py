@@ -185,7 +185,7 @@ def _typed(function: Callable[..., Any], settings: dict[str, Any], key: str) -> 
         hints = {}
     checked = dict(settings)
     for name, value in settings.items():
-        if not _is_plain(hints.get(name)):
+        if not _is_plain(hints.get(name)) or _fits(value, hints[name]):
             continue
         try:
             node = OmegaConf.merge(_setting(hints[name]), {"value": value})
@@ -194,6 +194,12 @@ def _typed(function: Callable[..., Any], settings: dict[str, Any], key: str) -> 
             reason = str(error).splitlines()[0].rstrip(".")
             raise ConfigError(f"{key}.{name}={value!r}: {reason}.") from error
     return checked
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of its type as it is: most are, and to ask OmegaConf takes milliseconds."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return type(value) in kinds and not (isinstance(value, str) and "$" in value)
 
 
 @cache

@@ -102,10 +102,12 @@ def test_a_stages_refusal_is_one_line_too_and_the_named_run_folder_says_failed(t
     assert yaml.safe_load((folder / ".hydra/overrides.yaml").read_text()) == arguments
 
 
-@pytest.mark.parametrize("sweep", [False, True], ids=["run", "sweep"])
-def test_no_file_of_a_run_holds_what_is_secret(sweep: bool, tmp_path: Path) -> None:
-    """A token in an address, and a value of the environment, both on the command line."""
-    secret = {"MY_API_KEY": "k-0123456789"}
+Ended = tuple[Path, subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["run", "sweep"])
+def with_secrets(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """Where a run, or a sweep of two, was started with a token in an address and a value of the environment."""
     arguments = [
         "model=tiny",
         "model.vocab_size=300",
@@ -116,26 +118,31 @@ def test_no_file_of_a_run_holds_what_is_secret(sweep: bool, tmp_path: Path) -> N
         "logger.group=k-0123456789",
         'export.license="https://me:t0ken-abcdef@host.org/y"',
     ]
-    done = kldistill(*(["-m", "seed=1,2"] if sweep else []), *arguments, folder=tmp_path, env=secret)
+    folder = tmp_path_factory.mktemp("secrets")
+    words = ["-m", "seed=1,2", *arguments] if request.param else arguments
+    done = kldistill(*words, folder=folder, env={"MY_API_KEY": "k-0123456789"})
     assert done.returncode == 0, done.stdout + done.stderr
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    return folder, done
+
+
+def test_no_file_of_a_run_holds_what_is_secret(with_secrets: Ended) -> None:
+    folder, done = with_secrets
+    files = [path for path in folder.rglob("*") if path.is_file()]
     names = {path.name for path in files}
     assert {"run.json", "kldistill.log", "overrides.yaml", "config.yaml", "hydra.yaml"} <= names
-    assert any(path.suffix == ".wandb" for path in files) and ("multirun.yaml" in names) == sweep
+    assert any(path.suffix == ".wandb" for path in files)
+    assert ("multirun.yaml" in names) == (len(list(folder.rglob("run.json"))) == 2)
     for word in ("t0ken-abcdef", "k-0123456789"):
         assert word not in done.stdout + done.stderr
         for path in files:
             assert word not in str(path) and word.encode() not in path.read_bytes(), path
 
 
-def test_the_log_holds_what_the_console_shows_also_in_a_sweep(tmp_path: Path) -> None:
-    arguments = ["model=tiny", "model.vocab_size=300", "stages=[model]", "logger=none", "runtime.workers=1"]
-    done = kldistill("-m", "seed=1,2", *arguments, folder=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    logs = [path.read_text() for path in sorted(tmp_path.rglob("kldistill.log"))]
-    assert len(logs) == 2
+def test_the_log_holds_what_the_console_shows_also_in_a_sweep(with_secrets: Ended) -> None:
+    folder, done = with_secrets
+    logs = [path.read_text() for path in sorted(folder.rglob("kldistill.log"))]
     shown = [line for line in done.stdout.splitlines() if line.startswith(("model: ", "All figures of this run"))]
-    assert len(shown) == 4
+    assert len(shown) == 2 * len(logs) > 0
     for line in shown:
         assert sum(f"] {line}\n" in log for log in logs) == 1, line
 

@@ -17,6 +17,7 @@ from tests.helpers.runs import run, write_corpus
 
 # So few steps of a random model may make it worse; here they are kept all the same.
 OVERRIDES = ["distill.steps=2", "distill.validate_every=2", "distill.snippet_bytes=150", "distill.best_by=null"]
+OVERRIDES += ["tokens.curve=0"]  # tests/tokens/test_stage.py draws it for every family
 # Half of the families tied, half not; one tied model with separate new rows; one tokenizer of another family.
 CHOICES: dict[str, tuple[bool, list[str]]] = {
     "llama": (True, ["model.tokenizer=llama2"]),

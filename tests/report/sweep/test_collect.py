@@ -37,13 +37,20 @@ def gather(folder: Path, factor: str = "loss", baseline: str = "ce") -> dict:
     return gather_runs(find_runs(folder), folder, factor, baseline)
 
 
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A sweep that was gathered, and its table. Shared: nobody changes either."""
+    folder = write_sweep(tmp_path_factory.mktemp("grid"), LOSSES, inits=2)
+    return folder, collect(folder)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     names = ("results.csv", "results.md", "results.json", "report.html")
     return {name: (folder / name).read_bytes() for name in names}
 
 
-def test_a_grid_is_gathered(tmp_path: Path) -> None:
-    table = collect(write_sweep(tmp_path, LOSSES, inits=2))
+def test_a_grid_is_gathered(grid: tuple[Path, dict]) -> None:
+    folder, table = grid
     assert table["factors"] == {"init": ["mean", "random"], "loss": ["ce", "kl", "kl_ce"], "seed": ["0", "1", "2"]}
     assert [row["status"] for row in table["runs"]] == ["finished"] * 18
     assert table["runs"][0]["factors"] == {"init": "mean", "loss": "ce", "seed": "0"}
@@ -58,21 +65,21 @@ def test_a_grid_is_gathered(tmp_path: Path) -> None:
     assert mean["n"] == 3
     assert mean["mean"] == pytest.approx(sum(values) / 3)
     assert mean["low"] < mean["mean"] < mean["high"]
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
+    rows = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text())))
     assert len(rows) == 18
     assert float(rows[0][BITS]) == pytest.approx(table["runs"][0]["figures"][BITS])
     assert {f"{BITS}/low", f"{BITS}/high", "tokens/saved"} <= rows[0].keys()
 
 
-def test_the_original_stands_beside_the_arms(tmp_path: Path) -> None:
-    table = collect(write_sweep(tmp_path, LOSSES, inits=2))
+def test_the_original_stands_beside_the_arms(grid: tuple[Path, dict]) -> None:
+    folder, table = grid
     found = {(entry["model"], entry["metric"]): entry for entry in table["references"]}
-    run = json.loads(next(tmp_path.rglob("run.json")).read_text())["metrics"]
+    run = json.loads(next(folder.rglob("run.json")).read_text())["metrics"]
     entry = found["original", BITS]
     assert entry["mean"] == pytest.approx(run["eval/original/domain/bits_per_byte"]) and entry["n"] == 1
     assert entry["low"] == run["eval/original/domain/bits_per_byte/low"] < entry["mean"] < entry["high"]
-    assert "On the same texts and tasks" in (tmp_path / "results.md").read_text()
-    assert "What no arm is" in (tmp_path / "report.html").read_text()
+    assert "On the same texts and tasks" in (folder / "results.md").read_text()
+    assert "What no arm is" in (folder / "report.html").read_text()
     assert not any(model != "original" for model, _ in found), "no control was trained"
 
 
@@ -87,8 +94,8 @@ def test_a_fine_tuned_original_is_averaged_over_seeds(tmp_path: Path) -> None:
     assert entry["mean"] == pytest.approx(0.71) and entry["low"] < 0.7 < 0.72 < entry["high"]
 
 
-def test_differences_are_paired_and_judged(tmp_path: Path) -> None:
-    table = collect(write_sweep(tmp_path, LOSSES, inits=2))
+def test_differences_are_paired_and_judged(grid: tuple[Path, dict]) -> None:
+    folder, table = grid
     bits, kl = entries(table, BITS, "kl"), entries(table, KL, "kl")
     assert bits.keys() == {"mean", "random", None}
     for entry in bits.values():
@@ -102,17 +109,17 @@ def test_differences_are_paired_and_judged(tmp_path: Path) -> None:
     assert {(entry["verdict"], entry["p_holm"]) for entry in between} == {("", None)}, "bits/byte has them in it"
     same = [entry for entry in table["differences"] if entry["metric"] == "tokens/saved"]
     assert {entry["verdict"] for entry in same} == {"same"}
-    text = (tmp_path / "results.md").read_text()
+    text = (folder / "results.md").read_text()
     assert "| mean | kl | Bits per byte, domain | +0.0" in text
     assert "Tokens saved | +0.0" not in text  # the same in all cells says nothing
 
 
-def test_the_main_figures_are_a_picture_too(tmp_path: Path) -> None:
-    table = collect(write_sweep(tmp_path / "grid", LOSSES, inits=2))
-    first = (tmp_path / "grid/heat_map.png").read_bytes()
+def test_the_main_figures_are_a_picture_too(grid: tuple[Path, dict], tmp_path: Path) -> None:
+    folder, table = grid
+    first = (folder / "heat_map.png").read_bytes()
     assert first.startswith(b"\x89PNG")
-    assert heat_map(table, tmp_path / "grid") == tmp_path / "grid/heat_map.png"
-    assert (tmp_path / "grid/heat_map.png").read_bytes() == first, "the same runs give the same picture"
+    assert heat_map(table, tmp_path) == tmp_path / "heat_map.png"
+    assert (tmp_path / "heat_map.png").read_bytes() == first, "the same runs give the same picture"
     # One factor alone, or one run, has no second side.
     line = write_sweep(tmp_path / "line", LOSSES, inits=1)
     assert heat_map(gather(line), line) is None

@@ -124,7 +124,7 @@ def null_sweep(rng: np.random.Generator, grid: dict, n_documents: int) -> Iterat
 @pytest.mark.parametrize("n_documents", [14, 60])
 def test_a_sweep_of_equal_arms_hardly_ever_gets_a_verdict(n_documents: int) -> None:
     """Two intervals, each asked at 5 %, gave 15 to 19 % of the cells one; here it is 5 % of whole sweeps at most."""
-    rng, grid, sweeps = np.random.default_rng(0), noise(), 120
+    rng, grid, sweeps = np.random.default_rng(0), noise(), 60
     metrics = {name: Metric(name, name, "", LOWER) for name in MEASURED}
     wrong = 0
     for _ in range(sweeps):
