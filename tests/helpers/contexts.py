@@ -8,7 +8,7 @@ from hypothesis import reject, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kldistill.losses.alignment import align
+from kldistill.losses.alignment import Alignment, align
 from kldistill.losses.chunks import concatenate
 from kldistill.losses.kl import kl_terms
 from kldistill.losses.masked import masked_logits
@@ -34,18 +34,27 @@ class Context:
 
     def _look(self, oracle: Oracle, table: PieceTable, text: list[int], length: int) -> None:
         self.oracle, self.table = oracle, table
+        self._made: dict[PieceTable, list[tuple[list[int], Alignment]]] = {}
         self.prefix = self.oracle.cut(text)[:length]
         self.texts = self.oracle.texts(self.prefix)
         if not self.texts:
             reject()
         self.target = self.oracle.push_forward(self.prefix)
 
+    def _alignments(self) -> list[tuple[list[int], Alignment]]:
+        """The student's tokens of every text, and their alignment with its pieces: made once for every table."""
+        if self.table not in self._made:
+            news = [self.oracle.cut(text) for _, text in self.texts]
+            aligned = [align(text, new, self.table) for (_, text), new in zip(self.texts, news, strict=True)]
+            self._made[self.table] = list(zip(news, aligned, strict=True))
+        return self._made[self.table]
+
     def losses(
         self, row: Tensor, change=lambda alignment: alignment, masked: bool = False
     ) -> list[tuple[float, float, float]]:
         """(weight, first-piece term, split term) of every text, for student logits ``row`` at the position."""
-        news = [self.oracle.cut(text) for _, text in self.texts]
-        aligned = [change(align(text, new, self.table)) for (_, text), new in zip(self.texts, news, strict=True)]
+        news = [new for new, _ in self._alignments()]
+        aligned = [change(alignment) for _, alignment in self._alignments()]
         # All texts at once, as the sequences of one batch: they have the same number of pieces.
         longest, at = max(map(len, news)), len(self.prefix) - 1
         logits = torch.zeros(len(news), longest, self.table.new_size, dtype=torch.float64)

@@ -16,6 +16,7 @@ from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.job import Job
 from kldistill.training import finetune
 from kldistill.training.config import FinetuneConfig, LoraConfig
+from kldistill.training.load import load_student
 from kldistill.training.loss_config import LossConfig, LossTerm
 from tests.helpers.forks import ended, forked
 from tests.helpers.resume_driver import kill_at
@@ -39,4 +40,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     work = json.loads(Path(sys.argv[1]).read_text())
     inputs = {name: Path(folder) for name, folder in work["folders"].items()}
+    load_student(inputs["model"], inputs["rows"])  # what is slow the first time is done before the forks
     Path(sys.argv[2]).write_text(json.dumps([attempt(inputs, job) for job in work["jobs"]]))

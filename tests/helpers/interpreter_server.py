@@ -1,8 +1,9 @@
 """Python interpreters as forks of one process that has loaded all slow packages. Started by ``interpreter.py``.
 
 It has loaded other people's packages alone and has run nothing, so each fork is as good as a new interpreter, without
-the seconds of its imports. ``interpreter_client.py`` asks for a fork: it sends arguments, folder, environment and its
-own open files, is told the process id, and at last how the fork ended. A client that dies takes its fork with it.
+the seconds of its imports, and with a Hydra that reads a preset once (``quick_hydra.py``). ``interpreter_client.py``
+asks for a fork: it sends arguments, folder, environment and its own open files, is told the process id, and at last how
+the fork ended. A client that dies takes its fork with it.
 """
 
 import atexit
@@ -193,9 +194,11 @@ def end(error: BaseException | None) -> NoReturn:
 
 if __name__ == "__main__":
     importlib.import_module("unsynced").no_sync()
+    quick_hydra = importlib.import_module("quick_hydra")
     del sys.path[0]  # where this file is
     for package in PACKAGES:
         importlib.import_module(package)
+    quick_hydra.quicken()
     gc.collect()
     gc.freeze()
     server = Server(sys.argv[1])

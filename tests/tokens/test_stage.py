@@ -23,7 +23,7 @@ from kldistill.tokens.texts import up_to
 from tests.helpers.interpreter import python
 
 SPLITS = {"train": slice(0, 3), "validation": slice(3, 4), "test": slice(4, 5)}
-SIZE = 30_000  # bytes of each document
+SIZE = 15_000  # bytes of each document
 FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3")
 UNSEEN = "def attention_mask(self):\n    return self.__init__ + naïve_中文 - 'don't' * 128  # 😀\n"
 

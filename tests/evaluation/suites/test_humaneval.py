@@ -44,6 +44,7 @@ def test_canonical_solutions_survive_the_stop_rule(tasks: list[Task]) -> None:
     assert long == [20, 81, 95, 129, 140]
 
 
+@pytest.mark.skipif(unavailable() is None, reason="the next test shows it, in the sandbox")
 def test_all_canonical_solutions_pass(tasks: list[Task]) -> None:
     verdicts = passes([program_of(task, task.reference) for task in tasks], seconds=60)
     assert [task.id for task, passed in zip(tasks, verdicts, strict=True) if not passed] == []
