@@ -61,7 +61,7 @@ def _steps(
             _later("corpus.stage.build"),
             lambda cfg: cfg.corpus,
             identity=_later("corpus.stage.identity"),
-            version=5,
+            version=6,
         ),
         "tokens": Step(
             _later("tokens.stage.build"), lambda cfg: cfg.tokens, _same("model", "corpus"), identity=_terms, version=2
