@@ -116,10 +116,12 @@ class AdapterConfig:
 
     Attributes:
         adapter: a folder or a hub id.
+        local_files_only: never ask the network; take the hub's local cache.
         key: of the configuration, for errors.
     """
 
     adapter: str
+    local_files_only: bool = False
     key: str = "eval.adapter"
 
 

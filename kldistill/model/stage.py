@@ -100,18 +100,18 @@ def adapted(cfg: AdapterConfig, inputs: Mapping[str, Path], out: Path, job: Job)
         ModelError: there is no such adapter, or it does not fit the model.
     """
     facts = read_facts(inputs["model"])
-    path, only = where_of(inputs["model"], facts), facts.get("local_files_only", False)
+    path = where_of(inputs["model"], facts)
     if in_artifacts(facts):
         facts["path"] = os.path.relpath(path, out)
         path = facts["base_model"] or facts["name"]
-    found = adapter_facts(cfg.adapter, path, only, job.say, cfg.key)
+    found = adapter_facts(cfg.adapter, path, cfg.local_files_only, job.say, cfg.key)
     write_facts(out, {**facts, "adapters": [*facts.get("adapters", []), found]})
     load_original(out)
 
 
 def adapter_identity(cfg: AdapterConfig) -> dict[str, object]:
     """What the adapter is right now, for the fingerprint of ``adapted``."""
-    return {"adapter": hub.adapter_identity(cfg.adapter, key=cfg.key)}
+    return {"adapter": hub.adapter_identity(cfg.adapter, cfg.local_files_only, cfg.key)}
 
 
 def write_facts(out: Path, facts: Mapping[str, object]) -> None:

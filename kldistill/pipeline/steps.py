@@ -177,7 +177,7 @@ def _with_adapter(steps: Steps, suites: Sequence[str]) -> dict[str, Step]:
     return {
         "adapted": Step(
             _later("model.stage.adapted"),
-            lambda cfg: AdapterConfig(cfg.eval.adapter),
+            lambda cfg: AdapterConfig(str(cfg.eval.adapter), getattr(cfg.model, "local_files_only", False)),
             _same("model"),
             group="evaluate",
             identity=_later("model.stage.adapter_identity"),
