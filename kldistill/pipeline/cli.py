@@ -35,7 +35,7 @@ def main() -> None:
     """``kldistill`` on the command line (see ``kldistill --help``)."""
     from kldistill.pipeline import command, sweeps
 
-    sys.argv[1:] = [compose.with_home(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = command.ordered([compose.with_home(argument) for argument in sys.argv[1:]])
     _listen()
     complete = False
     try:

@@ -29,6 +29,29 @@ PLAN = "--plan"  # tell what the run will need, and run nothing
 _LOGGING = ("logging.", "kldistill.runtime.secrets.", "hydra.", "colorlog.", "rich.")
 
 
+def ordered(argv: Sequence[str]) -> list[str]:
+    """The same words with the overrides first, then the flags with their values.
+
+    Hydra reads overrides in one run only: of ``a=1 -m b=2`` it would say that ``b=2`` is unknown.
+    """
+    options = get_args_parser()._option_string_actions
+    overrides: list[str] = []
+    flags: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        flags.append(word)
+        option = options.get(word)
+        if option is None or option.nargs == 0 or not rest or rest[0].startswith("-"):
+            continue
+        if option.nargs is None or rest[0] in (option.choices or ()):  # a value, or one that may be left out
+            flags.append(rest.pop(0))
+    return overrides + flags
+
+
 def inspect(argv: Sequence[str]) -> None:
     """Refuse a command that cannot work, and make the user's folder of presets known. No folder has been made yet.
 

@@ -64,7 +64,7 @@ def _steps(
             version=6,
         ),
         "tokens": Step(
-            _later("tokens.stage.build"), lambda cfg: cfg.tokens, _same("model", "corpus"), identity=_terms, version=2
+            _later("tokens.stage.build"), lambda cfg: cfg.tokens, _same("model", "corpus"), identity=_terms, version=3
         ),
         "init": Step(_later("rows.stage.build"), lambda cfg: cfg.init, _same("model", "tokens")),
     }

@@ -18,11 +18,16 @@ from kldistill.tokens.words import chunks, take
 
 @dataclass
 class Split:
-    """Sizes of one split under both tokenizers."""
+    """Sizes of one split under both tokenizers.
+
+    Attributes:
+        saved: the share of its tokens that each document saves.
+    """
 
     bytes: int = 0
     old: int = 0
     new: int = 0
+    saved: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -77,10 +82,17 @@ class Examiner:
         # AddedTokens have no pieces; their bytes are those of their string.
         own = [sum(len(table[p]) for p in t.pieces) if t.pieces else len(t.string.encode()) for t in tokens]
         self.new_bytes = np.concatenate([self.old_bytes, np.array(own, dtype=np.int64)])
+        self.table = table
         self.by_pieces = {tuple(token.pieces) for token in tokens if token.pieces}
         self.token_lengths = sorted({len(p) for p in self.by_pieces}, reverse=True)
         self.openings = np.array(sorted({(p[0] << 32) | p[1] for p in self.by_pieces}), dtype=np.int64)
         self.findings = Findings(uses=np.zeros(len(tokens), np.int64))
+
+    def text_of(self, index: int) -> str:
+        """What a token spells; bytes of a part of a character as ``\\xe3``, where decoders have one mark for all."""
+        if index < self.size and self.table[index]:
+            return self.table[index].decode(errors="backslashreplace")
+        return self.new.decode([index])
 
     def read(self, split: str, texts: Iterable[str]) -> None:
         """Add the texts to the findings."""
@@ -96,6 +108,8 @@ class Examiner:
                 old, new = np.array(old_list, dtype=np.int64), np.array(new_list, dtype=np.int64)
                 sizes.old += len(old)
                 sizes.new += len(new)
+                if old_list:
+                    sizes.saved.append(1 - len(new) / len(old))
                 self._document(old, new)
 
     def _document(self, old: NDArray, new: NDArray) -> None:

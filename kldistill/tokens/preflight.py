@@ -12,6 +12,7 @@ from kldistill.tokens.examiner import Examiner, unreachable
 
 MAX_VIOLATIONS = 0.001
 FEW_USES = 20
+FEW_DOCUMENTS = 8  # below it no interval is given anywhere
 
 
 def prefix_closed(tokens: list[NewToken]) -> float:
@@ -33,6 +34,7 @@ def figures(examiner: Examiner, tokens: list[NewToken], split: str = "test") -> 
     findings = examiner.findings
     sizes = findings.splits[split]
     bytes_, old, new = max(sizes.bytes, 1), max(sizes.old, 1), max(sizes.new, 1)
+    lower, upper = np.quantile(sizes.saved or [0.0], [0.25, 0.75]).tolist()
     return {
         "tokens/old_size": examiner.size,
         "tokens/new_size": examiner.size + len(tokens),
@@ -42,6 +44,9 @@ def figures(examiner: Examiner, tokens: list[NewToken], split: str = "test") -> 
         "tokens/bytes_per_token/old": sizes.bytes / old,
         "tokens/bytes_per_token/new": sizes.bytes / new,
         "tokens/saved": 1 - sizes.new / old,
+        "tokens/saved/lower_quartile": lower,
+        "tokens/saved/upper_quartile": upper,
+        "tokens/documents": len(sizes.saved),
         "tokens/boundaries": findings.boundaries,
         "tokens/refinement_violations": findings.violations,
         "tokens/piece_mismatches": findings.mismatches,
@@ -125,6 +130,18 @@ def warnings(figure: Mapping[str, float]) -> list[str]:
         lines.append(
             f"At {figure['tokens/overlaps']} of {figure['tokens/boundaries']} places of held-out text a longer token "
             "would have fitted: the kl loss leaves out part of what the teacher says there. Fewer tokens lower this."
+        )
+    n, low, high = (figure[f"tokens/{name}"] for name in ("documents", "saved/lower_quartile", "saved/upper_quartile"))
+    if n < FEW_DOCUMENTS:
+        lines.append(
+            f"The test split has only {n} document{'s'[: n != 1]}: what is saved on other text may be far from this. "
+            "corpus.test=0.2 or corpus.split_by=document give it more."
+        )
+    elif added and not low <= figure["tokens/saved"] <= high:
+        lines.append(
+            f"A few large documents decide what is saved: {figure['tokens/saved']:.1%} of all held-out text, but "
+            f"{low:.1%} to {high:.1%} of half of its documents. If the large ones are of another kind (tables, data), "
+            "leave them out with corpus.glob."
         )
     if added and figure["tokens/saved"] < 0.01:
         lines.append(f"Only {figure['tokens/saved']:.1%} of the tokens are saved. The corpus may be no special domain.")

@@ -130,7 +130,7 @@ def show_curves(
 def show_tokens(tokens: list[NewToken], examiner: Examiner, texts: Iterable[str], job: Job) -> None:
     """Show the new tokens that save most, and one held-out line cut by both tokenizers."""
     best = sorted(tokens, key=lambda token: -token.count * max(len(token.pieces) - 1, 0))[:15]
-    pieces = [[examiner.old.decode([piece]) for piece in token.pieces] for token in best]
+    pieces = [[examiner.text_of(piece) for piece in token.pieces] for token in best]
     rows = [[repr(token.string), token.count, "|".join(cut)] for token, cut in zip(best, pieces, strict=True)]
     if not tokens:
         return
@@ -141,8 +141,8 @@ def show_tokens(tokens: list[NewToken], examiner: Examiner, texts: Iterable[str]
     ]
     if cuts:
         old, new = max(cuts, key=lambda cut: len(cut[0]) - len(cut[1]))
-        for name, by, ids in (("before", examiner.old, old), ("after", examiner.new, new)):
-            job.say(f"A held-out line {name} ({len(ids)} tokens): {'|'.join(by.decode([i]) for i in ids)}")
+        for name, ids in (("before", old), ("after", new)):
+            job.say(f"A held-out line {name} ({len(ids)} tokens): {'|'.join(map(examiner.text_of, ids))}")
 
 
 def write(out: Path, tokens: list[NewToken], examiner: Examiner, job: Job) -> None:
@@ -164,5 +164,7 @@ def write(out: Path, tokens: list[NewToken], examiner: Examiner, job: Job) -> No
         job.say(f"Warning: {warning}")
     job.say(
         f"{len(tokens)} new tokens save {figures['tokens/saved']:.1%} of the tokens of held-out text "
-        f"({figures['tokens/per_1000_bytes/old']:.0f} -> {figures['tokens/per_1000_bytes/new']:.0f} per 1,000 bytes)."
+        f"({figures['tokens/per_1000_bytes/old']:.0f} -> {figures['tokens/per_1000_bytes/new']:.0f} per 1,000 bytes); "
+        f"half of its {figures['tokens/documents']} documents save {figures['tokens/saved/lower_quartile']:.1%} to "
+        f"{figures['tokens/saved/upper_quartile']:.1%}."
     )

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import get_args_parser
 
 from kldistill.pipeline import command, compose
 from kldistill.runtime.errors import ConfigError
@@ -296,3 +297,22 @@ def test_what_is_wrong_is_said_before_anything_is_made(
         command.inspect(words)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["a=1", "-m", "b=2"], ["a=1", "b=2", "-m"]),
+        (["a=1", "--plan", "b=2"], ["a=1", "b=2", "--plan"]),
+        (["--config-dir", "my=dir", "a=1"], ["a=1", "--config-dir", "my=dir"]),
+        (["--cfg", "job", "a=1", "--package", "distill"], ["a=1", "--cfg", "job", "--package", "distill"]),
+        (["--info", "defaults", "a=1"], ["a=1", "--info", "defaults"]),
+        (["--info", "a=1"], ["a=1", "--info"]),
+        (["--help", "tokens"], ["tokens", "--help"]),
+        (["~logger", "-cn", "config", "a=-1"], ["~logger", "a=-1", "-cn", "config"]),
+    ],
+)
+def test_overrides_may_stand_on_both_sides_of_a_flag(words: list[str], expected: list[str]) -> None:
+    """Of ``a=1 -m b=2`` Hydra's parser says that ``b=2`` is unknown."""
+    assert command.ordered(words) == expected
+    get_args_parser().parse_args([word for word in expected if word != "--plan"])

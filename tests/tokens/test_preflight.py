@@ -49,7 +49,12 @@ def test_clean() -> None:
     # "qz" x 3, of which two follow a space and join it.
     assert figures["tokens/saved"] == pytest.approx(5 / old)
     assert figures["tokens/per_1000_bytes/old"] == pytest.approx(1000 * old / len(text.encode()))
+    quartiles = [figures[f"tokens/saved/{name}_quartile"] for name in ("lower", "upper")]
+    assert figures["tokens/documents"] == 1 and quartiles == pytest.approx([5 / old] * 2), "the empty one has none"
     assert found.uses.tolist() == [1, 2]
+    pieces = TOKENIZER.backend_tokenizer.encode("日").ids
+    assert "".join(map(examiner.text_of, pieces)) == r"\xe6\x97\xa5", "not three times the mark of what is no text"
+    assert [examiner.text_of(token.id) for token in new_tokens] == ["qz", " qz"]
     assert figures["tokens/unreachable"] == 0
     preflight.check(figures)
 
@@ -166,6 +171,9 @@ def test_prefix_closed_share() -> None:
         ("tokens/unused_held_out", 60, "never occur in held-out"),
         ("tokens/overlaps", 500, "longer token would have fitted"),
         ("tokens/saved", 0.001, "Only 0.1%"),
+        ("tokens/documents", 2, "only 2 documents: what is saved on other text may be far from this"),
+        ("tokens/documents", 1, "only 1 document: "),
+        ("tokens/saved/lower_quartile", 0.12, "10.0% of all held-out text, but 12.0% to 15.0%"),
     ],
 )
 def test_warnings(name: str, value: float, said: str) -> None:
@@ -176,6 +184,9 @@ def test_warnings(name: str, value: float, said: str) -> None:
         "tokens/added": 100,
         "tokens/boundaries": 10_000,
         "tokens/saved": 0.1,
+        "tokens/saved/lower_quartile": 0.0,
+        "tokens/saved/upper_quartile": 0.15,
+        "tokens/documents": 20,
         "tokens/refinement_violations": 0,
         "tokens/piece_mismatches": 0,
         "tokens/unaligned_documents": 0,
