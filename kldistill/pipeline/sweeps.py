@@ -120,23 +120,25 @@ def members(config: DictConfig) -> list[Member]:
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     overrides = parser.parse_overrides([*params, *config.hydra.overrides.task])
     config = deepcopy(config)  # once: all runs have the same keys, so each overwrites what the one before has set
-    return [_member(config, lists) for lists in BasicSweeper.split_arguments(overrides, None)[0]]
+    outer = HydraConfig.instance().cfg
+    try:
+        HydraConfig.instance().set_config(config)  # takes a copy of its own, for what says ${hydra:...}
+        return [_member(config, lists) for lists in BasicSweeper.split_arguments(overrides, None)[0]]
+    finally:
+        HydraConfig.instance().cfg = outer
 
 
 def _member(config: DictConfig, overrides: Sequence[str]) -> Member:
     """Where a run with these overrides will be: Hydra's own interpolations, with this run's values put in place."""
     chosen = dict(text.split("=", 1) for text in overrides)
-    OmegaConf.set_readonly(config.hydra, False)  # as Hydra left it for the run before
+    for node in (config.hydra, HydraConfig.get()):
+        OmegaConf.set_readonly(node, False)
+        with open_dict(node):
+            node.overrides.task = list(overrides)
+            node.runtime.choices.update({k: v for k, v in chosen.items() if k in node.runtime.choices})
     with open_dict(config):
-        config.hydra.overrides.task = list(overrides)
-        config.hydra.runtime.choices.update({k: v for k, v in chosen.items() if k in config.hydra.runtime.choices})
         config.outputs = chosen.get("outputs", config.outputs)
-    outer = HydraConfig.instance().cfg
-    try:
-        HydraConfig.instance().set_config(config)
-        folder = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
-    finally:
-        HydraConfig.instance().cfg = outer
+    folder = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
     return Member(tuple(overrides), folder, folder / f"{config.hydra.job.name}.log")
 
 

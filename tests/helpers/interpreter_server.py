@@ -201,6 +201,7 @@ if __name__ == "__main__":
     quick_hydra.quicken()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 50, 50)  # as in tests/conftest.py
     server = Server(sys.argv[1])
     print("ready", flush=True)
     error = None

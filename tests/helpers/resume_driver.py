@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -55,6 +56,10 @@ def kill_at(event: str, pattern: str, n: int, torn: bool) -> None:
 
 def attempt(cfg: compose.Config, job: dict[str, Any]) -> dict[str, float]:
     """Run once in a child process; when it began, and its exit code, or minus the signal that killed it."""
+
+    if "begun" in job and not Path(job["outputs"]).exists():
+        for step in ("model", "corpus", "tokens", "init", "evaluate_original", "evaluate_init", "teacher"):
+            shutil.copytree(Path(job["begun"]) / "artifacts" / step, Path(job["outputs"]) / "artifacts" / step)
 
     def work() -> None:
         if job["kill"] is not None:

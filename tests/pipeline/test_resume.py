@@ -79,6 +79,10 @@ PLANS: dict[str, Callable[[], list[dict[str, Any]]]] = {
 }
 
 
+# These begin with what the uninterrupted run has built before its training; the others build it themselves.
+BEGUN = ("in training", "around checkpoints", "while run.json is written")
+
+
 @dataclass
 class Outcome:
     """What the attempts of one plan came to."""
@@ -106,6 +110,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     for name, plan in PLANS.items():
         found[name].folder.mkdir()
         places = {"log": found[name].folder / "log", "outputs": found[name].folder / "outputs", "corpus": corpus}
+        if name in BEGUN:
+            places["begun"] = found["uninterrupted"].folder / "outputs"
         jobs += [{**{key: str(path) for key, path in places.items()}, "kill": moment} for moment in [*plan(), None]]
     (folder / "jobs.json").write_text(json.dumps({"overrides": OVERRIDES, "jobs": jobs}))
     subprocess.run(

@@ -45,8 +45,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def first(corpus: Path, outputs: Path) -> dict[str, Any]:
-    """run.json of one finished run, with the default loss, pictures and page."""
-    return run(corpus, outputs, name="first", draw=True)
+    """run.json of one finished run, with the default loss."""
+    return run(corpus, outputs, name="first")
 
 
 @pytest.fixture

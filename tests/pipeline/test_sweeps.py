@@ -126,10 +126,11 @@ def test_how_much_is_scored_of_each_text(initialised: None) -> None:
 def test_the_thesis_fine_tunes_every_arm_and_asks_all_tasks(initialised: None) -> None:
     runs = sweeps.members(multirun("experiment=thesis", "seed=0,1"))
     assert len(runs) == 24
-    # Every loss and init with the first seed, and the last run, which has the other one.
-    first = [member for member in runs if "seed=0" in member.overrides]
-    assert len(first) == 12 and runs[-1] not in first
-    made = [compose.typed(config(list(member.overrides))) for member in (*first, runs[-1])]
+    # Every loss and every init, and both seeds: of the whole grid each fifth run and the last one.
+    chosen = [*runs[::5], runs[-1]]
+    for key, n in (("loss", 3), ("init", 4), ("seed", 2)):
+        assert len({text for member in chosen for text in member.overrides if text.startswith(f"{key}=")}) == n
+    made = [compose.typed(config(list(member.overrides))) for member in chosen]
     steps = steps_of(made[0])
     suites = ["completion", "humaneval", "mbpp", "choice", "solution", "cloze"]
     for model in ("original", "finetuned", "control"):
