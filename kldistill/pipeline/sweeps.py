@@ -131,7 +131,8 @@ def members(config: DictConfig) -> list[Member]:
 def _member(config: DictConfig, overrides: Sequence[str]) -> Member:
     """Where a run with these overrides will be: Hydra's own interpolations, with this run's values put in place."""
     chosen = dict(text.split("=", 1) for text in overrides)
-    for node in (config.hydra, HydraConfig.get()):
+    nodes: tuple[Any, ...] = (config.hydra, HydraConfig.get())
+    for node in nodes:
         OmegaConf.set_readonly(node, False)
         with open_dict(node):
             node.overrides.task = list(overrides)

@@ -412,7 +412,8 @@ class TestPresets:
     def test_the_second_general_text_can_be_left_out(self, files: Path, tmp_path: Path):
         cfg = self.compose("python_package", "corpus.packages=[json]", "corpus/general_code=none")
         assert identity(cfg).keys() == {"source", "general"}
-        cfg = self.compose("local_files", f"corpus.path={files}/code", "corpus/general_code=none")
+        fewer = "corpus.general_max_bytes=100_000"
+        cfg = self.compose("local_files", f"corpus.path={files}/code", "corpus/general_code=none", fewer)
         assert "general_code" not in built(cfg, tmp_path / "out")
         assert identity(cfg).keys() == {"source", "general"}
 

@@ -1,5 +1,6 @@
 """Work in forks of a process that has its imports behind it: for drivers, which have trained nothing themselves."""
 
+import gc
 import importlib
 import os
 import pkgutil
@@ -18,6 +19,8 @@ def warm() -> None:
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     compose.defaults()
+    gc.collect()
+    gc.freeze()  # or each fork would go through all of it again, and so copy the memory that it shares
 
 
 def forked(work: Callable[[], object], log: Path | None = None) -> int:

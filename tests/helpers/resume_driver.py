@@ -77,9 +77,5 @@ if __name__ == "__main__":
     work = json.loads(Path(sys.argv[1]).read_text())
     first = work["jobs"][0]
     composed = config(overrides_of(Path(first["corpus"]), Path(first["outputs"]), *work["overrides"]))
-    # What is slow the first time is done before the forks, but for the training.
-    before = dataclasses.replace(compose.typed(composed), outputs=sys.argv[2] + ".before", stages=["init", "teacher"])
-    with undrawn():
-        run_pipeline(before, Path(before.outputs) / "runs/run")
     ends = [attempt(compose.typed(composed), job) for job in work["jobs"]]
     Path(sys.argv[2]).write_text(json.dumps(ends))
