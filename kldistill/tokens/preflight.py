@@ -124,8 +124,8 @@ def warnings(figure: Mapping[str, float]) -> list[str]:
     if figure["tokens/unused_held_out"] > 0.25 * added:
         lines.append(
             f"{figure['tokens/unused_held_out']} of {added} new tokens never occur in held-out text: they belong to "
-            "some folders of the corpus, as it is split by folder, or are chance finds. corpus.split_by=document tells "
-            "which; more text or a higher tokens.min_count avoids the latter."
+            "a part of the corpus (whole folders are held out unless corpus.split_by=document), or are chance finds. "
+            "More text or a higher tokens.min_count avoids the latter."
         )
     if figure["tokens/overlaps"] > 0.01 * figure["tokens/boundaries"]:
         lines.append(
