@@ -15,6 +15,7 @@ from kldistill.runtime.errors import ModelError
 from kldistill.runtime.hub_errors import HUB_ERRORS, take_the_cache
 
 SMALL_FILE = 2**20  # bytes; smaller files enter an identity by content, larger ones by size and time
+HUB = "https://huggingface.co/"
 
 
 def identity(
@@ -45,6 +46,11 @@ def local_folder(path: str) -> Path | None:
         local = folder.is_dir()
     except (RuntimeError, OSError, ValueError):  # a user's home that is not known; a name that is too long
         raise ModelError(f"model.path={path!r}: is no path. Give a folder with config.json, or a hub id.") from None
+    if path.startswith(HUB):
+        name = "/".join(path.removeprefix(HUB).split("/")[:2])
+        raise ModelError(
+            f"model.path={path!r}: is a page of the hub; the model's id is what it ends in: model.path={name}"
+        )
     if not local and (not path or folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1):
         raise ModelError(f"model.path={path!r}: there is no such folder. Give a folder with config.json, or a hub id.")
     if local and not (folder / "config.json").is_file():

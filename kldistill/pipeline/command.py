@@ -1,5 +1,6 @@
 """What the command line asks for, checked before Hydra makes a folder and before anything slow is imported."""
 
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -85,6 +86,8 @@ def inspect(argv: Sequence[str]) -> None:
         overrides = OverridesParser.create().parse_overrides(list(args.overrides))
         _refuse_second_choice(overrides)
         cfg = _composed(args, overrides)
+    except OverrideParseException as error:
+        raise ConfigError(f"{error.override}: {_unread(str(error.override), str(error))}") from error
     except (HydraException, OmegaConfBaseException):
         sys.argv[1:] = [word for word in sys.argv[1:] if word not in plan]  # or Hydra would say that it knows no --plan
         return  # Hydra will say it, with all its detail
@@ -157,6 +160,21 @@ def _refuse_second_choice(overrides: Sequence[Override]) -> None:
         if word.startswith("+") and not word.startswith("++") and (compose.conf_folder() / group).is_dir():
             plain = word.removeprefix("+")
             raise ConfigError(f"{word}: {group} is in the configuration already, so leave the + out: {plain}")
+
+
+def _unread(word: str, told: str) -> str:
+    """Why Hydra's grammar does not read an override, with the quoted one if that is text then."""
+    key, _, value = word.partition("=")
+    why = f"Hydra cannot read this ({' '.join(told.splitlines()[:1])})."
+    if not value or value[0] in "[{\"'":
+        return why
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    quoted = f'{key}="{escaped}"'
+    try:
+        OverridesParser.create().parse_overrides([quoted])
+    except HydraException:
+        return why
+    return f"{why} As text it has quotes of its own, inside those of the shell: {shlex.quote(quoted)}"
 
 
 def _culprit(args: Any, overrides: Sequence[Override]) -> str:
