@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from huggingface_hub import ModelCard, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
@@ -47,7 +47,7 @@ def local_folder(path: str) -> Path | None:
     except (RuntimeError, OSError, ValueError):  # a user's home that is not known; a name that is too long
         raise ModelError(f"model.path={path!r}: is no path. Give a folder with config.json, or a hub id.") from None
     if path.startswith(HUB):
-        name = "/".join(path.removeprefix(HUB).split("/")[:2])
+        name = "/".join(PurePosixPath(path.removeprefix(HUB)).parts[:2])
         raise ModelError(
             f"model.path={path!r}: is a page of the hub; the model's id is what it ends in: model.path={name}"
         )
