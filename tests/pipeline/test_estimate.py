@@ -66,6 +66,13 @@ def test_what_a_choice_costs() -> None:
     online = amounts(needs(planned("distill.teacher=online"), SEVEN))
     assert "disk: the teacher's states" in plain and "disk: the teacher's states" not in online
     assert online["work: distillation"] > 1.3 * plain["work: distillation"] and "work: teacher" not in online
+    by_ce = [
+        amounts(needs(planned(f"distill.teacher={kind}", "loss=ce"), SEVEN))["work: distillation"]
+        for kind in ("online", "self")
+    ]
+    assert by_ce[0] == by_ce[1] < plain["work: distillation"], (
+        "no step runs the teacher, or its head"
+    )
     again = amounts(needs(planned("distill.gradient_checkpointing=true"), SEVEN))
     assert again["memory: activations of a pass"] < 0.1 * plain["memory: activations of a pass"]
     assert again["work: distillation"] > 1.3 * plain["work: distillation"]
