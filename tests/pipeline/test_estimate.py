@@ -70,9 +70,7 @@ def test_what_a_choice_costs() -> None:
         amounts(needs(planned(f"distill.teacher={kind}", "loss=ce"), SEVEN))["work: distillation"]
         for kind in ("online", "self")
     ]
-    assert by_ce[0] == by_ce[1] < plain["work: distillation"], (
-        "no step runs the teacher, or its head"
-    )
+    assert by_ce[0] == by_ce[1] < plain["work: distillation"], "no step runs the teacher, or its head"
     again = amounts(needs(planned("distill.gradient_checkpointing=true"), SEVEN))
     assert again["memory: activations of a pass"] < 0.1 * plain["memory: activations of a pass"]
     assert again["work: distillation"] > 1.3 * plain["work: distillation"]
