@@ -10,8 +10,8 @@ import warnings
 from pathlib import Path
 from typing import Any, cast
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
@@ -37,19 +37,27 @@ def local_adapter(
         if folder.is_absolute() or adapter.startswith((".", "~")) or adapter.count("/") != 1:
             raise ModelError(f"{key}={adapter!r}: there is no such folder. Give one with {SETTINGS}, or a hub id.")
         try:
-            fetched = snapshot_download(
-                adapter, revision=revision, allow_patterns=[SETTINGS, WEIGHTS], local_files_only=local_files_only
-            )
+            # File by file: of a pinned commit, what is in the cache is taken without asking the hub, at every stage.
+            files = [
+                hf_hub_download(adapter, name, revision=revision, local_files_only=local_files_only)
+                for name in (SETTINGS, WEIGHTS)
+            ]
+        except RemoteEntryNotFoundError as error:
+            raise _lacks(SETTINGS if SETTINGS in str(error) else WEIGHTS, adapter, key) from error
         except (HFValidationError, *HUB_ERRORS) as error:
             raise ModelError(f"{key}={adapter!r}: cannot be had from the hub: {error}") from error
-        folder = Path(fetched)
+        folder = Path(files[0]).parent
     for name in (SETTINGS, WEIGHTS):
         if not (folder / name).is_file():
-            raise ModelError(
-                f"{key}={adapter!r}: has no {name}. Give an adapter as peft's save_pretrained writes it, with "
-                "safe_serialization; one of another form is merged by its own library, and given as model.path."
-            )
+            raise _lacks(name, adapter, key)
     return folder
+
+
+def _lacks(name: str, adapter: str, key: str) -> ModelError:
+    return ModelError(
+        f"{key}={adapter!r}: has no {name}. Give an adapter as peft's save_pretrained writes it, with "
+        "safe_serialization; one of another form is merged by its own library, and given as model.path."
+    )
 
 
 def trained_on(folder: Path) -> str | None:

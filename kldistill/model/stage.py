@@ -12,7 +12,6 @@ from typing import Any
 
 from kldistill.model import beginning, hub
 from kldistill.model.config import AdapterConfig
-from kldistill.model.hub import adapter_facts
 from kldistill.model.load import (
     in_artifacts,
     load_original,
@@ -104,7 +103,7 @@ def adapted(cfg: AdapterConfig, inputs: Mapping[str, Path], out: Path, job: Job)
     if in_artifacts(facts):
         facts["path"] = os.path.relpath(path, out)
         path = facts["base_model"] or facts["name"]
-    found = adapter_facts(cfg.adapter, path, cfg.local_files_only, job.say, cfg.key)
+    found = hub.adapter_facts(cfg.adapter, path, cfg.local_files_only, job.say, cfg.key)
     write_facts(out, {**facts, "adapters": [*facts.get("adapters", []), found]})
     load_original(out)
 

@@ -20,11 +20,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from kldistill.pipeline import compose
-from kldistill.runtime.console import spelt
 from kldistill.runtime.errors import ConfigError, FolderInUseError, KldistillError, Stopped
 from kldistill.runtime.faults import naming
 from kldistill.runtime.files import write_text
-from kldistill.runtime.secrets import Formatter, redact
+from kldistill.runtime.secrets import Formatter, redact, shown
 
 _UNFORESEEN = "This should not have happened (see docs/troubleshooting.md, at its end)."
 log = logging.getLogger("kldistill")
@@ -42,10 +41,10 @@ def main() -> None:
         command.inspect(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(compose.conf_folder()), config_name="config")(_task)()
     except KldistillError as error:
-        print("[kldistill][ERROR] -", spelt(redact(str(error)), keep="\n"), file=sys.stderr)
+        print("[kldistill][ERROR] -", shown(str(error)), file=sys.stderr)
         sys.exit(1)
     except Exception:
-        print(_UNFORESEEN, spelt(redact(traceback.format_exc()), keep="\n"), sep="\n", file=sys.stderr)
+        print(_UNFORESEEN, shown(traceback.format_exc()), sep="\n", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as error:
         log.error("Stopped %s", error.args[0] if error.args else "by the keyboard.")

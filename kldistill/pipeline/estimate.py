@@ -23,7 +23,7 @@ from kldistill.pipeline.steps import steps_of
 from kldistill.runtime.devices import device_of, sizes
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.processes import launched
-from kldistill.training.objective import terms_of
+from kldistill.training.objective import needs_teacher, terms_of
 
 BYTES_PER_TOKEN = 3.3  # of code, in the old tokenizer; prose has more
 SHORTER = 0.83  # tokens of the new cut for one of the old
@@ -180,7 +180,7 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
         listed.append(Need("work: text that the model writes", work, "FLOP", how, ("teacher", "evaluate")))
     if d.teacher == "self":
         listed.append(Need("work: teacher", 2 * shape.body * unique, "FLOP", "2 B a token", ("teacher",)))
-    compares = any(term.teacher for term in terms_of(cfg.loss).values())
+    compares = needs_teacher(terms_of(cfg.loss))
     step = SHORTER * ((6 if again else 4) * shape.body + 2 * head)
     if compares:
         step += head + (2 * shape.body if d.teacher == "online" else 0)

@@ -26,11 +26,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from kldistill.pipeline import compose
 from kldistill.pipeline.run_record import is_whole, run_record, write_run_record
 from kldistill.runtime.config import resolved
-from kldistill.runtime.console import spelt
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.faults import storage_fault
 from kldistill.runtime.files import write_text
-from kldistill.runtime.secrets import redact
+from kldistill.runtime.secrets import redact, shown
 
 log = logging.getLogger("kldistill")
 
@@ -100,7 +99,7 @@ def _try(folder: Path) -> None:
     except OSError as error:
         with suppress(OSError):
             probe.unlink(missing_ok=True)
-        sys.exit(spelt(redact(f"outputs: {storage_fault(error) or error}")))
+        sys.exit(shown(f"outputs: {storage_fault(error) or error}", keep=""))
 
 
 def _redact_record(config: DictConfig) -> None:
@@ -151,7 +150,7 @@ def folders() -> list[Path]:
 def conclude() -> bool:
     """Print what has become of the runs that this process launched. True unless one of them is not finished."""
     if _launched:
-        print(spelt(redact(account(_launched)), keep="\n"), flush=True)
+        print(shown(account(_launched)), flush=True)
     return all(member.whole for member in _launched)
 
 

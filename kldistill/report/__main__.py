@@ -6,9 +6,8 @@ from pathlib import Path
 
 from kldistill.report import collect, render_run
 from kldistill.report.data import RUN, find_runs
-from kldistill.runtime.console import spelt
 from kldistill.runtime.errors import KldistillError
-from kldistill.runtime.secrets import redact
+from kldistill.runtime.secrets import shown
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         for folder in options.folders:
             _report(folder, options)
     except KldistillError as error:
-        print(spelt(redact(str(error)), keep="\n"), file=sys.stderr)
+        print(shown(str(error)), file=sys.stderr)
         return 1
     return 0
 

@@ -55,9 +55,14 @@ def _redact(content: Any, values: list[tuple[str, str]]) -> Any:
     return content
 
 
+def shown(text: str, keep: str = "\n") -> str:
+    """Text for a console or a log: nothing secret in it, and control characters spelt, but for those in ``keep``."""
+    return spelt(redact(text), keep)
+
+
 class Formatter(logging.Formatter):
     """Formats log records as its base class does, leaves out what is secret, and spells control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One record, with its traceback if it has one."""
-        return spelt(redact(super().format(record)), keep="\n\t")
+        return shown(super().format(record), keep="\n\t")

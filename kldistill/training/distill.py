@@ -25,7 +25,7 @@ from kldistill.training.compiled import compile_layers
 from kldistill.training.config import DistillConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import train
-from kldistill.training.objective import Objective, any_masked, held_out, terms_of, unit_of, validation
+from kldistill.training.objective import Objective, any_masked, held_out, needs_teacher, terms_of, unit_of, validation
 from kldistill.training.solve import Readout, solve, tied_rows
 
 
@@ -64,7 +64,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         order,
         chunk=size.chunk,
         budget=size.pass_tokens,
-        online=cfg.teacher == "online" and any(term.teacher for term in terms.values()),
+        online=cfg.teacher == "online" and needs_teacher(terms),
         share=share,
     )
     validate = validation(

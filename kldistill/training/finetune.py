@@ -27,7 +27,7 @@ from kldistill.training.compiled import compile_layers
 from kldistill.training.config import FinetuneConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import train
-from kldistill.training.objective import Objective, any_masked, held_out, terms_of, unit_of, validation
+from kldistill.training.objective import Objective, any_masked, held_out, needs_teacher, terms_of, unit_of, validation
 from kldistill.training.states import States
 
 
@@ -119,8 +119,8 @@ def training_text(
     teacher those that its states are stored of, of which the teacher has told it.
     """
     seen = states.read(inputs["teacher"], "train")
-    terms = terms_of(cfg.loss).values()
-    if not any(term.teacher for term in terms):
+    terms = terms_of(cfg.loss)
+    if not needs_teacher(terms):
         return fresh(
             inputs["corpus"],
             load_original_tokenizer(inputs["model"]),
@@ -131,7 +131,7 @@ def training_text(
             cfg.general,
             say,
         )
-    if not pieces.exact and any(loss_facts(term.function).exact_pieces for term in terms):
+    if not pieces.exact and any(loss_facts(term.function).exact_pieces for term in terms.values()):
         raise ConfigError(
             f"finetune.loss={cfg.loss.name} with tokens.as_added_tokens=true: it needs the exact pieces of every new "
             "token, and AddedTokens have none. Use loss@finetune.loss=ce, or tokens.as_added_tokens=false."

@@ -80,6 +80,11 @@ def terms_of(loss: LossConfig) -> dict[str, Term]:
     }
 
 
+def needs_teacher(terms: Mapping[str, Term]) -> bool:
+    """Whether any of the terms compares with the teacher."""
+    return any(term.teacher for term in terms.values())
+
+
 def any_masked(terms: Mapping[str, Term]) -> bool:
     """Whether any of the terms reads the student's distribution masked."""
     return any(asks_mask(term.function) for term in terms.values())

@@ -5,11 +5,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import huggingface_hub
 import peft
 import pytest
 import torch
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from kldistill.model import adapter as adapters
@@ -134,17 +136,29 @@ def test_an_adapter_of_the_hub_is_pinned(
     logits = an_adapter(model, tmp_path / "cache")
     asked: list[tuple[str, str | None]] = []
 
-    def fetched(name: str, *, revision: str | None, **others: Any) -> str:
+    def fetched(name: str, file: str, *, revision: str | None, **others: Any) -> str:
         asked.append((name, revision))
-        return str(tmp_path / "cache")
+        return str(tmp_path / "cache" / file)
 
-    monkeypatch.setattr(adapters, "snapshot_download", fetched)
+    monkeypatch.setattr(adapters, "hf_hub_download", fetched)
     monkeypatch.setattr(hub, "commit_of", lambda *arguments: "c0ffee")
     together = built(tmp_path / "out", path=str(model), adapter="me/mine")
     with torch.no_grad():
         torch.testing.assert_close(load_original(together)(IDS).logits, logits)
     assert set(asked) == {("me/mine", "c0ffee")}
     assert hub.identity(path=str(model), adapter="me/mine")["adapter"] == "c0ffee"
+
+
+def test_an_adapter_of_the_hub_without_safe_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetched(name: str, file: str, **others: Any) -> str:
+        if file == adapters.WEIGHTS:
+            response = Mock(status_code=404, headers={}, request=Mock())
+            raise RemoteEntryNotFoundError(f"404: {name}/resolve/main/{file}", response=response)
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(adapters, "hf_hub_download", fetched)
+    with pytest.raises(ModelError, match=r"model\.adapter='me/old': has no adapter_model\.safetensors"):
+        adapters.local_adapter("me/old", "c0ffee")
 
 
 def test_an_adapter_that_the_hub_does_not_have(

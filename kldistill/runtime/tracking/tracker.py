@@ -25,7 +25,7 @@ from kldistill.runtime.config import LoggerConfig, RuntimeConfig
 from kldistill.runtime.console import spelt
 from kldistill.runtime.files import append, dump, read_lines, replace, truncate
 from kldistill.runtime.job import Job
-from kldistill.runtime.secrets import redact
+from kldistill.runtime.secrets import redact, shown
 from kldistill.runtime.tracking.trackio_run import TrackioRun
 from kldistill.runtime.tracking.wandb_run import WandbRun, chosen_mode
 
@@ -159,7 +159,7 @@ class Tracker:
         Args:
             wrap: break its lines at the console's width, for prose; a line with a path in it stays in one piece.
         """
-        text = spelt(redact(" ".join(text.split()) if wrap else text))
+        text = shown(" ".join(text.split()) if wrap else text, keep="")
         self.console.print(Text(text), soft_wrap=not wrap)
         self._log(text)
 
