@@ -20,6 +20,8 @@ class Sizes(NamedTuple):
         chunk, score_batch, generation_batch, pass_tokens: as in ``RuntimeConfig``, whose values go before these.
         solve_positions: student positions of a part, about, when output rows are solved.
         idle_tokens: what a pass of generation costs beside its tokens, in tokens.
+        attention_rows: rows whose tokens meet what is before them in one product. They are padded to the longest of
+            them.
     """
 
     chunk: int
@@ -28,6 +30,7 @@ class Sizes(NamedTuple):
     pass_tokens: int
     solve_positions: int
     idle_tokens: int
+    attention_rows: int
 
 
 # A CPU's products are as fast in passes of 512 tokens as in longer ones (docs/performance.md), and what its layers keep
@@ -35,10 +38,25 @@ class Sizes(NamedTuple):
 # a part takes 1.4 times as long a pass as parts of 1,024, parts of 4,096 take 1.5 times as long. On one core
 # SmolLM2-135M takes 66, 132, 185 and 400 ms for 1, 8, 16 and 64 tokens of generation, so that a pass costs 8 beside its
 # own.
-ON_CPU = Sizes(chunk=128, score_batch=4, generation_batch=64, pass_tokens=512, solve_positions=1024, idle_tokens=8)
-# An accelerator waits for its next kernel unless each does much. What a pass costs beside its tokens is a guess.
+ON_CPU = Sizes(
+    chunk=128,
+    score_batch=4,
+    generation_batch=64,
+    pass_tokens=512,
+    solve_positions=1024,
+    idle_tokens=8,
+    attention_rows=16,
+)
+# An accelerator waits for its next kernel unless each does much, so padding costs less there than another product. What
+# a pass costs beside its tokens is a guess.
 ON_ACCELERATOR = Sizes(
-    chunk=1024, score_batch=32, generation_batch=256, pass_tokens=8192, solve_positions=8192, idle_tokens=400
+    chunk=1024,
+    score_batch=32,
+    generation_batch=256,
+    pass_tokens=8192,
+    solve_positions=8192,
+    idle_tokens=400,
+    attention_rows=256,
 )
 
 

@@ -31,10 +31,10 @@ from transformers import Cache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kldistill.evaluation.generation.cache import SPARE
+from kldistill.runtime.devices import suited
 
 NAME = "kldistill_packed"
 SHORT = 16  # tokens of a row that are met together with those of other rows; a row with more is met alone
-BLOCK = 16  # rows that are met together: they are padded to the longest, and to the one with most tokens
 # What a layer may look at: everything before, or the last columns of it. Others keep states that cannot be cut short.
 LAYERS = {"full_attention", "sliding_attention"}
 
@@ -199,7 +199,8 @@ class Places(Cache):
         self._size = (max(self._size[0], len(sizes)), max(ends))
         starts = list(accumulate(sizes, initial=0))
         short = [size if size <= SHORT else 0 for size in sizes]
-        blocks = [range(first, min(first + BLOCK, len(sizes))) for first in range(0, len(sizes), BLOCK)]
+        n = suited(device).attention_rows
+        blocks = [range(first, min(first + n, len(sizes))) for first in range(0, len(sizes), n)]
         self.groups = [
             self._group(rows.start, starts[rows.start : rows.stop], short[rows.start : rows.stop], ends)
             for rows in blocks
