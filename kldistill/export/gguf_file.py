@@ -2,7 +2,7 @@
 
 A GGUF file holds the tokens and the merges, but of the splitting rule only a *name*: the rules themselves are compiled
 into llama.cpp. So ``tokens.boundary=word``, which keeps the base model's rule, can be expressed where that rule has a
-name there; ``identifier`` and ``dotted`` are rules of ours and cannot.
+name there; the wider ones are rules of ours and cannot.
 
 llama.cpp's own converter does not know an extended tokenizer: it recognises the splitting rule by the ids of one fixed
 text, and the new tokens change these. Here the rule is read from ``tokenizer.json`` itself.

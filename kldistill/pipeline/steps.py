@@ -229,12 +229,13 @@ def _generation(
 
 
 def _terms(cfg: TokensConfig) -> dict[str, str]:
-    """Content of the user's list of terms: the slice only names the file."""
+    """Content of the user's list of terms, as the slice only names the file; and versions of parts of the stage alone:
+    what is made with other settings has not changed.
+    """
+    versions = {"added_tokens": "2"} if cfg.as_added_tokens else {"auto": "2"} if cfg.boundary == "auto" else {}
     if cfg.terms is None:
-        return {}
-    terms = hashlib.sha256(Path(cfg.terms).read_bytes()).hexdigest()
-    # A version of AddedTokens alone: what is made of other lists has not changed.
-    return {"terms": terms, **({"added_tokens": "2"} if cfg.as_added_tokens else {})}
+        return versions
+    return {"terms": hashlib.sha256(Path(cfg.terms).read_bytes()).hexdigest(), **versions}
 
 
 def _teacher(cfg: "Config") -> TeacherConfig:

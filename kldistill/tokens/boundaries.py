@@ -7,12 +7,14 @@ boundary changes the pre-tokenizer's regex R into one whose matches are **unions
 
 A wide match starts as R's own match does (the atomic ``(?>R)`` is exactly that), and goes on over further matches of R
 as long as one ends in ``x`` and the next begins with ``y``: a run of underscores after a letter, letters after it, with
-``dotted`` also dots and underscores that lead to a letter. Everything else is left as R cuts it.
+``dotted`` also dots and underscores that lead to a letter, with ``qualified`` also ``::``, ``->`` and a backslash.
+Everything else is left as R cuts it.
 
 The old *merges* see longer words then and must still give the old pieces. They do where no old token reaches across a
 joint, and that is read off the vocabulary: no token may hold an ``x`` followed by a ``y``. So GPT-2's letters go on
 after underscores (none of its tokens mixes them), Llama-3's do not (``_`` + ``_name`` could win over ``__`` +
-``name``), and a new tokenizer needs no list of known spellings. Words that the old tokenizer looks up whole and that
+``name``), except after ``::`` and ``->`` where these are merged before ``:`` or ``>`` can be with letters, and a new
+tokenizer needs no list of known spellings. Words that the old tokenizer looks up whole and that
 its merges do not make (``ignore_merges``: Llama-3, gpt-oss, Mistral Nemo) fall apart inside a longer word: they keep
 their own cut.
 """
@@ -26,7 +28,7 @@ import regex
 from kldistill.runtime.errors import TokenizerError
 from kldistill.tokens.definition import BYTE_LEVEL, SPACE, kind, parts
 from kldistill.tokens.encoding import reader
-from kldistill.tokens.joints import BOUNDARIES, GPT2, any_of, looked_up, reach, spans_of, widen_regex
+from kldistill.tokens.joints import BOUNDARIES, GPT2, JOINTS, any_of, looked_up, reach, spans_of, widen_regex
 
 
 def widen(spec: dict[str, Any], boundary: str) -> dict[str, Any]:
@@ -134,11 +136,11 @@ def shape(boundary: str) -> tuple[regex.Pattern[str], regex.Pattern[str]]:
     """For SentencePiece-style tokenizers: which old tokens may start a new token, and which may go on in one.
 
     No pre-tokenizer cuts there, so the shape of the pieces stands in for it: letters for ``word``; letters and
-    underscores for ``identifier``; dots too, but not first, for ``dotted``. A space (``▁``) can only come first.
+    underscores for ``identifier``; dots too, but not first, for ``dotted``; also ``::``, ``->`` and a
+    backslash for ``qualified``. A space (``▁``) can only come first.
     """
-    letter = r"\p{L}"
-    first = {"word": letter, "identifier": rf"(?:{letter}|_)", "dotted": rf"(?:{letter}|_)"}[boundary]
-    later = {"word": letter, "identifier": rf"(?:{letter}|_)", "dotted": rf"(?:{letter}|[_.])"}[boundary]
+    first = r"[\p{L}_]" if "_" in JOINTS[boundary] else r"\p{L}"
+    later = "(?:" + "|".join([r"\p{L}", *map(regex.escape, JOINTS[boundary])]) + ")"
     return regex.compile(rf"(?:{SPACE}(?:{first}{later}*)?|{first}{later}*)"), regex.compile(rf"{later}+")
 
 

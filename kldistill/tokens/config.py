@@ -14,8 +14,9 @@ class TokensConfig:
         method: ``merges`` finds the terms that save most in the corpus; ``list`` takes those of the file ``terms``;
             ``none`` adds none and leaves the tokenizer as it is, for comparison: what training alone does.
         boundary: how far a new token may reach. In ``self.attention_mask = None``, ``word`` (the tokenizer's own rule)
-            allows tokens up to ``attention`` and ``mask``, ``identifier`` also ``attention_mask``, and ``dotted`` also
-            ``self.attention_mask``. ``auto`` takes the widest of these that the tokenizer can carry.
+            allows tokens up to ``attention`` and ``mask``, ``identifier`` also ``attention_mask``, ``dotted`` also
+            ``self.attention_mask``; ``qualified`` also allows ``std::vector``, ``this->next`` and ``App\\Models``.
+            ``auto`` takes the widest of these that the tokenizer can carry.
         n_new: how many tokens are added, at most; ``auto`` goes up to the last that saves a token in 100,000.
         vocab_size: the size of the whole new vocabulary, instead of ``n_new``; null leaves it to ``n_new``.
         min_count: how often a term must stand in the corpus to become a token.
@@ -33,7 +34,7 @@ class TokensConfig:
     """
 
     method: str = choice("merges", "merges", "list", "none")
-    boundary: str = choice("auto", "auto", "word", "identifier", "dotted")
+    boundary: str = choice("auto", "auto", "word", "identifier", "dotted", "qualified")
     n_new: Any = 512
     vocab_size: int | None = None
     min_count: int = 4

@@ -10,7 +10,11 @@ from kldistill.runtime.errors import TokenizerError
 from kldistill.tokens.definition import BYTE_LEVEL, text_bytes
 from kldistill.tokens.encoding import reader
 
-BOUNDARIES = ("word", "identifier", "dotted")
+# What a boundary lets stand between two names in one token.
+JOINTS = MappingProxyType(
+    {"word": (), "identifier": ("_",), "dotted": ("_", "."), "qualified": ("_", ".", "::", "->", "\\")}
+)
+BOUNDARIES = tuple(JOINTS)
 
 # The regex in tokenizers' ByteLevel(use_regex=true), which is GPT-2's.
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -18,6 +22,7 @@ GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 # What may go on in a run of punctuation: before it a run of underscores would be no whole match of R.
 _PUNCTUATION = r"[^\s\p{L}\p{N}]"
 _DOTS = r"(?=[._]+\p{L})"
+_LINKS = r"(?=(?:::|->|\\)_*\p{L})"
 # Where a match may depend on what stands before it, it cannot be embedded.
 _LOOKS_BACK = regex.compile(r"\^|\\[bBAGK1-9kg]|\(\?<|\(\?P?=")
 
@@ -47,42 +52,53 @@ class Spans(NamedTuple):
 
     Attributes:
         pairs: (left, right) with a token that holds them; ``L`` is a letter, ``M`` a mark, ``lU`` a capital after a
-            small letter, ``_`` and ``.`` themselves.
-        partial: after ``_`` or ``.``: a class of characters that some token begins but does not end.
+            small letter, the others are joints. Before a joint of two characters that is its first one, after it its
+            last one, unless the joint itself is always merged before.
+        partial: after the last character of a joint: a class of characters that some token begins but does not end.
     """
 
     pairs: Mapping[tuple[str, str], str] = MappingProxyType({})
     partial: Mapping[str, str] = MappingProxyType({})
 
 
-_PAIRS = {
-    ("L", "_"): r"[\p{L}\ufffd]_",
-    ("M", "_"): r"[\p{M}\ufffd]_",
-    ("L", "."): r"[\p{L}\ufffd]\.",
-    ("M", "."): r"[\p{M}\ufffd]\.",
-    ("_", "L"): r"_\p{L}",
-    (".", "L"): r"\.\p{L}",
-    ("l", "U"): r"\p{Ll}\p{Lu}",
+_PAIR_RULES = {
+    **{("L", joint): regex.compile(rf"[\p{{L}}\ufffd]{regex.escape(joint[0])}") for joint in JOINTS["qualified"]},
+    **{("M", joint): regex.compile(rf"[\p{{M}}\ufffd]{regex.escape(joint[0])}") for joint in JOINTS["qualified"]},
+    **{(joint, "L"): regex.compile(rf"{regex.escape(joint[-1])}\p{{L}}") for joint in JOINTS["qualified"]},
+    ("l", "U"): regex.compile(r"\p{Ll}\p{Lu}"),
 }
-_PAIR_RULES = {pair: regex.compile(rule) for pair, rule in _PAIRS.items()}
 
 
 def spans_of(spec: dict[str, Any]) -> Spans:
     """What the tokens of a byte-level tokenizer span."""
     added = {token["content"] for token in spec["added_tokens"]}
+    rules = dict(_PAIR_RULES)
+    for joint in JOINTS["qualified"]:
+        if len(joint) == 2 and _merged_first(spec, joint):
+            rules[joint, "L"] = regex.compile(rf"{regex.escape(joint)}[\p{{L}}\ufffd]")
     pairs: dict[tuple[str, str], str] = {}
-    partial: dict[str, set[str]] = {"_": set(), ".": set()}
+    partial: dict[str, set[str]] = {joint[-1]: set() for joint in JOINTS["qualified"]}
     for token in spec["model"]["vocab"]:
         if token in added or len(token) < 2:
             continue
         data = text_bytes(token, BYTE_LEVEL)
         text = data.decode(errors="replace")
-        for pair, rule in _PAIR_RULES.items():
+        for pair, rule in rules.items():
             if pair not in pairs and rule.search(text):
                 pairs[pair] = text
         if len(text) > 1 and text[-1] == "\ufffd" and text[-2] in partial and "\ufffd" not in text[:-1]:
             partial[text[-2]].add(_range(data[len(text[:-1].encode()) :]))
     return Spans(pairs, {char: "".join(sorted(ranges)) for char, ranges in partial.items() if ranges})
+
+
+def _merged_first(spec: dict[str, Any], joint: str) -> bool:
+    """Whether the two characters of a joint are merged before its last one can be with what a letter begins with."""
+    for left, right in spec["model"]["merges"]:
+        if left == joint[0] and right == joint[1]:
+            return True
+        if left == joint[1] and ((first := text_bytes(right, BYTE_LEVEL)[0]) >= 0x80 or chr(first).isalpha()):
+            return False
+    return False
 
 
 def _range(start: bytes) -> str:
@@ -144,7 +160,7 @@ def reach(pattern: str) -> str:
     """How far a regex reaches that this module may have widened before; ``word`` for any other."""
     if r")(?:(?<=[" not in pattern:
         return "word"
-    return "dotted" if _DOTS in pattern else "identifier"
+    return "qualified" if _LINKS in pattern else "dotted" if _DOTS in pattern else "identifier"
 
 
 def widen_regex(pattern: str, boundary: str, spans: Spans, keep: Iterable[str] = ()) -> str:
@@ -152,7 +168,7 @@ def widen_regex(pattern: str, boundary: str, spans: Spans, keep: Iterable[str] =
 
     Args:
         pattern: R, whose matches are the old pre-tokens.
-        boundary: ``identifier`` or ``dotted``.
+        boundary: ``identifier``, ``dotted`` or ``qualified``.
         spans: what the old tokens span.
         keep: words that must stay matches of their own.
 
@@ -176,7 +192,7 @@ def widen_regex(pattern: str, boundary: str, spans: Spans, keep: Iterable[str] =
         raise TokenizerError(f"{refused}: its matches may depend on what stands before them. {way_out}")
     if not (match := old.match("ab")) or match.end() != 2:
         raise TokenizerError(f"{refused}: it does not keep letters together. {way_out}")
-    joints = "_" if boundary == "identifier" else "_."
+    joints = JOINTS[boundary]
     for joint in joints:
         if token := spans.pairs.get(("L", joint)):
             raise TokenizerError(
@@ -191,12 +207,15 @@ def widen_regex(pattern: str, boundary: str, spans: Spans, keep: Iterable[str] =
     takes_lines = (match := old.match("_\n")) is not None and match.end() == 2
     run = rf"(?=_+(?!{_PUNCTUATION}|[\r\n]))" if takes_lines else f"(?=_+(?!{_PUNCTUATION}))"
     goes_on = [rf"(?<=[{letters}]){run}{whole}"]
-    if boundary == "dotted":
+    if "." in joints:
         goes_on.append(rf"(?<=[{letters}]){_DOTS}{whole}")
+    if "::" in joints:
+        goes_on.append(rf"(?<=[{letters}]){_LINKS}{whole}")
     for joint in joints:
         if (joint, "L") not in spans.pairs:
-            begun = f"(?![{spans.partial[joint]}])" if spans.partial.get(joint) else ""
-            goes_on.append(rf"(?<={regex.escape(joint)})(?={begun}\p{{L}}){whole}")
+            begun = f"(?![{spans.partial[joint[-1]]}])" if spans.partial.get(joint[-1]) else ""
+            after = regex.escape(joint) if joint in "_." else rf"[{letters}]{regex.escape(joint)}"
+            goes_on.append(rf"(?<={after})(?={begun}\p{{L}}){whole}")
     cut = old.match("aB")
     if cut and cut.end() == 1 and ("l", "U") not in spans.pairs:  # camelCase is several words in o200k
         goes_on.append(rf"(?<=\p{{Ll}})(?=\p{{Lu}}){whole}")

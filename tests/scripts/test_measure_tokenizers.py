@@ -41,7 +41,7 @@ def test_the_figures_are_those_of_the_extended_tokenizer(
     assert record["saved"]["64"] > record["saved"]["16"] > 0
     if kind == "llama3":
         assert script.measure(folder / "tokenizer.json", train, test, (16,))["saved"]["16"] == record["saved"]["16"]
-    assert (record["boundary"], record["refused"], record["added"]) == ("dotted", [], 64)
+    assert (record["boundary"], record["refused"], record["added"]) == ("qualified", [], 64)
     assert set(record["faults"].values()) == {0}
     old = sum(map(len, text_ids(load_original_tokenizer(folder), test)))
     size = sum(len(text.encode()) for text in test)
@@ -72,7 +72,7 @@ def test_records_are_kept_and_the_table_is_written_between_its_marks(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     script.main()
     (first,) = [json.loads(line) for line in records.read_text().splitlines()]
-    assert (first["name"], first["boundary"]) == ("one", "dotted")
+    assert (first["name"], first["boundary"]) == ("one", "qualified")
 
     def measured_again(*_: object, **__: object) -> None:
         raise AssertionError("a record that is there is kept")

@@ -16,10 +16,10 @@ from kldistill.model import tiny
 from kldistill.runtime.errors import TokenizerError
 from kldistill.tokens.boundaries import check_pretokenizer, shape, widen, widest
 from kldistill.tokens.definition import CHAR_OF_BYTE, definition
-from kldistill.tokens.joints import GPT2, Spans, alternatives, any_of, looked_up, spans_of, widen_regex
+from kldistill.tokens.joints import BOUNDARIES, GPT2, Spans, alternatives, any_of, looked_up, spans_of, widen_regex
 
 KINDS = ("gpt2", "smollm", "llama3", "qwen2")
-WIDER = ("identifier", "dotted")
+WIDER = ("identifier", "dotted", "qualified")
 CL100K = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
@@ -38,8 +38,8 @@ QWEN3_5 = (
     r"|\s+(?!\S)|\s+"
 )
 # What their tokens span, as read off the real vocabularies.
-PREFIXED = Spans({("_", "L"): "_x", (".", "L"): ".x", ("l", "U"): "xX"})
-FREE_CASE = Spans({("_", "L"): "_x", (".", "L"): ".x"})
+PREFIXED = Spans({("_", "L"): "_x", (".", "L"): ".x", ("\\", "L"): "\\x", ("l", "U"): "xX"})
+FREE_CASE = Spans({("_", "L"): "_x", (".", "L"): ".x", ("\\", "L"): "\\x"})
 RULES = {
     "gpt2": (GPT2, Spans()),
     "llama3": (tiny.LLAMA3_RULE, PREFIXED),
@@ -67,6 +67,14 @@ NASTY = [
     "init",
     "_name",
     "self.",
+    "::",
+    "->",
+    ":",
+    ">",
+    "\\",
+    "std::",
+    "->next",
+    "App\\",
 ]
 texts = st.lists(st.sampled_from(NASTY), max_size=24).map("".join)
 
@@ -110,7 +118,7 @@ def rule_of(name: str, boundary: str) -> str:
 
 @settings(max_examples=200)
 @given(text=texts)
-def test_dotted_contains_identifier_and_all_matches_cover_the_text(text: str) -> None:
+def test_wider_ones_contain_narrower_ones_and_all_matches_cover_the_text(text: str) -> None:
     def ends(name: str, rule: str) -> set[int]:
         matches = list(regex.finditer(rule, text, regex.VERSION1))
         if name != "deepseek":  # its digits are cut before
@@ -118,8 +126,8 @@ def test_dotted_contains_identifier_and_all_matches_cover_the_text(text: str) ->
         return {match.end() for match in matches}
 
     for name, (pattern, _) in RULES.items():
-        dotted, identifier = (ends(name, rule_of(name, boundary)) for boundary in ("dotted", "identifier"))
-        assert dotted <= identifier <= ends(name, pattern), name
+        identifier, dotted, qualified = (ends(name, rule_of(name, boundary)) for boundary in WIDER)
+        assert qualified <= dotted <= identifier <= ends(name, pattern), name
 
 
 def test_the_property_is_not_vacuous() -> None:
@@ -140,6 +148,12 @@ def test_the_property_is_not_vacuous() -> None:
         ("identifier", "f(__)", ["f", "(__)"]),
         ("dotted", "torch.nn.Linear_x", ["torch.nn.Linear_x"]),
         ("dotted", "end.\nNext", ["end", ".", "\n", "Next"]),
+        ("dotted", "std::vector", ["std", "::", "vector"]),
+        ("qualified", "std::vector::at", ["std::vector::at"]),
+        ("qualified", "self->next_of.a", ["self->next_of.a"]),
+        ("qualified", "App\\Models\\User::find", ["App\\Models\\User::find"]),
+        ("qualified", "x ::y z->* q:: d::~e", ["x", " ::", "y", " z", "->*", " q", "::", " d", "::~", "e"]),
+        ("qualified", "f()->a[0]::b", ["f", "()->", "a", "[", "0", "]::", "b"]),
     ],
 )
 def test_examples(kind: str, boundary: str, text: str, expected: list[str]) -> None:
@@ -153,7 +167,7 @@ def test_examples(kind: str, boundary: str, text: str, expected: list[str]) -> N
 
 
 def test_word_and_sentencepiece_leave_the_definition_alone() -> None:
-    for boundary in ("word", "identifier", "dotted"):
+    for boundary in BOUNDARIES:
         gemma = definition(tiny.sentencepiece_style("gemma", 500))
         assert widen(gemma, boundary) == gemma
     assert widen(definition_of("gpt2"), "word") == definition_of("gpt2")
@@ -217,7 +231,7 @@ def spelt_out(pattern: str, boundary: str) -> str:
 @settings(max_examples=300)
 @given(text=texts)
 def test_derived_rules_cut_as_those_spelt_out_by_hand(text: str) -> None:
-    for name, boundary in product(["gpt2", "llama3", "qwen2"], WIDER):
+    for name, boundary in product(["gpt2", "llama3", "qwen2"], ["identifier", "dotted"]):
         derived, by_hand = rule_of(name, boundary), spelt_out(RULES[name][0], boundary)
         assert regex.findall(derived, text) == regex.findall(by_hand, text), (name, boundary)
 
@@ -239,13 +253,44 @@ def test_other_families(name: str, text: str, expected: list[str]) -> None:
 
 def test_tokens_across_the_joint_refuse_it_and_auto_takes_what_is_left() -> None:
     spec = copy.deepcopy(definition_of("gpt2"))
-    assert widest(spec)[0] == "dotted"
-    spec["model"]["vocab"]["x."] = len(spec["model"]["vocab"])
-    boundary, _, reasons = widest(spec)
-    assert boundary == "identifier" and "'x.'" in reasons[0]
-    spec["model"]["vocab"]["x_"] = len(spec["model"]["vocab"])
-    boundary, same, reasons = widest(spec)
-    assert boundary == "word" and len(reasons) == 2 and same == spec
+    assert widest(spec)[0] == "qualified"
+    for token, left in (("x-", "dotted"), ("x.", "identifier"), ("x_", "word")):
+        spec["model"]["vocab"][token] = len(spec["model"]["vocab"])
+        boundary, wide, reasons = widest(spec)
+        assert boundary == left and repr(token) in reasons[-1]
+    assert len(reasons) == 3 and wide == spec
+
+
+def with_merges(first: list[str], last: list[str]) -> dict[str, Any]:
+    """Qwen's rule with merges of two characters before and after its own."""
+    spec = copy.deepcopy(definition_of("qwen2"))
+    vocab, merges = spec["model"]["vocab"], spec["model"]["merges"]
+    for token in [*first, *last]:
+        vocab.setdefault(token, len(vocab))
+    own = [merge for merge in merges if "".join(merge) not in [*first, *last]]
+    spec["model"]["merges"] = [*((t[:-1], t[-1]) for t in first), *own, *((t[:-1], t[-1]) for t in last)]
+    return spec
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "whole"),
+    [
+        (["::"], [":v"], True),  # two colons are one token before a letter can join the second
+        ([":v"], ["::"], False),  # ``:v`` would win
+        ([":v"], [], False),  # no token of two colons
+        ([":Ã"], ["::"], True),  # the first byte of é wins, so é stays apart (see the ids), other letters do not
+        (["::"], ["::v"], False),
+        ([], [], True),  # nothing reaches over
+    ],
+)
+def test_two_characters_are_a_joint_where_they_are_merged_first(first: list[str], last: list[str], whole: bool) -> None:
+    """Qwen's tokens such as ``:v`` (after a space, or in ``a:v``) must not break ``::`` up before a letter."""
+    spec = with_merges(first, last)
+    old, wide = (Tokenizer.from_str(json.dumps({**s, "normalizer": None})) for s in (spec, widen(spec, "qualified")))
+    for text in ("std::vec", "std::vec::vec a::b", "a::été", "a:vec a->vec"):
+        assert wide.encode(text).ids == old.encode(text).ids, text
+    pieces = [text for text, _ in wide.pre_tokenizer.pre_tokenize_str("std::vec")]
+    assert pieces == (["std::vec"] if whole else ["std::", "vec"])
 
 
 def test_a_token_that_begins_a_character_keeps_those_characters_apart() -> None:
@@ -268,9 +313,9 @@ def test_words_that_are_only_looked_up_keep_their_own_cut() -> None:
     spec["model"]["ignore_merges"] = True
     assert looked_up(spec) == [" mqzjyon", "mqzjyon"]
     wide = {boundary: Tokenizer.from_str(json.dumps(widen(spec, boundary))) for boundary in ("word", *WIDER)}
-    for text in (" mqzjyon_id", "x mqzjyon.id", "a.mqzjyon_b mqzjyons_x", "_mqzjyon"):
+    for text in (" mqzjyon_id", "mqzjyon::a->mqzjyon\\mqzjyon", "x mqzjyon.id", "a.mqzjyon_b mqzjyons_x", "_mqzjyon"):
         ids = {boundary: tokenizer.encode(text).ids for boundary, tokenizer in wide.items()}
-        assert ids["word"] == ids["identifier"] == ids["dotted"], text
+        assert all(ids["word"] == found for found in ids.values()), text
     assert vocab["Ġmqzjyon"] in wide["dotted"].encode(" mqzjyon_id").ids
 
 
@@ -300,7 +345,8 @@ def test_alternatives_respect_groups_classes_and_escapes() -> None:
     [
         ("word", ["▁foo", "foo", "▁"], ["foo", "é"], ["_", "foo1", "▁▁foo", "<0x41>", "."]),
         ("identifier", ["▁_foo", "foo_", "_"], ["_foo", "__"], ["foo.", ".", "2", "<0x41>"]),
-        ("dotted", ["self.", "▁self"], [".", "._x"], ["<0x41>", "1", "("]),
+        ("dotted", ["self.", "▁self"], [".", "._x"], ["<0x41>", "1", "(", "::", "->"]),
+        ("qualified", ["std::", "▁self"], ["::", "->", "\\", "->_", "."], ["<0x41>", ":", "-", ">", "▁->"]),
     ],
 )
 def test_shapes(boundary: str, first: list[str], later: list[str], neither: list[str]) -> None:

@@ -32,7 +32,7 @@ def test_the_curve_is_what_a_run_of_so_many_tokens_saves() -> None:
         min_count=4,
         workers=1,
     )
-    assert list(found) == ["word", "identifier", "dotted"]
+    assert list(found) == ["word", "identifier", "dotted", "qualified"]
     for boundary, curve in found.items():
         cfg = TokensConfig(n_new=100, boundary=boundary)
         extension = extend_by(cfg, tokenizer, TEXTS, Job())
@@ -44,7 +44,7 @@ def test_the_curve_is_what_a_run_of_so_many_tokens_saves() -> None:
         assert curve.share(100) == pytest.approx(1 - new / old)
     assert found["dotted"].share(200) > found["identifier"].share(200) > found["word"].share(200)
     columns, rows = as_table(found, 200, 1_000_000)
-    assert columns == ["new tokens", "saved, word", "saved, identifier", "saved, dotted", "rows, MB"]
+    assert columns == ["new tokens", *(f"saved, {boundary}" for boundary in found), "rows, MB"]
     assert [row[0] for row in rows] == sizes(200) == [64, 128, 200]
     assert rows[1][1:] == [*(f"{curve.share(128):.1%}" for curve in found.values()), 128.0]
 

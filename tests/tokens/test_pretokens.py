@@ -46,7 +46,7 @@ PATTERNS = [
     *(
         widened(name, boundary)
         for name in ("gpt2", "llama3", "qwen2", "smollm")
-        for boundary in ("identifier", "dotted")
+        for boundary in ("identifier", "dotted", "qualified")
     ),
 ]
 

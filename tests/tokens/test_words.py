@@ -9,6 +9,7 @@ from kldistill.model.load import old_size
 from kldistill.tokens.boundaries import shape, widen
 from kldistill.tokens.definition import Definition, definition
 from kldistill.tokens.encoding import reader
+from kldistill.tokens.joints import BOUNDARIES
 from kldistill.tokens.words import chunks, count_words, marking, rule_of
 
 TEXTS = [
@@ -49,7 +50,7 @@ def as_counter(words) -> Counter[tuple[int, ...]]:
     )
 
 
-@pytest.mark.parametrize("boundary", ["word", "identifier", "dotted"])
+@pytest.mark.parametrize("boundary", BOUNDARIES)
 @pytest.mark.parametrize("name", ["gpt2", "smollm", "llama3", "qwen2"])
 def test_byte_level_words(name: str, boundary: str) -> None:
     tokenizer = tiny.byte_level(name, 420)
@@ -88,7 +89,7 @@ def test_added_tokens_outside_the_vocabulary_are_no_other_token() -> None:
     assert not {420, 421} & set(words.pieces.tolist()), "an AddedToken stands alone"
 
 
-@pytest.mark.parametrize("boundary", ["word", "identifier", "dotted"])
+@pytest.mark.parametrize("boundary", BOUNDARIES)
 @pytest.mark.parametrize("name", ["llama2", "gemma"])
 def test_sentencepiece_words_have_the_shape(name: str, boundary: str) -> None:
     tokenizer = tiny.sentencepiece_style(name, 520)
