@@ -106,8 +106,8 @@ def train(args: argparse.Namespace) -> None:
         kind = {"device": device, "dtype": torch.bfloat16 if half else torch.float32}
         left = torch.randn(sum(batch.new_ids.numel() for batch in passes), config.hidden_size, **kind)
         right = torch.randn(config.hidden_size, config.intermediate_size, **kind)
-        _, product = timed(lambda left=left, right=right: [left @ right for _ in range(100)])
-        rate = 100 * 2 * left.numel() * right.shape[1] / product
+        taken, used = timed(lambda left=left, right=right: [left @ right for _ in range(100)])
+        rate = 100 * 2 * left.numel() * right.shape[1] / (used if device.type == "cpu" else taken)
         if number < 2:
             forget_peak(device)
             continue  # the first two warm up

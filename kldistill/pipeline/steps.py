@@ -22,6 +22,7 @@ from kldistill.evaluation.metrics import OLD_CUT
 from kldistill.export.config import ExportConfig, UploadConfig
 from kldistill.model.config import AdapterConfig
 from kldistill.pipeline.step import Step, Steps, stages_of
+from kldistill.rows.config import InitConfig
 from kldistill.tokens.config import TokensConfig
 from kldistill.training.config import TeacherConfig
 
@@ -161,12 +162,14 @@ def _same(*names: str) -> dict[str, str]:
 def _control(steps: Steps, suites: Sequence[str]) -> dict[str, Step]:
     """The steps that fine-tune the original model: those of the extended one without new tokens, and all else alike."""
     none = TokensConfig(method="none", curve=0)
+    mean = {"_target_": "kldistill.rows.inits.mean"}
+    start = InitConfig(mean, mean)  # of no row at all: one control for all starts of a sweep
     rows = {"model": "model", "tokens": "control_tokens"}
     sources = {**rows, **_same("corpus", "teacher"), "rows": "control_init"}
     group = "finetune"
     return {
         "control_tokens": replace(steps["tokens"], config=lambda cfg: none, identity=None, group=group, figures=None),
-        "control_init": replace(steps["init"], inputs=rows, group=group, figures=None),
+        "control_init": replace(steps["init"], config=lambda cfg: start, inputs=rows, group=group, figures=None),
         "control": replace(steps["finetune"], inputs=sources, group=group, figures="control"),
         **_evaluation("control", "control", suites, tokens="control_tokens"),
     }

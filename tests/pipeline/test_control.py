@@ -136,3 +136,18 @@ def test_a_control_needs_a_body_that_learns() -> None:
         compose.typed(config(["finetune=rows", "finetune.control=true"]))
     steps = steps_of(compose.typed(config(["finetune=lora"])))
     assert not any(name.startswith("control") for name in steps)
+
+
+def test_one_control_serves_all_starts_and_losses_of_a_sweep() -> None:
+    """The original is fine-tuned without new rows, so neither what they start as nor what trains them is seen."""
+    asked = (
+        ["init=random", "loss=ce"],
+        ["init=solved", "init.tie=false", "init.seed=3", "loss=kl"],
+        ["init=mean", "init.calibrate=true", "loss.lr=0.5"],
+    )
+    seen = []
+    for overrides in asked:
+        cfg = compose.typed(config([*overrides, "finetune=lora", "finetune.control=true"]))
+        steps = steps_of(cfg)
+        seen.append([steps[name].config(cfg) for name in ("control_tokens", "control_init", "control")])
+    assert seen[0] == seen[1] == seen[2]
