@@ -20,8 +20,14 @@ class Sizes(NamedTuple):
         chunk, score_batch, generation_batch, pass_tokens: as in ``RuntimeConfig``, whose values go before these.
         solve_positions: student positions of a part, about, when output rows are solved.
         idle_tokens: what a pass of generation costs beside its tokens, in tokens.
-        attention_rows: rows whose tokens meet what is before them in one product. They are padded to the longest of
-            them.
+        attention_rows: rows that write whose tokens meet what is before them in one product. They are padded to the
+            longest of them.
+        attention_cells: the same for rows whose prompts are run: rows times tokens times columns, at most. 0 for each
+            by itself.
+        prompt_tokens: tokens of prompts in one pass of generation.
+        guessed_tokens: rows times tokens of a guess, at most: attention pads to that.
+        cells: rows times columns of the cache of generation, at most, unless one prompt alone is more.
+        ranked_positions: positions whose vocabulary-sized logits exist at a time where options are ranked.
     """
 
     chunk: int
@@ -31,6 +37,11 @@ class Sizes(NamedTuple):
     solve_positions: int
     idle_tokens: int
     attention_rows: int
+    attention_cells: int
+    prompt_tokens: int
+    guessed_tokens: int
+    cells: int
+    ranked_positions: int
 
 
 # A CPU's products are as fast in passes of 512 tokens as in longer ones (docs/performance.md), and what its layers keep
@@ -46,6 +57,11 @@ ON_CPU = Sizes(
     solve_positions=1024,
     idle_tokens=8,
     attention_rows=16,
+    attention_cells=0,
+    prompt_tokens=256,
+    guessed_tokens=256,
+    cells=2**15,
+    ranked_positions=1024,
 )
 # An accelerator waits for its next kernel unless each does much, so padding costs less there than another product. What
 # a pass costs beside its tokens is a guess.
@@ -57,6 +73,11 @@ ON_ACCELERATOR = Sizes(
     solve_positions=8192,
     idle_tokens=400,
     attention_rows=256,
+    attention_cells=2**22,
+    prompt_tokens=8192,
+    guessed_tokens=4096,
+    cells=2**17,
+    ranked_positions=8192,
 )
 
 

@@ -19,13 +19,13 @@ from kldistill.evaluation.generation.decoding import GREEDY, Decoding, Row, Rows
 from kldistill.evaluation.generation.layout import by_columns
 from kldistill.evaluation.generation.packed import attending, fits
 from kldistill.evaluation.generation.spelling import Spelling
+from kldistill.runtime.devices import suited
 from kldistill.runtime.errors import EvaluationError
 from kldistill.runtime.progress import Bar
 from kldistill.tokens.encoding import encode, special_ids
 from kldistill.tokens.windows import context_length
 
 ALIKE = 32  # first tokens by which prompts are taken to share a beginning
-CELLS = 32_768  # rows times columns of the cache, at most, unless one prompt alone is more
 MANY = 8  # prompts for which a shared beginning is run on its own
 
 
@@ -113,7 +113,7 @@ def generate(
                 while queue:
                     prompt, n = queue[0], requests[queue[0].index].n
                     width = max(rows.width, len(prompt.ids) - skipped)
-                    if rows.rows and len(rows) + n > min(batch_size, CELLS // width):
+                    if rows.rows and len(rows) + n > min(batch_size, suited(model.device).cells // width):
                         break
                     queue.popleft()
                     rows.join(prompt.ids[skipped:], rows_of(requests[prompt.index], prompt, decoding.seed))

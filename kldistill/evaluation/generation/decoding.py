@@ -23,9 +23,6 @@ from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.runtime.devices import suited
 from kldistill.tokens.windows import context_length
 
-PASS = 256  # tokens of prompts in one pass
-QUERIES = 256  # rows times tokens of a guess, at most: attention pads to that
-
 
 @dataclass(frozen=True)
 class Decoding:
@@ -149,7 +146,8 @@ class Rows:
         self.packed = fits(model)
         assert self.packed or not prefix
         self.memory = Places(model, prefix) if self.packed else Alone(model)
-        self.trust = Trust(suited(model.device).idle_tokens)
+        self.sizes = suited(model.device)
+        self.trust = Trust(self.sizes.idle_tokens)
         self.limit = context_length(model.config)
         self.rows: list[Row] = []
         self._samples: dict[int, list[Row]] = {}  # of a request, without the first, which runs the prompt for all
@@ -206,8 +204,8 @@ class Rows:
 
     def _next(self) -> list[list[int]]:
         """What every row runs in the next pass: its last token with a guess, a part of its prompt, or nothing yet."""
-        size = len(self.rows) + min(PASS, sum(len(row.waiting) for row in self.rows if not row.ids))
-        left, tokens = PASS, list[list[int]]()
+        left, tokens = self.sizes.prompt_tokens, list[list[int]]()
+        size = len(self.rows) + min(left, sum(len(row.waiting) for row in self.rows if not row.ids))
         for length, row in zip(self.memory.lengths, self.rows, strict=True):
             row.guess, row.found = [], 0
             if row.ids:
@@ -224,7 +222,9 @@ class Rows:
     def _guess(self, row: Row, length: int, size: int) -> None:
         """Guess what follows a row's last token, as far as that is worth it in a pass of ``size`` tokens."""
         row.found, guess = find("".join(map(chr, [*row.before, *row.ids])))
-        most = min(self.trust.length(row.found, size), QUERIES // len(self.rows) - 1) if row.found else 0
+        most = (
+            min(self.trust.length(row.found, size), self.sizes.guessed_tokens // len(self.rows) - 1) if row.found else 0
+        )
         room = self.limit - 1 - length - self.memory.shared
         row.guess = [ord(char) for char in guess[: int(max(0, min(most, room)))]]
 

@@ -34,7 +34,7 @@ from kldistill.evaluation.generation.cache import SPARE
 from kldistill.runtime.devices import suited
 
 NAME = "kldistill_packed"
-SHORT = 16  # tokens of a row that are met together with those of other rows; a row with more is met alone
+SHORT = 16  # tokens of a row that are met together with those of all other rows
 # What a layer may look at: everything before, or the last columns of it. Others keep states that cannot be cut short.
 LAYERS = {"full_attention", "sliding_attention"}
 
@@ -199,16 +199,16 @@ class Places(Cache):
         self._size = (max(self._size[0], len(sizes)), max(ends))
         starts = list(accumulate(sizes, initial=0))
         short = [size if size <= SHORT else 0 for size in sizes]
-        n = suited(device).attention_rows
+        n, cells = suited(device).attention_rows, suited(device).attention_cells
         blocks = [range(first, min(first + n, len(sizes))) for first in range(0, len(sizes), n)]
         self.groups = [
             self._group(rows.start, starts[rows.start : rows.stop], short[rows.start : rows.stop], ends)
             for rows in blocks
             if any(short[rows.start : rows.stop])
         ]
-        for index, size in enumerate(sizes):
-            if size > SHORT:
-                self.groups.append(self._group(index, starts[index : index + 1], [size], ends))
+        for rows in _long(sizes, ends, cells):
+            own = slice(rows.start, rows.stop)
+            self.groups.append(self._group(rows.start, starts[own], sizes[own], ends))
 
     def _group(self, first: int, starts: Sequence[int], sizes: Sequence[int], ends: Sequence[int]) -> Group:
         """The group of the rows from ``first`` on, of which ``starts`` and ``sizes`` are; some may have no tokens."""
@@ -257,6 +257,20 @@ class Places(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """No column is common to all rows: positions are given."""
         return 0
+
+
+def _long(sizes: Sequence[int], ends: Sequence[int], cells: int) -> Iterator[range]:
+    """Rows with many tokens that are met together: neighbours, as long as rows times the most tokens times the most
+    columns are within ``cells``.
+    """
+    first = 0
+    for index, size in enumerate([*sizes, 0]):
+        own = slice(first, index + 1)
+        room = size > SHORT and len(sizes[own]) * max(sizes[own]) * max(ends[own]) <= cells
+        if not room:
+            if first < index:
+                yield range(first, index)
+            first = index if size > SHORT else index + 1
 
 
 _places: ContextVar[Places] = ContextVar("places")

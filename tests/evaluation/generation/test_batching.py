@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from kldistill.evaluation.generation import decoding, lookup, packed, sampling
+from kldistill.evaluation.generation import batching, decoding, lookup, packed, sampling
 from kldistill.evaluation.generation.batching import Completion, Request, alike, common_prefix, generate
 from kldistill.evaluation.generation.decoding import Decoding, Row
 from kldistill.evaluation.generation.layout import by_columns
@@ -20,6 +20,7 @@ from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.model import tiny
 from kldistill.model.load import load_original
 from kldistill.rows.rows import Rows
+from kldistill.runtime.devices import ON_ACCELERATOR, ON_CPU, Sizes
 from kldistill.runtime.errors import EvaluationError
 from kldistill.tokens.encoding import encode, special_ids
 from kldistill.training.load import load_model, load_tokenizer
@@ -40,6 +41,12 @@ def answers(
     found = dict(generate(model, spelling, requests, Decoding(**how), batch_size=batch_size))  # type: ignore[arg-type]
     assert sorted(found) == list(range(len(requests))), "each request once"
     return [found[index] for index in range(len(requests))]
+
+
+def sized(monkeypatch: pytest.MonkeyPatch, of: Sizes = ON_CPU, **sizes: int) -> None:
+    """Do so much at a time, whatever the device."""
+    for module in (batching, decoding, packed):
+        monkeypatch.setattr(module, "suited", lambda _: of._replace(**sizes))
 
 
 @pytest.fixture
@@ -181,7 +188,7 @@ def test_sliding_windows_slide_over_tokens_not_over_padding(
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 12}))
     model, spelling = load(folder)
-    monkeypatch.setattr(decoding, "PASS", 7)
+    sized(monkeypatch, prompt_tokens=7)
     shared = [TEXT[:200] + TEXT[at : at + 20 + at % 37] for at in range(1000, 1900, 100)]
     requests = [Request(prompt, budget=40) for prompt in [*PROMPTS, *shared]]
     for request, (completion,) in zip(requests, answers(model, spelling, requests), strict=True):
@@ -199,9 +206,36 @@ def test_long_prompts_in_parts_are_the_same(
     shared = [TEXT[:200] + TEXT[at : at + 20 + 2 * (at % 37)] for at in range(1000, 1900, 100)]
     requests = [Request(prompt, budget=30) for prompt in [*PROMPTS, *shared]]
     whole = answers(model, spelling, requests)
-    monkeypatch.setattr(decoding, "PASS", 5)
+    sized(monkeypatch, prompt_tokens=5)
     sliced = answers(model, spelling, requests)
     assert [c.token_ids for (c,) in whole] == [c.token_ids for (c,) in sliced]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox"])
+@pytest.mark.parametrize("cells", [2_000, 4_000, 2**22])
+def test_the_sizes_of_an_accelerator_give_the_same(
+    family: str, cells: int, tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole prompts in one pass, some or all of them met together, with as many guesses as there is room for."""
+    model, spelling = load(tiny_model(family))
+    shared = [TEXT[:200] + TEXT[at : at + 40 + 2 * (at % 37)] for at in range(1000, 1900, 100)]
+    requests = [Request(prompt, budget=40, n=1 + at % 3) for at, prompt in enumerate([*PROMPTS, *shared])]
+    how = {"batch_size": 12, "temperature": 0.7}
+    alone = answers(model, spelling, requests, **how)  # type: ignore[arg-type]
+    sized(monkeypatch, ON_ACCELERATOR, attention_cells=cells)
+    together = answers(model, spelling, requests, **how)  # type: ignore[arg-type]
+    assert [[c.token_ids for c in samples] for samples in together] == [
+        [c.token_ids for c in samples] for samples in alone
+    ]
+
+
+def test_neighbours_with_many_tokens_are_met_together() -> None:
+    sizes = [20, 30, 1, 40, 17, 17, 0, 90]
+    ends = [20, 30, 50, 40, 20, 17, 9, 90]
+    assert list(packed._long(sizes, ends, 2**22)) == [range(2), range(3, 6), range(7, 8)]
+    assert list(packed._long(sizes, ends, 0)) == [range(at, at + 1) for at in (0, 1, 3, 4, 5, 7)]
+    # 2 x 40 x 40 is one too many, 2 x 17 x 20 is not.
+    assert list(packed._long(sizes, ends, 3_199)) == [range(2), range(3, 4), range(4, 6), range(7, 8)]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
