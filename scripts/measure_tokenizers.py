@@ -54,7 +54,8 @@ def measure(file: Path, train: list[str], test: list[str], sizes: tuple[int, ...
     try:
         record["boundary"], wide, record["refused"] = widest(spec)
         started = processor()
-        spec, tokens = extend_by(TokensConfig(n_new=max(sizes)), tokenizer, train, Job(say=lambda _line: None))
+        cfg = TokensConfig(n_new=max(sizes), min_documents=1)
+        spec, tokens = extend_by(cfg, tokenizer, train, Job(say=lambda _line: None))
     except KldistillError as error:
         return {**record, "error": str(error)}
     record |= {"seconds": round(processor() - started, 1), "added": len(tokens), "saved": {}}

@@ -37,6 +37,7 @@ SETTINGS = {
         "n_new",
         "vocab_size",
         "min_count",
+        "min_documents",
         "max_pieces",
         "prefix_closed",
         "leading_space",

@@ -20,6 +20,8 @@ class TokensConfig:
         n_new: how many tokens are added, at most; ``auto`` goes up to the last that saves a token in 100,000.
         vocab_size: the size of the whole new vocabulary, instead of ``n_new``; null leaves it to ``n_new``.
         min_count: how often a term must stand in the corpus to become a token.
+        min_documents: 2 asks for terms that stand in two documents or more (of conversations: messages), as a term of
+            one file is learnt from that file alone; 1 takes those too. A corpus of one document has no others.
         max_pieces: old tokens that one new token may replace, at most.
         max_run: repetitions of one character (the dashes of a line) in a new token, at most.
         prefix_closed: only take a token when every beginning of it, in whole old tokens, is a token already. The KL of
@@ -38,6 +40,7 @@ class TokensConfig:
     n_new: Any = 512
     vocab_size: int | None = None
     min_count: int = 4
+    min_documents: int = 2
     max_pieces: int = 8
     max_run: int = 16
     prefix_closed: bool = False
@@ -66,6 +69,7 @@ class TokensConfig:
             require(value is None or value >= 1, f"tokens.{key}", value, "must be at least 1, or null")
         require(0 <= self.curve <= 10**6, "tokens.curve", self.curve, "must be 0 (none) to 1,000,000")
         require(self.min_count >= 1, "tokens.min_count", self.min_count, "must be at least 1")
+        require(self.min_documents in (1, 2), "tokens.min_documents", self.min_documents, "must be 1 or 2")
         require(self.max_pieces >= 2, "tokens.max_pieces", self.max_pieces, "must be at least 2")
         require(self.max_run >= 1, "tokens.max_run", self.max_run, "must be at least 1")
         require(

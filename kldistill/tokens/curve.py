@@ -59,6 +59,7 @@ def curves(
     *,
     limit: int,
     min_count: int,
+    min_documents: int,
     workers: int,
 ) -> dict[str, Curve]:
     """The curve of every boundary that the tokenizer can carry.
@@ -69,7 +70,7 @@ def curves(
         texts: what merges are learnt on.
         rules: makes the rules for a widened definition; anew for each, as they come to know the new tokens.
         limit: new tokens at most.
-        min_count, workers: as ``choose`` and ``count_words`` take them.
+        min_count, min_documents, workers: as ``choose`` and ``count_words`` take them.
     """
     by_boundary = {}
     for boundary in BOUNDARIES:
@@ -78,7 +79,8 @@ def curves(
         except TokenizerError:
             continue
         words = count_words(wide, texts, workers)
-        by_boundary[boundary] = curve_of(choose(words, rules(wide.spec), limit, min_count), words.tokens)
+        chosen = choose(words, rules(wide.spec), limit, min_count, min_documents=min_documents)
+        by_boundary[boundary] = curve_of(chosen, words.tokens)
     return by_boundary
 
 

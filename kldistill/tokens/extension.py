@@ -62,16 +62,18 @@ def extend_by(cfg: TokensConfig, tokenizer: PreTrainedTokenizerFast, train: Iter
         with Bar("Counting words", total=sum(map(len, train)) / 1e6, unit="MB") as bar:
             words = count_words(wide, train, job.runtime.workers, lambda done: bar.advance(done / 1e6))
         if n is None:
-            every = choose(words, rules_of(cfg, tokenizer, spec, size, wide.spec), LIMIT, cfg.min_count)
+            every_rules = rules_of(cfg, tokenizer, spec, size, wide.spec)
+            every = choose(words, every_rules, LIMIT, cfg.min_count, min_documents=cfg.min_documents)
             n = max(knee(curve_of(every, words.tokens)), 1)
             job.say(f"tokens.n_new=auto takes {n:,}: the last new token that saves one in 100,000 of the train text.")
         with Bar("Choosing merges", total=n, unit="merges") as bar:
-            chosen = choose(words, rules, n, cfg.min_count, bar.advance)
+            chosen = choose(words, rules, n, cfg.min_count, bar.advance, min_documents=cfg.min_documents)
         if not chosen:
             raise TokenizerError(
                 f"tokens.method=merges found nothing to add: no pair of old tokens occurs "
-                f"tokens.min_count={cfg.min_count} times inside a word of the train text. Give more text, a lower "
-                "min_count, or a wider boundary."
+                f"tokens.min_count={cfg.min_count} times inside a word of the train text, in "
+                f"tokens.min_documents={cfg.min_documents} documents. Give more text, a lower min_count, "
+                "min_documents=1, or a wider boundary."
             )
         if len(chosen) < n:
             job.say(f"The train text gives only {len(chosen)} of the {n} new tokens asked for (no pair is left).")

@@ -18,6 +18,7 @@ import numpy as np
 import regex
 from numpy.typing import NDArray
 
+from kldistill.tokens.pretokens import SEVERAL
 from kldistill.tokens.words import Words
 
 _SHIFT = 32
@@ -123,7 +124,19 @@ class _Chain:
         self.prev = np.arange(-1, n - 1)
         self.prev[words.starts[:-1]] = -1
         self.weight = np.repeat(words.counts, np.diff(words.starts))
+        self.document = np.repeat(words.documents, np.diff(words.starts))
         self.joined = 0  # by the last merge
+
+    def still(self, left: int, right: int, places: NDArray) -> NDArray:
+        """The places at which the pair still stands."""
+        places = places[self.piece[places] == left]
+        seconds = self.next[places]
+        return places[(seconds >= 0) & (self.piece[seconds] == right)]
+
+    def in_one_document(self, places: NDArray) -> bool:
+        """Whether one document alone has what stands at these places."""
+        documents = self.document[places]
+        return bool(SEVERAL not in documents and (documents == documents[:1]).all())
 
     def merge(self, left: int, right: int, new: int, places: NDArray) -> tuple[tuple[NDArray, NDArray], ...]:
         """Join ``left`` and ``right`` at ``places`` (sorted; may be stale).
@@ -132,10 +145,8 @@ class _Chain:
             Two lists of (pair keys, places): pairs that are gone, pairs that are new.
         """
         piece, following = self.piece, self.next
-        places = places[piece[places] == left]
+        places = self.still(left, right, places)
         seconds = following[places]
-        good = (seconds >= 0) & (piece[seconds] == right)
-        places, seconds = places[good], seconds[good]
         if left == right and len(places):
             # In a run of equal pieces the merges go left to right: every other place of the run.
             index = np.arange(len(places))
@@ -176,7 +187,13 @@ def _grouped(keys: NDArray, places: NDArray, weight: NDArray) -> list[tuple[int,
 
 
 def choose(
-    words: Words, rules: Rules, n: int, min_count: int = 1, advance: Callable[[], None] = lambda: None
+    words: Words,
+    rules: Rules,
+    n: int,
+    min_count: int = 1,
+    advance: Callable[[], None] = lambda: None,
+    *,
+    min_documents: int = 1,
 ) -> list[Merge]:
     """Choose up to ``n`` merges, each time the most frequent pair that ``rules`` allows.
 
@@ -186,12 +203,14 @@ def choose(
         n: merges wanted; fewer come back when no pair is left.
         min_count: a pair must occur this often when it is taken.
         advance: called after every merge.
+        min_documents: 2 leaves out what stands in a single document, unless there is but one.
 
     Returns:
         The merges in rank order. ``count`` is how often the token stands in the text after *all* merges: 0 for a token
         that later merges always swallow.
     """
     chain, size = _Chain(words), len(rules.entries)
+    shared = min_documents > 1 and not chain.in_one_document(np.arange(len(chain.piece)))
     paired = np.flatnonzero(chain.next >= 0)
     keys = (chain.piece[paired] << _SHIFT) | chain.piece[chain.next[paired]]
     groups = [group for group in _grouped(keys, paired, chain.weight) if group[1] >= min_count]
@@ -213,6 +232,8 @@ def choose(
         entry = rules.join(left, right)
         if not rules.allows(entry):
             continue
+        if shared and chain.in_one_document(chain.still(left, right, places[key])):
+            continue  # for good: a pair gets no new places
         if (prefix := rules.missing(entry)) is not None:
             waiting[prefix].append(key)
             continue

@@ -17,6 +17,7 @@ from joblib import Parallel, delayed
 from tokenizers import Tokenizer, models
 
 PARALLEL_CHARACTERS = 8_000_000
+SEVERAL = -1  # in place of a document's number: it stands in more than one
 
 
 class Rule(NamedTuple):
@@ -108,12 +109,40 @@ def for_ascii(pattern: str) -> re.Pattern[str] | None:
         return None
 
 
-def count(rule: Rule, groups: Iterable[list[str]], workers: int, advance: Callable[[int], None]) -> Counter[str]:
-    """How often every pre-token occurs.
+class Tally(NamedTuple):
+    """How often every pre-token occurs, and the number of the document that alone has it, or ``SEVERAL``."""
+
+    counts: Counter[str]
+    documents: dict[str, int]
+
+    @classmethod
+    def of(cls, cut: Callable[[str], list[str]], texts: list[str], first: int) -> "Tally":
+        """That of texts; ``first`` is the number of the first of them."""
+        tally = cls(Counter(), {})
+        for number, text in enumerate(texts, first):
+            pretokens = cut(text)
+            tally.counts.update(pretokens)
+            tally.seen_in(dict.fromkeys(pretokens, number))
+        return tally
+
+    def seen_in(self, documents: dict[str, int]) -> None:
+        """Pre-tokens stand in these documents too."""
+        for pretoken, number in documents.items():
+            if self.documents.setdefault(pretoken, number) != number:
+                self.documents[pretoken] = SEVERAL
+
+    def add(self, other: "Tally") -> None:
+        """Add what is counted of other documents."""
+        self.counts.update(other.counts)
+        self.seen_in(other.documents)
+
+
+def count(rule: Rule, groups: Iterable[list[str]], workers: int, advance: Callable[[int], None]) -> Tally:
+    """How often every pre-token occurs, and in which document.
 
     Args:
         rule: how a text is cut.
-        groups: texts in groups of a size that is handed over at once.
+        groups: texts in groups of a size that is handed over at once; each text is a document.
         workers: processes; 0 for one a core. Little text is counted without any.
         advance: called with the bytes done after every group.
     """
@@ -127,36 +156,39 @@ def count(rule: Rule, groups: Iterable[list[str]], workers: int, advance: Callab
     workers = workers or os.cpu_count() or 1
     if size > PARALLEL_CHARACTERS and workers > 1:
         return _by_processes(rule, chain(waiting, groups), workers, advance)
-    counter: Counter[str] = Counter()
-    cut = cutter(rule)
-    for group in chain(waiting, groups):
-        for text in group:
-            counter.update(cut(text))
+    total, cut = Tally(Counter(), {}), cutter(rule)
+    for first, group in _numbered(chain(waiting, groups)):
+        total.add(Tally.of(cut, group, first))
         advance(_bytes(group))
-    return counter
+    return total
+
+
+def _numbered(groups: Iterable[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    """Each group with the number of its first text."""
+    first = 0
+    for group in groups:
+        yield first, group
+        first += len(group)
 
 
 def _bytes(group: list[str]) -> int:
     return sum(len(text.encode()) for text in group)
 
 
-def _by_processes(
-    rule: Rule, groups: Iterator[list[str]], workers: int, advance: Callable[[int], None]
-) -> Counter[str]:
+def _by_processes(rule: Rule, groups: Iterator[list[str]], workers: int, advance: Callable[[int], None]) -> Tally:
     """Let processes count the groups, and add up what they have counted.
 
     Few groups are on their way at once, so the texts need not fit into memory twice.
     """
-    total: Counter[str] = Counter()
+    total = Tally(Counter(), {})
     ask = Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch="2 * n_jobs")
-    counts = cast(Iterator[tuple[Counter[str], int]], ask(delayed(_count_group)(rule, group) for group in groups))
-    for counted, done in counts:
-        total.update(counted)
+    tasks = (delayed(_count_group)(rule, group, first) for first, group in _numbered(groups))
+    for counted, done in cast(Iterator[tuple[Tally, int]], ask(tasks)):
+        total.add(counted)
         advance(done)
     return total
 
 
-def _count_group(rule: Rule, group: list[str]) -> tuple[Counter[str], int]:
-    """How often every pre-token occurs in the texts of one group, and how many bytes these are."""
-    cut = cutter(rule)
-    return Counter(chain.from_iterable(map(cut, group))), _bytes(group)
+def _count_group(rule: Rule, group: list[str], first: int) -> tuple[Tally, int]:
+    """What is counted of the texts of one group, and how many bytes these are."""
+    return Tally.of(cutter(rule), group, first), _bytes(group)

@@ -115,6 +115,7 @@ def show_curves(
         lambda wide: rules_of(cfg, tokenizer, spec, size, wide),
         limit=cfg.curve,
         min_count=cfg.min_count,
+        min_documents=cfg.min_documents,
         workers=job.runtime.workers,
     )
     row_bytes = 4 * text.hidden_size * (1 if text.tie_word_embeddings else 2)

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from kldistill.tokens.boundaries import GPT2, keeps_matches, shape
 from kldistill.tokens.definition import BYTE_LEVEL, Definition, kind, parts
 from kldistill.tokens.encoding import reader
-from kldistill.tokens.pretokens import Rule, count
+from kldistill.tokens.pretokens import SEVERAL, Rule, count
 
 CHUNK_BYTES = 4_000_000
 # Marks a token that continues a word. It is no character of the byte-level alphabet, so it collides with no token.
@@ -34,6 +34,7 @@ class Words(NamedTuple):
         pieces: (P,) the old ids of all words, one word after the other.
         starts: (N + 1,) where each word starts in ``pieces``; the last entry is P.
         counts: (N,) how often each word occurs in the text.
+        documents: (N,) the number of the one document that has the word, or ``SEVERAL``.
         tokens: old tokens in the whole text.
         bytes: bytes of UTF-8 in the whole text.
     """
@@ -41,6 +42,7 @@ class Words(NamedTuple):
     pieces: NDArray[np.int64]
     starts: NDArray[np.int64]
     counts: NDArray[np.int64]
+    documents: NDArray[np.int64]
     tokens: int
     bytes: int
 
@@ -149,17 +151,19 @@ def rule_of(spec: dict[str, Any]) -> Rule | None:
 
 def _parts(
     spec: dict[str, Any], texts: Iterable[str], workers: int, advance: Callable[[int], None]
-) -> Iterator[tuple[list[str], NDArray[np.int64]]]:
-    """What to encode, in groups: texts, and how often each occurs."""
-    rule = rule_of(spec)
+) -> Iterator[tuple[list[str], NDArray[np.int64], NDArray[np.int64]]]:
+    """What to encode, in groups: texts, how often each occurs, and in which document."""
+    rule, done = rule_of(spec), 0
     if rule is None:
         for group in chunks(texts):
-            yield group, np.ones(len(group), np.int64)
+            yield group, np.ones(len(group), np.int64), np.arange(done, done + len(group))
+            done += len(group)
             advance(sum(len(text.encode()) for text in group))
         return
-    counter = count(rule, chunks(texts, CHUNK_BYTES // 8), workers, advance)
-    for group in chunks(counter):
-        yield group, np.array([counter[word] for word in group], dtype=np.int64)
+    tally = count(rule, chunks(texts, CHUNK_BYTES // 8), workers, advance)
+    for group in chunks(tally.counts):
+        columns = ([table[word] for word in group] for table in (tally.counts, tally.documents))
+        yield group, *(np.array(column, dtype=np.int64) for column in columns)
 
 
 class _Hash:
@@ -189,18 +193,22 @@ def take(pieces: NDArray, starts: NDArray, lengths: NDArray) -> NDArray:
 
 
 class _Unique:
-    """Unique words with their counts, from words with counts."""
+    """Unique words with their counts and documents, from words with counts and documents."""
 
     def __init__(self, size: int):
         self.hash = _Hash(size)
 
-    def __call__(self, pieces: NDArray, starts: NDArray, lengths: NDArray, counts: NDArray) -> tuple[NDArray, ...]:
+    def __call__(
+        self, pieces: NDArray, starts: NDArray, lengths: NDArray, counts: NDArray, documents: NDArray
+    ) -> tuple[NDArray, ...]:
         if len(starts) == 0:
-            return np.zeros(0, np.int64), lengths, counts
+            return np.zeros(0, np.int64), lengths, counts, documents
         keys = self.hash(pieces, starts, lengths)
         _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
         summed = np.bincount(inverse, weights=counts, minlength=len(first)).astype(np.int64)
-        return take(pieces, starts[first], lengths[first]), lengths[first], summed
+        alone = documents[first]
+        alone[inverse[documents != alone[inverse]]] = SEVERAL
+        return take(pieces, starts[first], lengths[first]), lengths[first], summed, alone
 
 
 def count_words(
@@ -228,16 +236,16 @@ def count_words(
         total += done
         advance(done)
 
-    for group, counts in _parts(wide.spec, texts, workers, count_bytes):
+    for group, counts, documents in _parts(wide.spec, texts, workers, count_bytes):
         ids, glued, sizes = encode(group)
         tokens += int((sizes * counts).sum())
         starts = np.flatnonzero(~glued)
         lengths = np.diff(starts, append=len(ids))
         long = lengths > 1
-        weights = np.repeat(counts, sizes)[starts[long]]
+        weights, numbers = (np.repeat(column, sizes)[starts[long]] for column in (counts, documents))
         starts, lengths = starts[long], lengths[long]
-        groups.append(unique(take(ids, starts, lengths), np.cumsum(lengths) - lengths, lengths, weights))
-    empty = (np.zeros(0, np.int64),) * 3
-    pieces, lengths, counts = (np.concatenate(column) for column in zip(empty, *groups, strict=True))
-    pieces, lengths, counts = unique(pieces, np.cumsum(lengths) - lengths, lengths, counts)
-    return Words(pieces, np.concatenate([[0], np.cumsum(lengths)]), counts, tokens, total)
+        groups.append(unique(take(ids, starts, lengths), np.cumsum(lengths) - lengths, lengths, weights, numbers))
+    empty = (np.zeros(0, np.int64),) * 4
+    pieces, lengths, *rest = (np.concatenate(column) for column in zip(empty, *groups, strict=True))
+    pieces, lengths, counts, documents = unique(pieces, np.cumsum(lengths) - lengths, lengths, *rest)
+    return Words(pieces, np.concatenate([[0], np.cumsum(lengths)]), counts, documents, tokens, total)

@@ -30,6 +30,7 @@ def test_the_curve_is_what_a_run_of_so_many_tokens_saves() -> None:
         lambda wide: rules_of(TokensConfig(), tokenizer, spec, size, wide),
         limit=200,
         min_count=4,
+        min_documents=2,
         workers=1,
     )
     assert list(found) == ["word", "identifier", "dotted", "qualified"]

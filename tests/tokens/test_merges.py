@@ -9,18 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kldistill.tokens.merges import Entry, Rules, choose
+from kldistill.tokens.pretokens import SEVERAL
 from kldistill.tokens.words import Words
 
 LETTERS = "abcd"
 OLD = [Entry(letter, letter.encode(), (i,)) for i, letter in enumerate(LETTERS)]
 
 
-def words_of(texts: dict[str, int]) -> Words:
+def words_of(texts: dict[str, int], documents: list[int] | None = None) -> Words:
     kept = {text: count for text, count in texts.items() if len(text) > 1}
     pieces = [LETTERS.index(letter) for text in kept for letter in text]
     starts = np.cumsum([0, *map(len, kept)])
     counts = np.array(list(kept.values()), dtype=np.int64)
-    return Words(np.array(pieces, dtype=np.int64), starts, counts, 0, 0)
+    documents = np.arange(len(counts)) if documents is None else np.array(documents)
+    return Words(np.array(pieces, dtype=np.int64), starts, counts, documents, 0, 0)
 
 
 def by_recount(texts: dict[str, int], rules: Rules, n: int, min_count: int) -> tuple[list[tuple[int, int]], list[int]]:
@@ -117,13 +119,13 @@ def test_prefix_closed_matters() -> None:
 def test_what_is_never_made(left: bytes, right: bytes, reason: str) -> None:
     names = [left.decode("latin-1"), right.decode("latin-1"), "xy"]
     old = [Entry(name, name.encode("latin-1"), (i,)) for i, name in enumerate(names)]
-    words = Words(np.array([0, 1]), np.array([0, 2]), np.array([100]), 0, 0)
+    words = Words(np.array([0, 1]), np.array([0, 2]), np.array([100]), np.array([0]), 0, 0)
     assert choose(words, Rules(old, max_run=7), 3) == [], reason
 
 
 def test_whole_characters_of_broken_pieces_are_made() -> None:
     old = [Entry(chr(byte), bytes([byte]), (i,)) for i, byte in enumerate("é".encode())]
-    words = Words(np.array([0, 1]), np.array([0, 2]), np.array([3]), 0, 0)
+    words = Words(np.array([0, 1]), np.array([0, 2]), np.array([3]), np.array([0]), 0, 0)
     (merge,) = choose(words, Rules(old), 3)
     assert merge.entry.bytes == "é".encode() and merge.count == 3
 
@@ -131,3 +133,26 @@ def test_whole_characters_of_broken_pieces_are_made() -> None:
 def test_a_refused_candidate_is_passed_over() -> None:
     rules = Rules(OLD, accept=lambda entry: entry.token != "ab")
     assert [merge.entry.token for merge in choose(words_of({"abc": 5}), rules, 9)] == ["bc", "abc"]
+
+
+@pytest.mark.parametrize(
+    ("documents", "expected"),
+    [
+        ([0, 1, 1, 0], ["bc"]),  # of two words, each of another document
+        ([SEVERAL, 1, 1, 0], ["bc", "abc"]),
+        ([0, 0, 0, 0], ["cd", "bc", "abc", "da"]),  # one document: there are no others
+    ],
+)
+def test_what_stands_in_one_document_alone_is_left_out(documents: list[int], expected: list[str]) -> None:
+    words = words_of({"abc": 5, "bc": 1, "cd": 9, "da": 2}, documents)
+    found = choose(words, Rules(OLD), 9, 2, min_documents=2)
+    assert [merge.entry.token for merge in found] == expected
+    assert len(choose(words, Rules(OLD), 9, 2)) == 4
+
+
+def test_a_pair_whose_second_document_other_merges_took_is_left_out() -> None:
+    """``bc`` stands in two documents at first, and after ``ab`` has become a token in one."""
+    words = words_of({"abc": 5, "ab": 3, "bc": 4}, [0, 1, 1])
+    assert [merge.entry.token for merge in choose(words, Rules(OLD), 9, min_documents=2)] == ["bc"]
+    words = words_of({"abc": 5, "ab": 9, "bc": 4}, [0, 1, 1])
+    assert [merge.entry.token for merge in choose(words, Rules(OLD), 9, min_documents=2)] == ["ab"]

@@ -12,7 +12,7 @@ from kldistill.tokens import pretokens
 from kldistill.tokens.boundaries import widen
 from kldistill.tokens.definition import definition, parts
 from kldistill.tokens.joints import GPT2
-from kldistill.tokens.pretokens import Rule, count, cutter, for_ascii
+from kldistill.tokens.pretokens import SEVERAL, Rule, count, cutter, for_ascii
 
 
 def widened(name: str, boundary: str) -> str:
@@ -81,7 +81,11 @@ def test_processes_count_the_same(workers: int, monkeypatch: pytest.MonkeyPatch)
         expected.update(cut(text))
     done: list[int] = []
     groups = [texts[i : i + 4] for i in range(0, len(texts), 4)]
-    assert count(RULE, iter(groups), workers, done.append) == expected
+    found = count(RULE, iter(groups), workers, done.append)
+    assert found.counts == expected and found.documents.keys() == expected.keys()
+    # " 12" is in every text.
+    alone = {word: number for word, number in found.documents.items() if number != SEVERAL}
+    assert len(alone) == len(texts) - 1 and all(texts[number].endswith(word) for word, number in alone.items())
     assert sum(done) == sum(len(text.encode()) for text in texts) and len(done) == len(groups)
 
 

@@ -130,7 +130,7 @@ def test_building_twice_gives_the_same_files(build: Build) -> None:
 def test_boundaries_widen(family: str, build: Build) -> None:
     strings, saved = {}, {}
     for boundary in ("word", "identifier", "dotted"):
-        out = build(family, boundary=boundary, n_new=300)
+        out = build(family, boundary=boundary, n_new=300, min_documents=1)
         found = read_new_tokens(out)
         strings[boundary] = [token.string for token in found]
         saved[boundary] = sum(token.count * (len(token.pieces) - 1) for token in found)

@@ -10,6 +10,7 @@ from kldistill.tokens.boundaries import shape, widen
 from kldistill.tokens.definition import Definition, definition
 from kldistill.tokens.encoding import reader
 from kldistill.tokens.joints import BOUNDARIES
+from kldistill.tokens.pretokens import SEVERAL
 from kldistill.tokens.words import chunks, count_words, marking, rule_of
 
 TEXTS = [
@@ -114,6 +115,8 @@ def test_cutting_first_and_encoding_whole_texts_count_the_same(name: str, monkey
     monkeypatch.setattr("kldistill.tokens.words.rule_of", lambda _spec: None)
     whole = count_words(Definition(spec, size, "identifier"), texts)
     assert as_counter(cut) == as_counter(whole)
+    assert cut.documents.tolist() == whole.documents.tolist()
+    assert {SEVERAL, 0, 1, 3, 4} <= set(whole.documents.tolist())
     assert (cut.tokens, cut.bytes) == (whole.tokens, whole.bytes)
 
 
@@ -132,6 +135,7 @@ def test_the_order_of_texts_and_chunks_does_not_matter(monkeypatch: pytest.Monke
     whole = count_words(Definition(spec, size, "word"), TEXTS)
     monkeypatch.setattr("kldistill.tokens.words.chunks", lambda texts, _size=0: chunks(texts, 1))
     parts = count_words(Definition(spec, size, "word"), TEXTS[::-1])
+    assert ((whole.documents == SEVERAL) == (parts.documents == SEVERAL)).all()
     for name in ("pieces", "starts", "counts"):
         assert (getattr(whole, name) == getattr(parts, name)).all()
 
