@@ -79,6 +79,7 @@ _TRAINED = {
     "rows": "the new rows alone, by self-distillation and then by fine-tuning; all other weights are the base model's",
 }
 _TEXTS = ("domain", "general")
+FOLDER = "path/to/this/folder"  # what the card's code calls the model; the upload puts the repository in its place
 
 
 def write(
@@ -130,6 +131,7 @@ def text_of(
         saved=figures.get("tokens/saved"),
         license=license,
         tied=rows.tied,
+        folder=FOLDER,
         height=json.loads((out / "config.json").read_text()).get("vocab_size"),
         trained=_TRAINED[training_of(inputs["rows"])],
         own_class=(out / "tokenization_extended.py").is_file(),

@@ -1,13 +1,17 @@
 """Upload of an exported folder to the Hugging Face hub, as whoever is logged in there. No token passes through here."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import HfApi, get_token, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
+from kldistill.export.card import FOLDER
 from kldistill.export.config import UploadConfig
 from kldistill.runtime.errors import ConfigError, ModelError
 from kldistill.runtime.hub_errors import HUB_ERRORS
@@ -93,13 +97,15 @@ def push(folder: Path, repo: str, private: bool, say: Callable[[str], None]) -> 
     api = HfApi()
     try:
         api.create_repo(repo, private=private, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=repo,
-            folder_path=folder,
-            commit_message="Extended vocabulary, made with kldistill",
-            ignore_patterns=NOT_UPLOADED,
-            delete_patterns=REPLACED,
-        )
+        with TemporaryDirectory() as named:
+            _name(folder, Path(named), repo)
+            done = api.upload_folder(
+                repo_id=repo,
+                folder_path=named,
+                commit_message="Extended vocabulary, made with kldistill",
+                ignore_patterns=NOT_UPLOADED,
+                delete_patterns=REPLACED,
+            )
     except HUB_ERRORS as error:
         refused = isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403)
         first = "Once that is mended, the" if refused else "The"
@@ -111,6 +117,15 @@ def push(folder: Path, repo: str, private: bool, say: Callable[[str], None]) -> 
     commit = getattr(done, "commit_url", None)
     say(f"Uploaded to {commit or repo}")
     return commit
+
+
+def _name(folder: Path, named: Path, repo: str) -> None:
+    """Link the folder's files, with a card whose code names the repository: the folder itself stays as it is."""
+    shutil.copytree(folder.resolve(), named, copy_function=os.symlink, dirs_exist_ok=True)
+    if (readme := named / "README.md").is_file():
+        text = readme.read_text(encoding="utf-8")
+        readme.unlink()
+        readme.write_text(text.replace(FOLDER, repo), encoding="utf-8")
 
 
 def _short(error: Exception) -> str:

@@ -78,15 +78,16 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
                 "two are needed: the corpus has too little text."
             )
         return
+    records = read_new_tokens(inputs["tokens"])
     more = "More text, or a larger corpus.test, gives more."
     short_of("interpret.n_contexts", cfg.n_contexts, len(contexts), "held-out snippets with new tokens", more, job.say)
     if len(contexts) == cfg.n_contexts:
         what = "uses of new tokens in the contexts"
         short_of("interpret.n_uses", cfg.n_uses, len(uses), what, "More interpret.n_contexts give more.", job.say)
+    short_of("interpret.neighbours", cfg.neighbours, len(records), "new tokens", "All are listed.", job.say)
     short_of("interpret.completions", cfg.completions, len(lines), "held-out lines to complete", more, job.say)
     head = Headline([contexts[use.context].document for use in uses])
     report: dict[str, Any] = {"contexts": _of_text(contexts, uses), "left_out": {}}
-    records = read_new_tokens(inputs["tokens"])
 
     def name(token: int) -> str:
         return str(old_tokenizer.decode([token])) if token < old_size else records[token - old_size].string
@@ -112,6 +113,10 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
     attempt("lens", made.unreadable or inexact, lambda: _lens(made, states, uses, head, share))
     states.clear()
     whole = [context for context in contexts if attention.usable(context)][: cfg.attention_contexts]
+    if whole:
+        what = "contexts that are cut at common boundaries throughout"
+        wanted, given = cfg.attention_contexts, "More interpret.n_contexts give more."
+        short_of("interpret.attention_contexts", wanted, len(whole), what, given, job.say)
     none = "interpret.attention_contexts=0" if not cfg.attention_contexts else "no context is cut at common boundaries"
     attempt("attention", None if whole else none, lambda: _attention(made, whole, share))
     points: dict[str, Any] = {}

@@ -40,6 +40,7 @@ class FakeHub:
     def __init__(self) -> None:
         self.repos: dict[str, bool] = {}
         self.files: dict[str, list[str]] = {}
+        self.card = ""
         self.fails: Exception | None = None
         self.who: dict[str, Any] = {"name": "me"}
 
@@ -76,6 +77,9 @@ class FakeHub:
             [path.name for path in Path(folder_path).iterdir()], ignore_patterns=ignore_patterns
         )
         self.files[repo_id] = sorted({*stay, *added})
+        if (readme := Path(folder_path) / "README.md").is_file():
+            self.card = readme.read_text()
+        assert all(path.exists() for path in Path(folder_path).rglob("*"))  # no link leads nowhere
         url = f"https://huggingface.co/{repo_id}/commit/0123"
         return CommitInfo(commit_url=url, commit_message=commit_message, commit_description="", oid="0123")
 
@@ -106,6 +110,9 @@ def test_the_exported_folder_is_uploaded(
     assert fake.repos == {"me/extended": True}  # private unless said otherwise
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(fake.files["me/extended"])
     assert said[-1] == "Uploaded to https://huggingface.co/me/extended/commit/0123"
+    assert fake.card.count('from_pretrained("me/extended")') == 2 and "path/to" not in fake.card
+    local = (tmp_path / "out" / "README.md").read_text()
+    assert local.count('from_pretrained("path/to/this/folder")') == 2
     out, err = capfd.readouterr()
     assert SECRET not in " ".join([*said, out, err])
     assert not [file for file in (tmp_path / "out").iterdir() if SECRET.encode() in file.read_bytes()]

@@ -234,7 +234,16 @@ def test_without_attention_contexts_the_reason_is_given(inputs: dict[str, Path],
 
 def test_less_text_than_asked_for_is_told_of(inputs: dict[str, Path], tmp_path: Path) -> None:
     said: list[str] = []
-    report = run(inputs, tmp_path / "few", Job(say=said.append), n_contexts=1, n_uses=2, completions=1)
+    report = run(
+        inputs,
+        tmp_path / "few",
+        Job(say=said.append),
+        n_contexts=1,
+        n_uses=2,
+        completions=1,
+        attention_contexts=1,
+        neighbours=1,
+    )
     assert not said, "as much as was asked for"
     report = run(inputs, tmp_path / "many", Job(say=said.append), n_contexts=500, n_uses=2, completions=400)
     n = report["contexts"]["n"]
@@ -242,8 +251,18 @@ def test_less_text_than_asked_for_is_told_of(inputs: dict[str, Path], tmp_path: 
         f"Warning: interpret.n_contexts=500: there are only {n} held-out snippets with new tokens."
     )
     assert said[1].startswith("Warning: interpret.completions=400: there are only ")
-    run(inputs, tmp_path / "uses", Job(say=said.append), n_contexts=1, n_uses=500, completions=0)
-    assert said[2].startswith("Warning: interpret.n_uses=500: there are only ") and len(said) == 3
+    said.clear()
+    run(inputs, tmp_path / "uses", Job(say=said.append), n_contexts=1, n_uses=500, completions=0, attention_contexts=1)
+    assert said[0].startswith("Warning: interpret.n_uses=500: there are only ") and len(said) == 1
+    said.clear()
+    asked: dict[str, Any] = {"completions": 0, "attention_contexts": 2, "neighbours": 400}
+    run(inputs, tmp_path / "else", Job(say=said.append), n_contexts=1, n_uses=2, **asked)
+    n = len((inputs["tokens"] / "new_tokens.jsonl").read_text().splitlines())
+    assert said == [
+        f"Warning: interpret.neighbours=400: there are only {n} new tokens. All are listed.",
+        "Warning: interpret.attention_contexts=2: there are only 1 contexts that are cut at common boundaries "
+        "throughout. More interpret.n_contexts give more.",
+    ]
 
 
 def test_text_without_new_tokens_is_told_of_and_no_more(inputs: dict[str, Path], tmp_path: Path) -> None:
