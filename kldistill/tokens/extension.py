@@ -76,7 +76,10 @@ def extend_by(cfg: TokensConfig, tokenizer: PreTrainedTokenizerFast, train: Iter
                 "min_documents=1, or a wider boundary."
             )
         if len(chosen) < n:
-            job.say(f"The train text gives only {len(chosen)} of the {n} new tokens asked for (no pair is left).")
+            job.say(
+                f"The train text gives only {len(chosen)} of the {n} new tokens asked for: no more pairs stand in it "
+                f"tokens.min_count={cfg.min_count} times, in tokens.min_documents={cfg.min_documents} documents."
+            )
         pairs = [(merge.left, merge.right) for merge in chosen]
     entries = rules.entries[size:]
     names = [entry.token for entry in rules.entries]

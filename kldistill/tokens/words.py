@@ -162,8 +162,8 @@ def _parts(
         return
     tally = count(rule, chunks(texts, CHUNK_BYTES // 8), workers, advance)
     for group in chunks(tally.counts):
-        columns = ([table[word] for word in group] for table in (tally.counts, tally.documents))
-        yield group, *(np.array(column, dtype=np.int64) for column in columns)
+        counts, documents = ([table[word] for word in group] for table in (tally.counts, tally.documents))
+        yield group, np.array(counts, dtype=np.int64), np.array(documents, dtype=np.int64)
 
 
 class _Hash:

@@ -21,8 +21,8 @@ def words_of(texts: dict[str, int], documents: list[int] | None = None) -> Words
     pieces = [LETTERS.index(letter) for text in kept for letter in text]
     starts = np.cumsum([0, *map(len, kept)])
     counts = np.array(list(kept.values()), dtype=np.int64)
-    documents = np.arange(len(counts)) if documents is None else np.array(documents)
-    return Words(np.array(pieces, dtype=np.int64), starts, counts, documents, 0, 0)
+    numbers = np.array(range(len(counts)) if documents is None else documents, dtype=np.int64)
+    return Words(np.array(pieces, dtype=np.int64), starts, counts, numbers, 0, 0)
 
 
 def by_recount(texts: dict[str, int], rules: Rules, n: int, min_count: int) -> tuple[list[tuple[int, int]], list[int]]:
