@@ -19,6 +19,11 @@ from kldistill.runtime.errors import ModelError
 from kldistill.runtime.hub_errors import HUB_ERRORS
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+UNTIED = (
+    "Untie the model first (model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone()) and "
+    "model.config.tie_word_embeddings = False), merge with peft (PeftModel.from_pretrained(model, ADAPTER)"
+    ".merge_and_unload().save_pretrained(FOLDER)), save the tokenizer beside it, and give that folder as model.path."
+)
 
 
 def local_adapter(
@@ -82,6 +87,7 @@ def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         ModelError: the adapter does not fit the model, all of it, or is of another vocabulary than the model's.
     """
     import peft
+    from peft.tuners.lora import LoraLayer
 
     height, tied = _height(model), _tied(model)
     try:
@@ -89,23 +95,32 @@ def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             warnings.simplefilter("ignore")
             device = str(next(model.parameters()).device)
             view = peft.PeftModel.from_pretrained(model, str(folder), torch_device=device)
-            expected = set(peft.get_peft_model_state_dict(view, save_embedding_layers=False))
+            expected, possible = (  # peft adds an embedding or head that the adapter changes, as it was
+                set(peft.get_peft_model_state_dict(view, save_embedding_layers=whole)) for whole in (False, True)
+            )
         with safe_open(folder / WEIGHTS, "pt") as file:
             held = set(file.keys())
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{folder}: the adapter does not fit {type(model).__name__}: {error}") from error
-    if expected - held or held - expected:
-        lacks, odd = expected - held, sorted(expected - held or held - expected)
+    if expected - held or held - possible:
+        lacks, odd = expected - held, sorted(expected - held or held - possible)
         told = f"lacks {len(odd)} weights of the model's layers" if lacks else f"has {len(odd)} weights without a place"
         raise ModelError(
             f"{folder / WEIGHTS}: {told}, such as {odd[0]}. It was trained on another model, or saved in parts."
+        )
+    base = cast(Any, view).get_base_model()
+    if tied and any(isinstance(of(), LoraLayer) for of in (base.get_input_embeddings, base.get_output_embeddings)):
+        raise ModelError(
+            f"{folder}: the adapter has a LoRA of the embedding or of the head, but the model has one matrix for both "
+            f"(tied), which merging would change for both. {UNTIED}"
         )
     merged = cast(PreTrainedModel, cast(Any, view).merge_and_unload())
     if (_height(merged), _tied(merged)) != (height, tied):
         raise ModelError(
             f"{folder}: the adapter replaces the embedding ({height:,} rows, {'tied' if tied else 'not tied'}) by "
-            f"one of {_height(merged):,} rows, {'tied' if _tied(merged) else 'not tied'}. Merge it with its own "
-            "library, save the model with its tokenizer, and give that folder as model.path."
+            f"one of {_height(merged):,} rows, {'tied' if _tied(merged) else 'not tied'}. Merge it with peft "
+            "(PeftModel.from_pretrained(model, ADAPTER).merge_and_unload().save_pretrained(FOLDER)), save the "
+            "tokenizer beside it, and give that folder as model.path. Adapters with ensure_weight_tying stay tied."
         )
     return merged
 

@@ -26,15 +26,18 @@ from tests.helpers.artifacts import MakeModel
 IDS = torch.tensor([[1, 7, 30, 7, 5]])
 
 
-def an_adapter(model: Path, folder: Path, **settings: Any) -> torch.Tensor:
-    """Save an adapter of the model that changes it; the logits of the two together."""
+def an_adapter(model: Path, folder: Path, whole: str | bool = False, **settings: Any) -> torch.Tensor:
+    """Save an adapter of the model that changes it; the logits of the two together.
+
+    ``whole`` says whether the embedding and head that it changes are saved too; peft's own default is ``auto``.
+    """
     torch.manual_seed(0)
     asked = {"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | settings
     view: Any = peft.get_peft_model(load_original(model), peft.LoraConfig(**asked))
     for name, weight in view.named_parameters():
-        if "lora_B" in name:
+        if "lora_B" in name or "lora_embedding_A" in name or "modules_to_save" in name:
             torch.nn.init.normal_(weight, std=0.3)
-    view.save_pretrained(str(folder), save_embedding_layers=False)
+    view.save_pretrained(str(folder), save_embedding_layers=whole)
     with torch.no_grad():
         return view.eval()(IDS).logits
 
@@ -127,6 +130,55 @@ def test_an_adapter_with_an_embedding_of_its_own_is_refused(tiny_model: MakeMode
     an_adapter(model, tmp_path / "mine", modules_to_save=["lm_head"])
     with pytest.raises(ModelError, match="tied"):
         built(tmp_path / "out", path=str(model), adapter=str(tmp_path / "mine"))
+
+
+EMBEDDED: list[dict[str, Any]] = [
+    {"target_modules": ["q_proj", "embed_tokens"]},
+    {"target_modules": ["q_proj", "lm_head"]},
+    {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+]
+
+
+@pytest.mark.parametrize("whole", ["auto", False])
+@pytest.mark.parametrize("settings", EMBEDDED)
+def test_a_lora_of_embedding_or_head_goes_into_an_untied_model_alone(
+    settings: dict[str, Any], whole: str | bool, tiny_model: MakeModel, tmp_path: Path
+) -> None:
+    """In a tied one the other side would change too."""
+    model = tiny_model("llama", tied=False)
+    logits = an_adapter(model, tmp_path / "mine", whole, **settings)
+    together = built(tmp_path / "artifact", path=str(model), adapter=str(tmp_path / "mine"))
+    with torch.no_grad():
+        torch.testing.assert_close(load_original(together)(IDS).logits, logits)
+    tied = tiny_model("llama")
+    an_adapter(tied, tmp_path / "tied", whole, **settings)
+    with pytest.raises(ModelError, match=r"one matrix for both \(tied\).*Untie the model first"):
+        built(tmp_path / "refused", path=str(tied), adapter=str(tmp_path / "tied"))
+
+
+def test_what_the_message_says_gives_the_model_that_the_adapter_makes(tiny_model: MakeModel, tmp_path: Path) -> None:
+    tied = tiny_model("llama")
+    logits = an_adapter(tied, tmp_path / "mine", "auto", target_modules=["q_proj", "lm_head"])
+    model: Any = load_original(tied)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+    model.config.tie_word_embeddings = False
+    peft.PeftModel.from_pretrained(model, str(tmp_path / "mine")).merge_and_unload().save_pretrained(tmp_path / "whole")
+    for file in tied.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "whole")
+    with torch.no_grad():
+        found = load_original(built(tmp_path / "artifact", path=str(tmp_path / "whole")))(IDS).logits
+    torch.testing.assert_close(found, logits)
+
+
+@pytest.mark.parametrize("modules", [["embed_tokens"], ["embed_tokens", "lm_head"]])
+def test_an_adapter_that_keeps_the_model_tied_is_merged(
+    modules: list[str], tiny_model: MakeModel, tmp_path: Path
+) -> None:
+    model = tiny_model("llama")
+    logits = an_adapter(model, tmp_path / "mine", "auto", modules_to_save=modules, ensure_weight_tying=True)
+    together = built(tmp_path / "artifact", path=str(model), adapter=str(tmp_path / "mine"))
+    with torch.no_grad():
+        torch.testing.assert_close(load_original(together)(IDS).logits, logits)
 
 
 def test_an_adapter_of_the_hub_is_pinned(
