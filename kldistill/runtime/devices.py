@@ -77,7 +77,7 @@ ON_ACCELERATOR = Sizes(
     prompt_tokens=8192,
     guessed_tokens=4096,
     cells=2**17,
-    ranked_positions=8192,
+    ranked_positions=4096,
 )
 
 

@@ -27,6 +27,10 @@ from kldistill.tokens.encoding import encode
 from kldistill.tokens.windows import context_length
 from kldistill.training.padding import pad, pad_in_front
 
+# Texts times the square of the longest one's tokens, at most, unless one alone is more: attention to a mask holds a
+# score for each pair of tokens and each head, 2.4 GB of them for nine heads in float32.
+PAIRS = 2**26
+
 
 def rank(
     model: PreTrainedModel,
@@ -121,7 +125,8 @@ def _scored(
     with Bar(description, total=len(waiting), unit="tasks") as bar:
         while waiting:
             taken = [waiting.pop(0)]
-            while waiting and sum(len(each.ids) for each in taken) + len(waiting[0].ids) <= batch_size:
+            most = min(batch_size, PAIRS // max(map(len, taken[0].ids)) ** 2)
+            while waiting and sum(len(each.ids) for each in taken) + len(waiting[0].ids) <= most:
                 taken.append(waiting.pop(0))
             sums = _score(model, size, taken)
             for each in taken:
