@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import get_scheduler
@@ -23,6 +25,7 @@ from kldistill.runtime.errors import TrainingError
 from kldistill.runtime.job import Job
 from kldistill.runtime.progress import Bar
 from kldistill.training.checkpoint import Best, restore, store
+from kldistill.training.compiled import check_gradient
 from kldistill.training.optimizer import LazyAdamW
 
 
@@ -84,7 +87,7 @@ def train(
         included; on an accelerator, of its memory).
 
     Raises:
-        TrainingError: the loss or its gradient is not finite.
+        TrainingError: the loss or its gradient is not finite, or compiled layers have another gradient.
     """
     accelerate = accelerator(job.runtime, settings.precision)
     forget_peak(accelerate.device)
@@ -131,7 +134,11 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["factor"]
             # What a step draws (dropout) depends on nothing but its number, so a resumed run draws the same.
-            torch.manual_seed(settings.seed + 1_000_003 * step + accelerate.process_index)
+            seed = settings.seed + 1_000_003 * step + accelerate.process_index
+            torch.manual_seed(seed)
+            if job.runtime.compile and step == todo.start + 1:
+                check_gradient(module, partial(_backward, accelerate, step_of, passes[0]), trainable)
+                torch.manual_seed(seed)
             sums = dict[str, Tensor]()
             for batch in passes:
                 # Processes wait for each other once a step, in its last pass.
@@ -196,6 +203,13 @@ def train(
         "tokens_per_second": state["tokens"] / max(state["training_seconds"], 1e-9),
         "peak_memory_bytes": peak_memory(accelerate.device),
     }
+
+
+def _backward(accelerate: Accelerator, step_of: nn.Module, batch: Any) -> None:
+    """Add the gradient of one batch of this process to the parameters."""
+    with accelerate.autocast():
+        loss, _ = step_of(batch.to(accelerate.device))
+    loss.backward()
 
 
 def _note(loss: float, lr: float, validation: Mapping[str, float]) -> str:

@@ -79,10 +79,12 @@ class _LowRank(torch.autograd.Function):
         up_OR: Float[Tensor, "O R"],
         scale: float,
     ) -> Float[Tensor, "T O"]:
-        scaled_TR = (x_TI @ down_RI.t()).mul_(scale)
+        scaled_TR = (x_TI @ down_RI.t()) * scale
         y_TO = F.linear(x_TI, weight_OI, bias_O)
-        # A product this thin is faster over rows that lie side by side.
-        y_TO.addmm_(scaled_TR, up_OR.t().contiguous())
+        # In place, as that saves a pass over all outputs; but torch 2.11 compiles a forward that changes a tensor in
+        # place to one without a gradient. A product this thin is faster over rows that lie side by side.
+        add = torch.addmm if torch.compiler.is_compiling() else Tensor.addmm_
+        y_TO = add(y_TO, scaled_TR, up_OR.t().contiguous())
         ctx.save_for_backward(x_TI, weight_OI, down_RI, up_OR, scaled_TR)
         ctx.scale = scale
         return y_TO

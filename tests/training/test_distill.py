@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from kldistill.evaluation.config import EvaluateConfig, ScoringConfig
@@ -21,6 +22,7 @@ from kldistill.model.load import load_original
 from kldistill.rows.rows import Rows
 from kldistill.rows.student import Student
 from kldistill.runtime.config import RuntimeConfig
+from kldistill.runtime.errors import TrainingError
 from kldistill.runtime.job import Job
 from kldistill.tokens.artifact import load_extended_tokenizer, read_new_tokens
 from kldistill.tokens.encoding import encode
@@ -176,14 +178,35 @@ def test_compiled_layers_come_to_the_same(
     """And they are compiled: once, for training alone, whatever the length of the texts."""
     monkeypatch.setattr(compiled_layers, "BACKEND", backend)
     settings = {"lora": LoraConfig(r=rank), "batch_size": 2, "validate_every": 4, "gradient_checkpointing": again}
-    usual = Rows.load(inputs.distilled(f"as written {rank} {again}", **settings))
+    as_usual = inputs.distilled(f"as written {rank} {again}", **settings)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    compiled = Rows.load(inputs.distilled(f"{backend} {rank} {again}", runtime={"compile": True}, **settings))
+    as_compiled = inputs.distilled(f"{backend} {rank} {again}", runtime={"compile": True}, **settings)
+    usual, compiled = Rows.load(as_usual), Rows.load(as_compiled)
     torch.testing.assert_close(compiled.input, usual.input, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(compiled.head, usual.head, rtol=1e-3, atol=1e-4)
+    if rank:
+        learnt, before = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (as_compiled, as_usual))
+        torch.testing.assert_close(learnt, before, rtol=1e-3, atol=1e-4)
+        assert any(weight.any() for name, weight in learnt.items() if "lora_B" in name), "it has learnt"
     stats = torch._dynamo.utils.counters["stats"]
     assert 0 < stats["unique_graphs"] <= 3, stats
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_compiler_that_loses_a_gradient_is_found_out(
+    inputs: Inputs, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of torch 2.11 did with an adapter: the loss stays the right one."""
+
+    def losing(graph: torch.fx.GraphModule, examples: object) -> Callable[..., object]:
+        return lambda *values: [value.detach() for value in graph(*values)]
+
+    monkeypatch.setattr(compiled_layers, "BACKEND", losing)
+    torch._dynamo.reset()
+    with pytest.raises(TrainingError, match=r"^runtime\.compile=true: the gradient of .* is lost or another"):
+        inputs.distilled(f"losing {rank}", runtime={"compile": True}, lora=LoraConfig(r=rank), batch_size=2)
+    torch._dynamo.reset()
 
 
 def test_each_kind_of_text_has_its_own_size(inputs: Inputs, tmp_path: Path) -> None:
