@@ -26,8 +26,8 @@ class Sizes(NamedTuple):
             by itself.
         prompt_tokens: tokens of prompts in one pass of generation.
         guessed_tokens: rows times tokens of a guess, at most: attention pads to that.
-        cells: rows times columns of the cache of generation, at most, unless one prompt alone is more.
-        ranked_positions: positions whose vocabulary-sized logits exist at a time where options are ranked.
+        cells: rows times columns of the cache of generation, at most, unless one prompt alone is more. On a CUDA device
+            never more than a third of its free memory holds.
     """
 
     chunk: int
@@ -41,7 +41,6 @@ class Sizes(NamedTuple):
     prompt_tokens: int
     guessed_tokens: int
     cells: int
-    ranked_positions: int
 
 
 # A CPU's products are as fast in passes of 512 tokens as in longer ones (docs/performance.md), and what its layers keep
@@ -61,7 +60,6 @@ ON_CPU = Sizes(
     prompt_tokens=256,
     guessed_tokens=256,
     cells=2**15,
-    ranked_positions=1024,
 )
 # An accelerator waits for its next kernel unless each does much, so padding costs less there than another product. What
 # a pass costs beside its tokens is a guess.
@@ -75,9 +73,8 @@ ON_ACCELERATOR = Sizes(
     attention_rows=256,
     attention_cells=2**22,
     prompt_tokens=8192,
-    guessed_tokens=4096,
+    guessed_tokens=1024,
     cells=2**17,
-    ranked_positions=4096,
 )
 
 

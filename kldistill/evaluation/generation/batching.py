@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from transformers import PreTrainedModel
 
 from kldistill.evaluation.generation.decoding import GREEDY, Decoding, Row, Rows
@@ -103,6 +104,7 @@ def generate(
     """
     prompts = prompts_of(spelling, requests, context_length(model.config))
     finished: dict[int, list[Row]] = {prompt.index: [] for prompt in prompts}
+    cells = cells_of(model)
     with attending(by_columns(model)), Bar(description, total=len(requests), unit="tasks") as bar:
         for group in alike(prompts) if fits(model) else [prompts]:
             shared = common_prefix([prompt.ids for prompt in group]) if len(group) >= MANY and fits(model) else 0
@@ -113,7 +115,7 @@ def generate(
                 while queue:
                     prompt, n = queue[0], requests[queue[0].index].n
                     width = max(rows.width, len(prompt.ids) - skipped)
-                    if rows.rows and len(rows) + n > min(batch_size, suited(model.device).cells // width):
+                    if rows.rows and len(rows) + n > min(batch_size, cells // width):
                         break
                     queue.popleft()
                     rows.join(prompt.ids[skipped:], rows_of(requests[prompt.index], prompt, decoding.seed))
@@ -123,6 +125,18 @@ def generate(
                         samples = sorted(finished.pop(row.request), key=lambda row: row.sample)
                         bar.advance(1)
                         yield row.request, [completion_of(row, prompts[row.request]) for row in samples]
+
+
+def cells_of(model: PreTrainedModel) -> int:
+    """How many cells (a row's column: keys and values of all layers) the cache may have on the model's device."""
+    cells, config = suited(model.device).cells, model.config.get_text_config()
+    if model.device.type != "cuda":
+        return cells
+    free, _ = torch.cuda.mem_get_info(model.device)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
+    return max(1, min(cells, int(free / 3 / size)))
 
 
 def prompts_of(spelling: Spelling, requests: Sequence[Request], limit: float) -> list[Prompt]:

@@ -20,13 +20,13 @@ from kldistill.evaluation.generation.batching import common_prefix
 from kldistill.evaluation.generation.cache import Cache
 from kldistill.evaluation.generation.layout import by_columns
 from kldistill.evaluation.generation.spelling import Spelling
-from kldistill.runtime.devices import suited
 from kldistill.runtime.errors import EvaluationError
 from kldistill.runtime.progress import Bar
 from kldistill.tokens.encoding import encode
 from kldistill.tokens.windows import context_length
 from kldistill.training.padding import pad, pad_in_front
 
+POSITIONS = 1024  # whose vocabulary-sized logits exist at a time
 # Texts times the square of the longest one's tokens, at most, unless one alone is more: attention to a mask holds a
 # score for each pair of tokens and each head, 2.4 GB of them for nine heads in float32.
 PAIRS = 2**26
@@ -153,7 +153,7 @@ def _score(model: PreTrainedModel, size: int, taken: Sequence[_Cut]) -> list[flo
     mask_BS = torch.cat([mask_QT[owner_B], rest_mask_BT], 1)
     nats_B = _nats(first_QW[owner_B, None, :size], ids_BT[:, :1]).squeeze(1)
     # Piece by piece: the logits of all columns at once would fill the memory.
-    width = max(1, suited(device).ranked_positions // len(rests))
+    width = max(1, POSITIONS // len(rests))
     for start in range(0, ids_BT.shape[1] - 1, width):
         end = min(start + width, ids_BT.shape[1] - 1)
         logits_BTW = model(

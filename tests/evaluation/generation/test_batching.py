@@ -6,6 +6,8 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from kldistill.evaluation.generation.decoding import Decoding, Row
 from kldistill.evaluation.generation.layout import by_columns
 from kldistill.evaluation.generation.sampling import draw
 from kldistill.evaluation.generation.spelling import Spelling
-from kldistill.model import tiny
+from kldistill.model import smollm2, tiny
 from kldistill.model.load import load_original
 from kldistill.rows.rows import Rows
 from kldistill.runtime.devices import ON_ACCELERATOR, ON_CPU, Sizes
@@ -227,6 +229,19 @@ def test_the_sizes_of_an_accelerator_give_the_same(
     assert [[c.token_ids for c in samples] for samples in together] == [
         [c.token_ids for c in samples] for samples in alone
     ]
+
+
+def test_the_cache_takes_a_third_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SmolLM2-135M in float32 has 46,080 bytes a cell; on a CPU nothing is asked."""
+    config = smollm2.config()
+    cells = {}
+    for gigabytes in (100, 3, 0):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, n=gigabytes: (n * 10**9, 140 * 10**9))
+        model: Any = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, config=config)
+        cells[gigabytes] = batching.cells_of(model)
+    assert cells == {100: ON_ACCELERATOR.cells, 3: 10**9 // 46_080, 0: 1}
+    model.device = torch.device("cpu")
+    assert batching.cells_of(model) == ON_CPU.cells
 
 
 def test_neighbours_with_many_tokens_are_met_together() -> None:
