@@ -1,4 +1,4 @@
-"""The stage's steps: read text, run the models, measure, write.
+"""The stage's steps: read text, have the models run over it, measure, write.
 
 The processes of a run share what runs the models: contexts for the passes and the attention, uses for the logit lens,
 lines to complete. All of them have the same text, and each holds the models; the main one measures the rest and writes.
@@ -7,7 +7,7 @@ lines to complete. All of them have the same text, and each holds the models; th
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kldistill.corpus.documents import read_documents
-from kldistill.interpret import agreement, attention, calibration, completions, geometry, lens, pictures, reliability
+from kldistill.interpret import agreement, attention, completions, geometry, lens, pictures, reliability
 from kldistill.interpret.config import InterpretConfig
 from kldistill.interpret.contexts import Context, Rival, Use, draw_rivals, draw_uses, read
 from kldistill.interpret.headline import Headline, headline
-from kldistill.interpret.models import STUDENTS, Models, Pass
+from kldistill.interpret.models import STUDENTS, Models
+from kldistill.interpret.passes import Parts, States, run_all
 from kldistill.model.load import load_original_config, vocabulary_size
 from kldistill.rows.rows import Rows
 from kldistill.rows.student import embedding_of, head_of
@@ -35,17 +36,6 @@ from kldistill.training.load import load_tokenizer
 
 RIVALS = 8  # of each use at most
 INEXACT = "some new tokens are AddedTokens, which have no exact pieces"
-
-# States at the places before and after each use, and of the original model at their rivals, by place and model.
-States = dict[str, dict[str, Float[Tensor, "K P D"]]]
-Parts = dict[str, tuple[calibration.Positions, calibration.Cells]]
-
-
-class Seen(NamedTuple):
-    """What one context shows: ``states`` at its uses and rivals, where they can be read, and, by student, ``parts``."""
-
-    states: States
-    parts: Parts
 
 
 def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job) -> None:
@@ -105,7 +95,7 @@ def build(cfg: InterpretConfig, inputs: Mapping[str, Path], out: Path, job: Job)
 
     inexact = None if made.pieces.exact else INEXACT
     rivals = draw_rivals(contexts, uses, RIVALS, cfg.seed)
-    states, parts = _passes(made, contexts, uses, rivals, share)
+    states, parts = run_all(made, contexts, uses, rivals, share)
     tokens: dict[int, dict[str, Any]] = {}
     if share.main:
         attempt("calibration", inexact, lambda: _calibration(made, contexts, parts, head, tokens))
@@ -148,54 +138,6 @@ def _of_text(contexts: Sequence[Context], uses: Sequence[Use]) -> dict[str, int]
         "drawn_uses": len(uses),
         "distinct_tokens": len({use.token for use in uses}),
     }
-
-
-def _passes(
-    made: Models, contexts: Sequence[Context], uses: Sequence[Use], rivals: Sequence[Rival], share: Share
-) -> tuple[States, list[Parts]]:
-    """Run every model over every context once: keep the states at the drawn uses, and compare the probabilities.
-
-    The states come in the order of the uses, or of the rivals, which is that of the contexts.
-    """
-    with Bar("Three models on held-out text", total=len(share.mine(contexts)), unit="contexts") as bar:
-
-        def look(index: int) -> Seen:
-            here = [use for use in uses if use.context == index]
-            seen = _look(made, contexts[index], here, [rival for rival in rivals if rival.context == index])
-            bar.advance()
-            return seen
-
-        found = share.each(range(len(contexts)), look)
-    states = {
-        place: {name: torch.cat([one.states[place][name] for one in found], dim=1) for name in by_model}
-        for place, by_model in found[0].states.items()
-    }
-    return states, [one.parts for one in found]
-
-
-@torch.no_grad()
-def _look(made: Models, context: Context, uses: Sequence[Use], rivals: Sequence[Rival]) -> Seen:
-    """One pass of every model over one context."""
-    seen = Seen({}, {})
-    original = made.run("original", context.old_ids)
-    _keep(seen.states, "original", original, uses, "teacher_row")
-    if original.states is not None:
-        seen.states["rivals"] = {"original": original.states[:, [rival.teacher_row for rival in rivals]].cpu()}
-    teacher_BV = made.teacher.logits_old(original.hidden) if made.pieces.exact else None
-    for name, student in made.students.items():
-        states_of_text = made.run(name, context.new_ids)
-        _keep(seen.states, name, states_of_text, uses, "student_row")
-        if teacher_BV is not None:
-            logits_AW = student.logits(states_of_text.hidden)
-            seen.parts[name] = calibration.measure(logits_AW, teacher_BV, context, made.pieces)
-    return seen
-
-
-def _keep(states: States, name: str, states_of_text: Pass, uses: Sequence[Use], row: str) -> None:
-    if states_of_text.states is not None:
-        for place in ("before", "after"):
-            rows = [getattr(getattr(use, place), row) for use in uses]
-            states.setdefault(place, {})[name] = states_of_text.states[:, rows].cpu()
 
 
 def _calibration(
