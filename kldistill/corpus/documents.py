@@ -74,7 +74,10 @@ class Skipped(NamedTuple):
 
 def reasons(skipped: Mapping[str, int]) -> str:
     """How many documents were left out for which reason, for people: ``3 binary, 12 too large``."""
-    return ", ".join(f"{number:,} {reason.replace('_', ' ')}" for reason, number in sorted(skipped.items()))
+    told = {f"copied_{split}": f"of the {split} split as copies of train" for split in ("validation", "test")}
+    return ", ".join(
+        f"{number:,} {told.get(reason, reason.replace('_', ' '))}" for reason, number in sorted(skipped.items())
+    )
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path
             share=share,
         )
         scores[name] = score_original(
-            model, states.read(out, name), chunk=chunk, device=device, description=description, share=share
+            model, states.read(out, name), chunk=chunk, device=device, description=f"{description}, scores", share=share
         )
     if share.main:
         report(cfg, scores, ("bits_per_byte", "tokens_per_1000_bytes"), out, job)

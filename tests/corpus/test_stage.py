@@ -167,8 +167,11 @@ def test_held_out_documents_copied_from_train_are_left_out(files: Path, tmp_path
         large = files / "code" / whole
         large.write_text(large.read_text() + code(rng) + text)
         assert jaccard(shingles(text), shingles(large.read_text())) < 0.6
-    after = built(cfg, tmp_path / "after")
+    said: list[str] = []
+    after = built(cfg, tmp_path / "after", Job(say=said.append))
     assert set(names(before)) - set(names(after)) == set(copied)
+    told = "4 of the test split as copies of train, 2 of the validation split as copies of train"
+    assert any(line.startswith("Left out of the domain text: ") and told in line for line in said)
     summary = json.loads((tmp_path / "after" / "summary.json").read_text())
     assert summary["corpus/skipped/copied_test"] == 4 and summary["corpus/skipped/copied_validation"] == 2
     assert summary["corpus/test/copied"] == summary["corpus/test/lines_copied"] == 0
