@@ -15,6 +15,7 @@ from kldistill.pipeline.steps import REPORT, steps_of
 from kldistill.report import render_run
 from kldistill.report.run import pictures
 from kldistill.report.run.answer import answer
+from kldistill.runtime import memory
 from kldistill.runtime.artifacts import MANIFEST, Store
 from kldistill.runtime.config import resolved
 from kldistill.runtime.errors import KldistillError
@@ -140,7 +141,7 @@ def _walk(
     folders: dict[str, Path] = {}
     for name, step in steps.items():
         if name in planned:
-            with naming(name):
+            with naming(name), memory.told(name, cfg.runtime):
                 folders[name], seconds = _artifact(
                     name, step, cfg, store, processes, tracker, prints, folders, name in again
                 )

@@ -41,6 +41,10 @@ class StorageError(KldistillError):
     """A disk that is full, a folder that cannot be written, or another fault of the file system."""
 
 
+class MemoryShortageError(KldistillError):
+    """A device, or the machine, without the memory that a step needs."""
+
+
 class FolderInUseError(KldistillError):
     """Another process is running in the same run folder."""
 
