@@ -26,6 +26,7 @@ from kldistill.evaluation.generation.cuts import cut_of
 from kldistill.evaluation.generation.decoding import Decoding
 from kldistill.evaluation.generation.ranking import Likelihood, likelihoods, rank
 from kldistill.evaluation.generation.spelling import Spelling, adoption
+from kldistill.evaluation.metrics import MODELS
 from kldistill.evaluation.outcomes import compared, summarise
 from kldistill.evaluation.sandbox import Outcome, Sandbox, cores
 from kldistill.evaluation.suites.task import TASKS, Task, read, stripped_lines
@@ -158,7 +159,7 @@ def written(
             requests,
             Decoding(cfg.temperature, cfg.top_p, cfg.seed, cut),
             batch_size=sizes(job.runtime).generation_batch,
-            description=f"{cfg.model.capitalize()} model on {cfg.suite}",
+            description=f"{MODELS[cfg.model].capitalize()} model on {cfg.suite}",
         ):
             task = tasks[index]
             for sample, completion in enumerate(completions):
@@ -209,7 +210,7 @@ def measured(
     begun = time.perf_counter()
     how = {
         "batch_size": sizes(job.runtime).generation_batch,
-        "description": f"{cfg.model.capitalize()} model on {cfg.suite}",
+        "description": f"{MODELS[cfg.model].capitalize()} model on {cfg.suite}",
     }
     found: Iterator[tuple[int, dict[str, Any]]]
     if tasks[0].kind == "choice":

@@ -16,7 +16,7 @@ from kldistill.corpus.snippets import cut, draw
 from kldistill.evaluation.config import EvaluateConfig
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.evaluation.marginal import PER_TEXT, add_gaps
-from kldistill.evaluation.metrics import Name
+from kldistill.evaluation.metrics import MODELS, Name
 from kldistill.evaluation.statistics import ratio_interval, with_ends
 from kldistill.model.load import load_original_config, load_original_tokenizer
 from kldistill.rows.sharding import home, place
@@ -71,7 +71,7 @@ def evaluate_original(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path
             short_of(f"eval.{cfg.eval.key_of(name)}", wanted, had, what, meaning, job.say)
         windows = within_context(windows, tokenizer, load_original_config(inputs["model"]))
         encoded = encode_snippets(tokenizer, windows)
-        description = f"{cfg.model.capitalize()} model on {name} text"
+        description = f"{MODELS[cfg.model].capitalize()} model on {name.replace('_', ' ')} text"
         batch_size, chunk = size.score_batch, size.chunk
         states.write(
             out,
@@ -115,7 +115,7 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
             batch_size=size.score_batch,
             chunk=size.chunk,
             device=device,
-            description=f"{cfg.model.capitalize()} model on {name} text",
+            description=f"{MODELS[cfg.model].capitalize()} model on {name.replace('_', ' ')} text",
             share=share,
             masked=cfg.eval.masked,
         )
@@ -126,7 +126,7 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
                 cuts,
                 scores[name],
                 cfg.eval.marginal_words,
-                description=f"All cuts of words, {cfg.model} model",
+                description=f"All cuts of words, {MODELS[cfg.model]} model",
                 share=share,
             )
             if 0 < PER_TEXT * len(cuts) < cfg.eval.marginal_words and student.new_size > student.old_size:

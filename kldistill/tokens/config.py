@@ -21,7 +21,7 @@ class TokensConfig:
         vocab_size: the size of the whole new vocabulary, instead of ``n_new``; null leaves it to ``n_new``.
         min_count: how often a term must stand in the corpus to become a token.
         min_documents: 2 asks for terms that stand in two documents or more (of conversations: messages), as a term of
-            one file is learnt from that file alone; 1 takes those too. A corpus of one document has no others.
+            one file is learnt from that file alone; 1 takes those too. Of a corpus of one document all are taken.
         max_pieces: old tokens that one new token may replace, at most.
         max_run: repetitions of one character (the dashes of a line) in a new token, at most.
         prefix_closed: only take a token when every beginning of it, in whole old tokens, is a token already. The KL of
