@@ -9,7 +9,8 @@ import gc
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import Thread
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -22,6 +23,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.helpers import interpreter
+from tests.helpers.rewriting import rewrite_all
 from tests.helpers.unsynced import no_sync
 
 if TYPE_CHECKING:
@@ -35,6 +37,18 @@ settings.load_profile("kldistill")
 def pytest_configure() -> None:
     no_sync()
     interpreter.offer()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
+    """Fork the workers of a whole run, too, and meanwhile do once what each would do before its first test."""
+    if config.args_source is config.ArgsSource.TESTPATHS:
+        starting = Thread(target=interpreter.python)
+        starting.start()
+        rewrite_all(config)
+        starting.join()
+        for spec in specs:
+            spec.python = interpreter.python()
 
 
 def pytest_collection_finish() -> None:

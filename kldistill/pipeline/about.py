@@ -5,8 +5,9 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,16 @@ def program() -> dict[str, str | None]:
     return {"version": __version__, "commit": _commit()}
 
 
+@cache
+def packages() -> Mapping[str, str]:
+    """Versions by name of the packages that decide a result. To tell one takes reading all that it says of itself."""
+    found = {}
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
 def about(cfg: Config) -> dict[str, Any]:
     """What is known when a run starts. ``host`` is the kind of the machine, not its name.
 
@@ -45,7 +56,7 @@ def about(cfg: Config) -> dict[str, Any]:
         "model": str(getattr(cfg.model, "name", None) or getattr(cfg.model, "path", "")),
         "seed": cfg.seed,
         "kldistill": program(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "packages": dict(packages()),
         "python": platform.python_version(),
         "device": _device(cfg),
         "threads": torch.get_num_threads(),
@@ -107,14 +118,7 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-@lru_cache(maxsize=1)
+@cache
 def _commit() -> str | None:
     """The commit that this code is of: of its checkout (``-dirty`` if files were changed), or of what pip was given."""
     root = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -137,9 +137,15 @@ def is_choice(word: str) -> bool:
 
 def _store(folders: Sequence[Path]) -> None:
     _store_schemas()
+    _store_suites(
+        tuple(sorted({path.stem for folder in folders for path in (folder / "eval" / "suite").glob("*.yaml")}))
+    )
+
+
+@lru_cache(maxsize=1)  # what the store holds now: to put it there again takes longer than to read most presets
+def _store_suites(suites: tuple[str, ...]) -> None:
     store = ConfigStore.instance()
-    suites = sorted({path.stem for folder in folders for path in (folder / "eval" / "suite").glob("*.yaml")})
-    store.store(group="schema", name="eval", node=with_suites(tuple(suites)))
+    store.store(group="schema", name="eval", node=with_suites(suites))
     store.store(group="eval/suite", name="all", node={"defaults": [f"{name}@{name}" for name in suites]})
 
 

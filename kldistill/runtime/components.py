@@ -179,10 +179,7 @@ def _checked(function: Callable[..., Any], settings: dict[str, Any], key: str) -
 
 def _typed(function: Callable[..., Any], settings: dict[str, Any], key: str) -> dict[str, Any]:
     """The settings as their parameters' types; ``"3"`` becomes 3 where the parameter is an int."""
-    try:
-        hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
-    except NameError:  # names that only a type checker sees: not checked
-        hints = {}
+    hints = _hints(function)
     checked = dict(settings)
     for name, value in settings.items():
         if not _is_plain(hints.get(name)) or _fits(value, hints[name]):
@@ -194,6 +191,15 @@ def _typed(function: Callable[..., Any], settings: dict[str, Any], key: str) -> 
             reason = str(error).splitlines()[0].rstrip(".")
             raise ConfigError(f"{key}.{name}={value!r}: {reason}.") from error
     return checked
+
+
+@cache
+def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """Types of a function's parameters; none where they have names that only a type checker sees."""
+    try:
+        return get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    except NameError:
+        return {}
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -15,17 +15,26 @@ from tests.helpers.paths import HELPERS, ROOT
 from tests.helpers.patience import PATIENCE
 
 FOLDER = "KLDISTILL_INTERPRETERS"  # the variable that tells workers where this session's server is
+ITSELF = "KLDISTILL_INTERPRETER"  # and which interpreter this session has been started with
 
 
 def offer() -> None:
     """Let this process and its workers, if it is the first of a session, share one server, which ends with it."""
     if FOLDER in os.environ:
+        # A worker may be a fork of that server: what it starts as ``sys.executable`` is to be a new interpreter.
+        sys.executable = os.environ[ITSELF]
         return
+    os.environ[ITSELF] = sys.executable
     folder = Path(mkdtemp(prefix="kldistill-python-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.mkfifo(folder / "alive")
     os.open(folder / "alive", os.O_RDWR)  # whoever reads it learns when this process has ended
     os.environ[FOLDER] = str(folder)
+
+
+def bytecode() -> str | None:
+    """``sys.pycache_prefix`` of the forks: this session has a folder where none may be beside the files."""
+    return str(Path(os.environ[FOLDER]) / "bytecode") if sys.dont_write_bytecode else sys.pycache_prefix
 
 
 @cache

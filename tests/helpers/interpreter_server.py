@@ -1,9 +1,9 @@
 """Python interpreters as forks of one process that has loaded all slow packages. Started by ``interpreter.py``.
 
-It has loaded other people's packages alone and has run nothing, so each fork is as good as a new interpreter, without
-the seconds of its imports, and with a Hydra that reads a preset once (``quick_hydra.py``). ``interpreter_client.py``
-asks for a fork: it sends arguments, folder, environment and its own open files, is told the process id, and at last how
-the fork ended. A client that dies takes its fork with it.
+It has loaded packages and composed the defaults, and has run nothing, so each fork is as good as a new interpreter,
+without the seconds of its imports, and with a Hydra that reads a preset once (``quick_hydra.py``).
+``interpreter_client.py`` asks for a fork: it sends arguments, folder, environment and its own open files, is told the
+process id, and at last how the fork ended. A client that dies takes its fork with it.
 """
 
 import atexit
@@ -13,6 +13,7 @@ import importlib
 import json
 import multiprocessing.spawn
 import os
+import pkgutil
 import runpy
 import selectors
 import signal
@@ -20,6 +21,7 @@ import socket
 import sys
 import threading
 from contextlib import suppress
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -50,7 +52,11 @@ PACKAGES = (
     "transformers.optimization",
     *(f"transformers.models.{family}.modeling_{family}" for family in ("gpt2", "llama", "qwen2", "gemma2", "gemma3")),
     "wandb",
+    # Of tests alone: workers are forks, too.
+    "hypothesis",
+    "selenium.webdriver.chrome.webdriver",
 )
+ROOT = Path(__file__).resolve().parents[2]
 SIZE = 8  # bytes of a message's length, of a process id, of an exit code
 
 
@@ -145,6 +151,7 @@ def become(request: dict[str, Any]) -> None:
     os.environ.update(request["environment"])
     if sys.dont_write_bytecode:  # it may be written here, so that forks compile no module that another has compiled
         sys.dont_write_bytecode, sys.pycache_prefix = False, str(Path(request["executable"]).parent / "bytecode")
+    wandb_media().__init__("wandb-media")
     # What it starts is forked, too.
     sys.executable = request["executable"]
     multiprocessing.spawn.set_executable(sys.executable)
@@ -165,6 +172,7 @@ def run(words: list[str]) -> None:
     given = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     sys.path[:0] = [] if isolated else [first, *given]
     importlib.invalidate_caches()
+    sys.meta_path.insert(0, Own())  # type: ignore[arg-type]
     if kind == "-m":
         runpy.run_module(what, run_name="__main__", alter_sys=True)
     elif kind == "file":
@@ -172,6 +180,46 @@ def run(words: list[str]) -> None:
     else:
         main = sys.modules["__main__"] = ModuleType("__main__")
         exec(compile(what, "<string>", "exec"), main.__dict__)
+
+
+def wandb_media() -> Any:
+    """The folder that wandb makes when it is imported, and each process that ends removes."""
+    return sys.modules["wandb.sdk.data_types._private"].MEDIA_TMP
+
+
+def load_own() -> None:
+    """What every run of this checkout does first: import all of the package, compose its defaults, ask for versions."""
+    sys.path.insert(0, str(ROOT))
+    for module in pkgutil.walk_packages(importlib.import_module("kldistill").__path__, "kldistill."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    importlib.import_module("kldistill.pipeline.compose").defaults()
+    about = importlib.import_module("kldistill.pipeline.about")
+    about.program(), about.packages()
+    del sys.path[0]
+
+
+class Own:
+    """This checkout's package, loaded before the fork: there from its first import on, where the path leads to it."""
+
+    def __init__(self) -> None:
+        names = [name for name in sys.modules if name.partition(".")[0] == "kldistill"]
+        self.modules = {name: sys.modules.pop(name) for name in names}
+        self.spec = self.modules["kldistill"].__spec__
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        found = PathFinder.find_spec(name) if name == "kldistill" else None
+        if found is None or found.origin is None or Path(found.origin).resolve() != ROOT / "kldistill" / "__init__.py":
+            return None
+        found.loader = self  # type: ignore[assignment]
+        return found
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self.modules["kldistill"]
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec
+        sys.modules.update(self.modules)
 
 
 def end(error: BaseException | None) -> NoReturn:
@@ -194,11 +242,14 @@ def end(error: BaseException | None) -> NoReturn:
 
 if __name__ == "__main__":
     importlib.import_module("unsynced").no_sync()
-    quick_hydra = importlib.import_module("quick_hydra")
+    # By the name that a worker knows it by, or that one would take what is changed here for what was installed.
+    quick_hydra = sys.modules["tests.helpers.quick_hydra"] = importlib.import_module("quick_hydra")
     del sys.path[0]  # where this file is
     for package in PACKAGES:
         importlib.import_module(package)
     quick_hydra.quicken()
+    load_own()
+    wandb_media().cleanup()
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 50)  # as in tests/conftest.py

@@ -76,6 +76,6 @@ if __name__ == "__main__":
     warm()
     work = json.loads(Path(sys.argv[1]).read_text())
     first = work["jobs"][0]
-    composed = config(overrides_of(Path(first["corpus"]), Path(first["outputs"]), *work["overrides"]))
-    ends = [attempt(compose.typed(composed), job) for job in work["jobs"]]
+    cfg = compose.typed(config(overrides_of(Path(first["corpus"]), Path(first["outputs"]), *work["overrides"])))
+    ends = [attempt(cfg, job) for job in work["jobs"]]
     Path(sys.argv[2]).write_text(json.dumps(ends))

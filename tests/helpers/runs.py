@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+from kldistill.interpret import completions
 from kldistill.interpret import pictures as interpret_pictures
 from kldistill.pipeline import compose
 from kldistill.pipeline import run as pipeline
@@ -79,9 +80,12 @@ def overrides_of(corpus: Path, outputs: Path, *more: str) -> list[str]:
 
 @contextmanager
 def undrawn() -> Iterator[None]:
-    """Here runs draw no pictures and no page: these take longer than all the rest of a small run."""
+    """Here runs draw no pictures and no page, which take longer than all the rest of a small run, and complete lines by
+    a few bytes: a model that knows nothing ends none.
+    """
     none = SimpleNamespace(learning=lambda folder: None, standing=lambda metrics, folder: None)
     with (
+        patch.object(completions, "BUDGET", 16),
         patch.object(interpret_pictures, "draw", lambda report, points, out: {}),
         patch.object(pipeline, "pictures", none),
         patch.object(pipeline, "render_run", lambda folder: folder / PAGE),

@@ -110,6 +110,10 @@ def test_the_tests_own_way_to_compose_is_hydras(overrides: list[str]) -> None:
     with plain():
         theirs = composed(overrides)
     assert OmegaConf.to_yaml(ours) == OmegaConf.to_yaml(theirs)
+    for _ in range(2):
+        again = composed(overrides)
+        assert again == theirs and OmegaConf.to_yaml(again) == OmegaConf.to_yaml(theirs), "nor has this"
+        again.distill.steps = 1
     assert OmegaConf.is_struct(ours) and OmegaConf.is_struct(theirs)
     assert OmegaConf.get_type(ours, "distill") is OmegaConf.get_type(theirs, "distill") is compose.DistillConfig
     ours.distill.steps = 1
