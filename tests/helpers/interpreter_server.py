@@ -194,6 +194,10 @@ def load_own() -> None:
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     importlib.import_module("kldistill.pipeline.compose").defaults()
+    # Hydra looks for its plugins once: each fork's path may have others.
+    importlib.import_module("hydra.core.singleton").Singleton._instances.pop(
+        importlib.import_module("hydra.core.plugins").Plugins
+    )
     about = importlib.import_module("kldistill.pipeline.about")
     about.program(), about.packages()
     del sys.path[0]
