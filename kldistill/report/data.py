@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from kldistill.evaluation.metrics import MODELS, OLD_CUT, parse
 from kldistill.runtime.errors import KldistillError
 from kldistill.runtime.files import read_lines, read_summary
-from kldistill.runtime.secrets import redact
+from kldistill.runtime.secrets import redact, redact_lines
 from kldistill.runtime.tracking.labels import flatten
 
 RUN = "run.json"
@@ -144,7 +144,7 @@ def find_runs(folder: Path) -> list[Run]:
 
 def lines(path: Path | None) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file, redacted; none where there is no file."""
-    return [] if path is None else redact([json.loads(line) for line in read_lines(path)])
+    return [] if path is None else redact_lines(read_lines(path))
 
 
 def curves(run: Run, stage: str) -> dict[str, list[tuple[float, float]]]:

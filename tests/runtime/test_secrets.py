@@ -1,11 +1,12 @@
 """What is secret, and that it is left out."""
 
+import json
 import logging
 
 import pytest
 
 from kldistill.pipeline.names import overrides_name
-from kldistill.runtime.secrets import Formatter, redact
+from kldistill.runtime.secrets import Formatter, redact, redact_lines
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,23 @@ def test_values_of_variables_whose_name_says_so_are_left_out(name: str, monkeypa
 def test_other_variables_stay(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "nothing-secret")
     assert redact("nothing-secret") == "nothing-secret"
+
+
+def test_lines_of_json_are_read_without_what_is_secret_however_it_is_spelt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "s3cr3t/ü")
+    lines = [
+        {"text": "nothing", "of": [1, 2.5, None]},
+        {"text": "as s3cr3t/ü it stands", "of": {"s3cr3t/ü": 1}},
+        {"of": ["https://me:pass@host/"]},
+    ]
+    wanted = [
+        {"text": "nothing", "of": [1, 2.5, None]},
+        {"text": "as <MY_TOKEN> it stands", "of": {"<MY_TOKEN>": 1}},
+        {"of": ["https://<credentials>@host/"]},
+    ]
+    for ascii_alone in (True, False):
+        spelt = [json.dumps(line, ensure_ascii=ascii_alone) for line in lines]
+        assert redact_lines(spelt) == wanted == redact_lines([line.replace("/", "\\/").encode() for line in spelt])
 
 
 def test_a_secret_inside_a_longer_one_leaves_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

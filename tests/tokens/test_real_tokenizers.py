@@ -181,7 +181,7 @@ def test_a_real_tokenizer_is_extended(name: str, tmp_path: Path) -> None:
     old = PreTrainedTokenizerFast(tokenizer_file=str(source / "tokenizer.json"), **roles)
     spec, size, said = definition(old), old_size(old), list[str]()
     train = [*tiny.training_text(), *TEXTS]
-    extension = extend_by(TokensConfig(n_new=256), old, train, Job(say=said.append))
+    extension = extend_by(TokensConfig(n_new=256, min_documents=1), old, train, Job(say=said.append))
     boundary = bounded("auto", spec, size, Job()).boundary
     assert boundary == PACKAGES[name].boundary, said
     assert [token.id for token in extension.tokens] == list(range(size, size + 256))

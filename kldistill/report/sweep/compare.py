@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -166,9 +167,10 @@ def sums_of(run: Run, metric: Metric, model: str | None = None) -> Sums | None:
         return None
     for folder in run.artifacts.values():
         if (folder / "records.jsonl").is_file() and (model, name.subject) in _subjects(folder):
+            path = folder / "records.jsonl"
             if name.of_text:
-                return _of_texts(folder / "records.jsonl", name.subject, name.metric) if name.metric in SUMS else None
-            return _of_tasks(folder / "records.jsonl", name.metric) if name.metric in _TASK_SUMS else None
+                return _of_texts(path).get((name.subject, name.metric))
+            return _of_tasks(path).get(name.metric)
     return None
 
 
@@ -191,22 +193,31 @@ def _subjects(folder: Path) -> frozenset[tuple[str, str]]:
 
 
 @lru_cache(maxsize=4096)
-def _of_texts(path: Path, subject: str, metric: str) -> Sums:
-    sums = SUMS[metric]
-    records = [record for record in lines(path) if record["text"] == subject]
-    return Sums(
-        tuple(f"{record['document']} {record['n_bytes']}" for record in records),
-        tuple(record["document"] for record in records),
-        sums.factor * np.array([record[sums.above] for record in records], dtype=np.float64),
-        np.array([record[sums.below] for record in records], dtype=np.float64),
-    )
+def _of_texts(path: Path) -> dict[tuple[str, str], Sums]:
+    """Of every text and figure that the records tell of, as they are read once."""
+    by_text: dict[str, list[Any]] = {}
+    for record in lines(path):
+        by_text.setdefault(record["text"], []).append(record)
+    found = {}
+    for text, records in by_text.items():
+        names = tuple(f"{record['document']} {record['n_bytes']}" for record in records)
+        documents = tuple(record["document"] for record in records)
+        for metric, sums in SUMS.items():
+            if all(sums.above in record and sums.below in record for record in records):
+                above = np.array([record[sums.above] for record in records], dtype=np.float64)
+                below = np.array([record[sums.below] for record in records], dtype=np.float64)
+                found[text, metric] = Sums(names, documents, sums.factor * above, below)
+    return found
 
 
 @lru_cache(maxsize=4096)
-def _of_tasks(path: Path, metric: str) -> Sums:
+def _of_tasks(path: Path) -> dict[str, Sums]:
+    """Of every figure that the records of a suite tell of, as they are read once."""
     records = sorted(unseen(lines(path)), key=lambda record: (record["task"], record["sample"]))
-    return Sums(
-        tuple(f"{record['task']} {record['sample']}" for record in records),
-        tuple(record["group"] or record["task"] for record in records),
-        *np.array([_TASK_SUMS[metric](record) for record in records], dtype=np.float64).T,
-    )
+    names = tuple(f"{record['task']} {record['sample']}" for record in records)
+    groups = tuple(record["group"] or record["task"] for record in records)
+    found = {}
+    for metric, of in _TASK_SUMS.items():
+        with suppress(KeyError):  # a figure of suites of another kind
+            found[metric] = Sums(names, groups, *np.array([of(record) for record in records], dtype=np.float64).T)
+    return found
