@@ -1,5 +1,14 @@
 """Errors that the user can mend: each has one readable message. Internal invariants assert instead."""
 
+from collections.abc import Iterator
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it came from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
 
 class KldistillError(ValueError):
     """Base class. The message names the key or file, what is wrong with it, and what to do."""

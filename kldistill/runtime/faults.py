@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kldistill.runtime.errors import FolderInUseError, KldistillError, StorageError
+from kldistill.runtime.errors import FolderInUseError, KldistillError, StorageError, causes
 from kldistill.runtime.files import write_text
 
 LOCK = ".lock"
@@ -46,16 +46,15 @@ def storage_fault(error: BaseException | None) -> str | None:
     ``shutil`` where it copies a folder, and numpy tells only that fewer bytes were written than it wanted; these count
     too.
     """
-    while error is not None:
-        number = error.errno if isinstance(error, OSError) else None
-        if number is None and (match := re.search(r"(?:\(os error |\[Errno )(\d+)[)\]]", str(error))):
+    for cause in causes(error):
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number is None and (match := re.search(r"(?:\(os error |\[Errno )(\d+)[)\]]", str(cause))):
             number = int(match[1])
-        if number is None and re.search(r"\d+ requested and \d+ written", str(error)):
+        if number is None and re.search(r"\d+ requested and \d+ written", str(cause)):
             number = errno.ENOSPC
         if number in _FAULTS:
-            where = next((str(name) for name in (_names(error)) if name), None)
+            where = next((str(name) for name in _names(cause) if name), None)
             return f"{where}: {_FAULTS[number]}" if where else _FAULTS[number]
-        error = error.__cause__
     return None
 
 

@@ -7,7 +7,7 @@ import torch
 
 from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.devices import is_cpu, sizes
-from kldistill.runtime.errors import KldistillError, MemoryShortageError
+from kldistill.runtime.errors import KldistillError, MemoryShortageError, causes
 
 # What to lower, by what a step's name begins with: keys of the group runtime, and what else helps.
 WAYS = {
@@ -24,13 +24,11 @@ _WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "n
 
 def is_shortage(error: BaseException | None) -> bool:
     """Whether an error, or what it came from, says that there is no memory left."""
-    while error is not None:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
-            return True
-        if isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _WORDS):
-            return True
-        error = error.__cause__
-    return False
+    return any(
+        isinstance(cause, MemoryError | torch.OutOfMemoryError)
+        or (isinstance(cause, RuntimeError) and any(words in str(cause).lower() for words in _WORDS))
+        for cause in causes(error)
+    )
 
 
 @contextmanager

@@ -222,9 +222,8 @@ class Rows:
     def _guess(self, row: Row, length: int, size: int) -> None:
         """Guess what follows a row's last token, as far as that is worth it in a pass of ``size`` tokens."""
         row.found, guess = find("".join(map(chr, [*row.before, *row.ids])))
-        most = (
-            min(self.trust.length(row.found, size), self.sizes.guessed_tokens // len(self.rows) - 1) if row.found else 0
-        )
+        padded = self.sizes.guessed_tokens // len(self.rows) - 1
+        most = min(self.trust.length(row.found, size), padded) if row.found else 0
         room = self.limit - 1 - length - self.memory.shared
         row.guess = [ord(char) for char in guess[: int(max(0, min(most, room)))]]
 

@@ -111,7 +111,7 @@ class Places(Cache):
 
     def __init__(self, model: PreTrainedModel, prefix: Sequence[int] = ()) -> None:
         super().__init__(layers=[])
-        self.model = model
+        self.model, self.sizes = model, suited(model.device)
         self.lengths: list[int] = []
         self.buffers: list[tuple[Tensor, Tensor]] = []
         self.prefixes: list[tuple[Tensor, Tensor]] = []
@@ -199,14 +199,14 @@ class Places(Cache):
         self._size = (max(self._size[0], len(sizes)), max(ends))
         starts = list(accumulate(sizes, initial=0))
         short = [size if size <= SHORT else 0 for size in sizes]
-        n, cells = suited(device).attention_rows, suited(device).attention_cells
+        n = self.sizes.attention_rows
         blocks = [range(first, min(first + n, len(sizes))) for first in range(0, len(sizes), n)]
         self.groups = [
             self._group(rows.start, starts[rows.start : rows.stop], short[rows.start : rows.stop], ends)
             for rows in blocks
             if any(short[rows.start : rows.stop])
         ]
-        for rows in _long(sizes, ends, cells):
+        for rows in _long(sizes, ends, self.sizes.attention_cells):
             own = slice(rows.start, rows.stop)
             self.groups.append(self._group(rows.start, starts[own], sizes[own], ends))
 
