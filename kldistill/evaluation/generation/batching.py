@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
+from kldistill.evaluation.generation.attention import attending, fits
 from kldistill.evaluation.generation.decoding import GREEDY, Decoding, Row, Rows
 from kldistill.evaluation.generation.layout import by_columns
-from kldistill.evaluation.generation.packed import attending, fits
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.runtime.devices import suited
 from kldistill.runtime.errors import EvaluationError

@@ -13,11 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kldistill.evaluation.generation.attention import fits
 from kldistill.evaluation.generation.canonical import CanonicalMask
 from kldistill.evaluation.generation.cuts import Merging
 from kldistill.evaluation.generation.lookup import Trust, find
 from kldistill.evaluation.generation.one_by_one import Alone
-from kldistill.evaluation.generation.packed import Places, fits
+from kldistill.evaluation.generation.packed import Places
 from kldistill.evaluation.generation.sampling import draw
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.runtime.devices import suited

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from kldistill.evaluation.generation import batching, decoding, lookup, packed, sampling
+from kldistill.evaluation.generation import attention, batching, decoding, lookup, packed, sampling
 from kldistill.evaluation.generation.batching import Completion, Request, alike, common_prefix, generate
 from kldistill.evaluation.generation.decoding import Decoding, Row
 from kldistill.evaluation.generation.layout import by_columns
@@ -119,7 +119,7 @@ def test_any_causal_model_writes(name: str, tiny_model: MakeModel) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **(shape | own))).eval()
     for weight in model.parameters():
         weight.data *= 3 if weight.dim() > 1 else 1  # so that not every token is the one before
-    assert packed.fits(model) == fits
+    assert attention.fits(model) == fits
     requests = [Request(prompt, budget=60, n=2) for prompt in PROMPTS]
     for request, found in zip(requests, answers(model, spelling, requests), strict=True):
         ids = torch.tensor(encode(spelling.tokenizer, [request.prompt]))

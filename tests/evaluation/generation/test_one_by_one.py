@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from kldistill.evaluation.generation import packed
+from kldistill.evaluation.generation import attention
 from kldistill.evaluation.generation.one_by_one import PADDED, Alone
 
 SHAPE = {
@@ -33,7 +33,7 @@ def test_rows_side_by_side_get_what_each_gets_alone(name: str) -> None:
     assert {family for family, _ in SHAPES.values()} == PADDED
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SHAPE, **own})).eval()
-    assert not packed.fits(model)
+    assert not attention.fits(model)
     passes: list[int] = []
     model.register_forward_pre_hook(lambda _module, args: passes.append(len(args[0])))
     chance, pair = random.Random(0), [Alone(model), Alone(model)]
