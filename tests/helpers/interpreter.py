@@ -13,6 +13,7 @@ from tempfile import mkdtemp
 
 from tests.helpers.paths import HELPERS, ROOT
 from tests.helpers.patience import PATIENCE
+from tests.helpers.unpainted import WISH
 
 FOLDER = "KLDISTILL_INTERPRETERS"  # the variable that tells workers where this session's server is
 ITSELF = "KLDISTILL_INTERPRETER"  # and which interpreter this session has been started with
@@ -77,11 +78,11 @@ def start(folder: Path, executable: Path) -> None:
 
 
 def kldistill(*arguments: str, folder: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command in ``folder``, as a user would."""
+    """Run the command in ``folder``, as a user would, but that pictures are blank."""
     return subprocess.run(
         [python(), "-m", "kldistill", *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **WISH, **(env or {})},
         capture_output=True,
         text=True,
         timeout=PATIENCE,

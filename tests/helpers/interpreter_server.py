@@ -23,6 +23,7 @@ import threading
 from contextlib import suppress
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -152,6 +153,7 @@ def become(request: dict[str, Any]) -> None:
     if sys.dont_write_bytecode:  # it may be written here, so that forks compile no module that another has compiled
         sys.dont_write_bytecode, sys.pycache_prefix = False, str(Path(request["executable"]).parent / "bytecode")
     wandb_media().__init__("wandb-media")
+    unpainted.for_good()
     # What it starts is forked, too.
     sys.executable = request["executable"]
     multiprocessing.spawn.set_executable(sys.executable)
@@ -188,7 +190,9 @@ def wandb_media() -> Any:
 
 
 def load_own() -> None:
-    """What every run of this checkout does first: import all of the package, compose its defaults, ask for versions."""
+    """What every run of this checkout does first: import all of the package, compose its defaults, ask for versions,
+    and write a model, before which transformers makes a thousand regular expressions, and the texts about one.
+    """
     sys.path.insert(0, str(ROOT))
     for module in pkgutil.walk_packages(importlib.import_module("kldistill").__path__, "kldistill."):
         if not module.name.endswith("__main__"):
@@ -200,6 +204,9 @@ def load_own() -> None:
     )
     about = importlib.import_module("kldistill.pipeline.about")
     about.program(), about.packages()
+    with TemporaryDirectory() as folder:
+        importlib.import_module("kldistill.model.tiny").build(Path(folder))
+    importlib.import_module("kldistill.export.card").template()
     del sys.path[0]
 
 
@@ -248,6 +255,7 @@ if __name__ == "__main__":
     importlib.import_module("unsynced").no_sync()
     # By the name that a worker knows it by, or that one would take what is changed here for what was installed.
     quick_hydra = sys.modules["tests.helpers.quick_hydra"] = importlib.import_module("quick_hydra")
+    unpainted = importlib.import_module("unpainted")
     del sys.path[0]  # where this file is
     for package in PACKAGES:
         importlib.import_module(package)

@@ -14,6 +14,7 @@ from torch.distributed import TCPStore
 
 from tests.helpers.paths import ROOT
 from tests.helpers.patience import PATIENCE
+from tests.helpers.unpainted import WISH
 
 
 @contextmanager
@@ -30,8 +31,8 @@ def taken_port() -> Iterator[int]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's, with this checkout's modules to import."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
+    """This process's, with this checkout's modules to import. Pictures are blank."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), **WISH, **more}
 
 
 def together(command: Sequence[str | Path], *of_rank: Sequence[str | Path], world: int = 2) -> list[tuple[str, int]]:

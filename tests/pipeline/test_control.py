@@ -18,6 +18,7 @@ from kldistill.runtime.errors import ConfigError
 from kldistill.tokens.artifact import read_new_tokens
 from kldistill.training.load import load_model
 from tests.helpers.runs import config, read_run, run, write_corpus
+from tests.helpers.unpainted import unpainted
 
 TUNED = ["finetune=lora", "finetune.steps=4", "finetune.validate_every=2", "finetune.lora.r=4", "finetune.lr=0.01"]
 
@@ -113,7 +114,8 @@ def test_no_artifact_holds_a_path_of_this_machine(tuned: Path, root: Path) -> No
 
 
 def test_a_run_without_new_tokens_is_the_original(corpus: Path, tmp_path: Path) -> None:
-    metrics = run(corpus, tmp_path, "tokens=none", draw=True)["metrics"]
+    with unpainted():
+        metrics = run(corpus, tmp_path, "tokens=none", draw=True)["metrics"]
     for name in ("bits_per_byte", "tokens_per_1000_bytes"):
         assert metrics[f"eval/distilled/domain/{name}"] == pytest.approx(metrics[f"eval/original/domain/{name}"], 1e-6)
     assert metrics["eval/distilled/domain/kl_to_teacher"] == pytest.approx(0, abs=1e-5)

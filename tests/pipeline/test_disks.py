@@ -1,7 +1,6 @@
 """Disks that are full or cannot be written, through a whole small run; and signals that end a run."""
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -14,7 +13,7 @@ import pytest
 from kldistill.runtime.errors import StorageError
 from tests.helpers.disks import ROOT_ON_LINUX, Disk, small_disk
 from tests.helpers.interpreter import python
-from tests.helpers.paths import ROOT
+from tests.helpers.launched import environment
 from tests.helpers.patience import PATIENCE
 from tests.helpers.runs import overrides_of, read_run, run, write_corpus
 
@@ -83,7 +82,7 @@ def command(corpus: Path, outputs: Path, *more: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [python(), "-m", "kldistill", *overrides_of(corpus, outputs, *more), f"hydra.run.dir={outputs}/runs/run"],
         cwd=outputs.parent,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

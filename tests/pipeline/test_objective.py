@@ -16,6 +16,7 @@ from kldistill.pipeline.cli import no_objective, objective
 from kldistill.pipeline.names import overrides_name
 from kldistill.runtime.errors import ConfigError
 from tests.helpers.interpreter import python
+from tests.helpers.launched import environment
 from tests.helpers.paths import ROOT
 from tests.helpers.patience import PATIENCE
 from tests.helpers.runs import overrides_of, write_corpus
@@ -84,7 +85,7 @@ def test_a_sweeper_that_optimises_is_told_what_each_run_came_to(tmp_path: Path) 
     done = subprocess.run(
         [*command, *overrides_of(corpus, tmp_path / "outputs", *more)],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{tmp_path / 'path'}{os.pathsep}{ROOT}"},
+        env=environment(PYTHONPATH=f"{tmp_path / 'path'}{os.pathsep}{ROOT}"),
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -110,7 +111,7 @@ def optuna(folder: Path, *given: str) -> tuple[dict[Any, Any], list[dict[str, An
     done = subprocess.run(
         [python(), "-m", "kldistill", "-m", *given, *small, "eval.suites=[]"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=PATIENCE,

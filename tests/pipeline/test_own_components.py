@@ -15,6 +15,7 @@ from hydra._internal.utils import get_args_parser
 from kldistill.pipeline import command, compose
 from kldistill.runtime.errors import ConfigError
 from tests.helpers.interpreter import python
+from tests.helpers.launched import environment
 from tests.helpers.paths import ROOT
 from tests.helpers.patience import PATIENCE
 from tests.helpers.runs import SMALL, write_corpus
@@ -157,7 +158,7 @@ def command_line(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     small = [word for word in SMALL if not word.startswith("corpus/general_code=")]
     return subprocess.run(
         [python(), "-m", "kldistill", "--config-dir", "my", *small, *more],
-        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
+        env=environment(PYTHONPATH=f"{folder}{os.pathsep}{ROOT}"),
         capture_output=True,
         text=True,
         timeout=PATIENCE,

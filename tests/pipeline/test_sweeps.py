@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import re
 import subprocess
 from collections import Counter
@@ -22,7 +21,7 @@ from kldistill.pipeline.steps import steps_of
 from kldistill.pipeline.sweeps import Member
 from kldistill.runtime.errors import ConfigError
 from tests.helpers.interpreter import python
-from tests.helpers.paths import ROOT
+from tests.helpers.launched import environment
 from tests.helpers.patience import PATIENCE
 from tests.helpers.runs import config, overrides_of, read_run, undrawn, write_corpus
 
@@ -301,7 +300,7 @@ def sweep(folder: Path, corpus: Path, *more: str) -> subprocess.CompletedProcess
     return subprocess.run(
         [python(), "-m", "kldistill", "-m", *overrides, *more],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kldistill.report import render_run
+from kldistill.report import render_run as painted
 from kldistill.report.data import ReportError, read_run
 from kldistill.report.run.answer import answer
 from kldistill.report.run.examples import Token, cut_lines, generations, parts_of
@@ -16,6 +16,7 @@ from kldistill.report.run.new_tokens import rows
 from tests.helpers.artifacts import write_tokens
 from tests.helpers.paths import ROOT
 from tests.helpers.report_material import HOSTILE, write_full_run, write_json, write_run
+from tests.helpers.unpainted import unpainted
 
 STYLE = ROOT / "kldistill" / "report" / "templates" / "style.css"
 
@@ -26,8 +27,14 @@ def full_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathF
     model = tiny_model("llama")
     tokens = write_tokens(model, tmp_path_factory.mktemp("tokens"), 24)
     folder = write_full_run(tmp_path_factory.mktemp("experiment") / "loss=kl", model, tokens)
-    render_run(folder)
+    painted(folder)
     return folder
+
+
+def render_run(folder: Path) -> Path:
+    """The page alone, its pictures blank."""
+    with unpainted():
+        return painted(folder)
 
 
 class Page(HTMLParser):

@@ -7,13 +7,14 @@ import os
 import shutil
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from kldistill.pipeline.sweeps import Collect
-from kldistill.report import collect
+from kldistill.report import collect as painted
 from kldistill.report.__main__ import main
 from kldistill.report.data import ReportError, find_runs
 from kldistill.report.sweep.charts import heat_maps, paint
@@ -21,6 +22,7 @@ from kldistill.report.sweep.collect import gather as gather_runs
 from kldistill.report.sweep.factors import expected, factors
 from kldistill.report.sweep.heat_map import heat_map
 from tests.helpers.report_material import HOSTILE, write_json, write_jsonl, write_overrides, write_run, write_sweep
+from tests.helpers.unpainted import unpainted
 
 LOSSES = {"ce": 0.0, "kl": 0.02, "kl_ce": -0.03}
 BITS, KL = "eval/domain/bits_per_byte", "eval/domain/kl_to_teacher"
@@ -37,11 +39,17 @@ def gather(folder: Path, factor: str = "loss", baseline: str = "ce") -> dict:
     return gather_runs(find_runs(folder), folder, factor, baseline)
 
 
+def collect(folder: Path, **how: Any) -> dict:
+    """The table and the page, its pictures blank."""
+    with unpainted():
+        return painted(folder, **how)
+
+
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """A sweep that was gathered, and its table. Shared: nobody changes either."""
     folder = write_sweep(tmp_path_factory.mktemp("grid"), LOSSES, inits=2)
-    return folder, collect(folder)
+    return folder, painted(folder)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -194,9 +202,9 @@ def test_missing_failed_and_unbegun_runs_are_shown(tmp_path: Path) -> None:
 
 def test_the_same_runs_give_the_same_files(tmp_path: Path) -> None:
     write_sweep(tmp_path, {"ce": 0.0, "kl": 0.02}, seeds=2, inits=1)
-    collect(tmp_path)
+    painted(tmp_path)
     first = contents(tmp_path)
-    collect(tmp_path)
+    painted(tmp_path)
     assert contents(tmp_path) == first
     write_run(tmp_path / "more", "kl", "mean", 5, bits=1.0, kl=0.4)
     collect(tmp_path)
