@@ -15,7 +15,7 @@ def pad(model: PreTrainedModel, multiple: int) -> int:
 
     No text has the ids of these rows. A linear head cannot forbid an id, so each gets the mean of all rows, whose logit
     is the mean of all logits: never above the largest, and its probability never above 1 / W (Jensen's inequality).
-    ``generate`` of transformers never writes them: they are in ``suppress_tokens`` of the generation config.
+    They are not in ``suppress_tokens``: tokens that somebody adds to the folder get these ids, and would never appear.
 
     Args:
         model: has exactly W rows; changed in place, ``config.vocab_size`` too.
@@ -30,7 +30,4 @@ def pad(model: PreTrainedModel, multiple: int) -> int:
         matrix[size:] = matrix[:size].float().mean(dim=0).to(matrix.dtype)
     if head.bias is not None:
         head.bias[size:] = head.bias[:size].float().mean().to(head.bias.dtype)
-    config = model.generation_config
-    if config is not None:
-        config.suppress_tokens = [*(getattr(config, "suppress_tokens", None) or []), *range(size, height)]
     return height - size

@@ -129,7 +129,7 @@ def _steps(
     told = [*(name for name in ("init", "distill") if name != last), *measured]
     export, early = _later("export.stage.build"), {"model": _later("export.stage.check_model")}
     shown = "The extended model"
-    steps["export"] = Step(export, _export, sources, optional=told, version=2, early=early, result=shown)
+    steps["export"] = Step(export, _export, sources, optional=told, version=3, early=early, result=shown)
     return steps
 
 

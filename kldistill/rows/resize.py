@@ -30,7 +30,18 @@ def extend(model: PreTrainedModel, rows: Rows, old_size: int) -> PreTrainedModel
         head.weight[old_size:] = rows.head.to(dtype)
     if bias is not None:
         head.bias[old_size:] = bias
+    _allow(model, old_size)
     return model
+
+
+def _allow(model: PreTrainedModel, old_size: int) -> None:
+    """Forbid no new token: folders with padding may forbid its ids in generation, which are the new tokens' now."""
+    config = model.generation_config
+    for name in ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids"):
+        forbidden = getattr(config, name, None)
+        if forbidden:  # ids, or sequences of them
+            kept = [ids for ids in forbidden if max(ids if isinstance(ids, list) else [ids]) < old_size]
+            setattr(config, name, kept or None)
 
 
 def untie(model: PreTrainedModel, head: nn.Linear) -> None:
