@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -77,5 +78,9 @@ if __name__ == "__main__":
     work = json.loads(Path(sys.argv[1]).read_text())
     first = work["jobs"][0]
     cfg = compose.typed(config(overrides_of(Path(first["corpus"]), Path(first["outputs"]), *work["overrides"])))
+    # What is slow the first time is done before the forks, but for training.
+    with TemporaryDirectory() as folder, undrawn():
+        before = dataclasses.replace(cfg, outputs=folder, stages=["evaluate_init", "teacher"])
+        run_pipeline(before, Path(folder) / "run")
     ends = [attempt(cfg, job) for job in work["jobs"]]
     Path(sys.argv[2]).write_text(json.dumps(ends))

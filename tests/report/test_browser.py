@@ -14,6 +14,7 @@ from selenium.webdriver.common.keys import Keys
 
 from kldistill.report import collect, render_run
 from tests.helpers.artifacts import write_tokens
+from tests.helpers.patience import PATIENCE
 from tests.helpers.report_material import HOSTILE, write_full_run, write_sweep
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -28,6 +29,14 @@ ARGUMENTS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
 )
+# A page that is loaded may have been given its width later, and is told of it once before a frame is drawn: what it
+# does then is done two frames after it has the width.
+SHOWN = """
+const [width, done] = arguments;
+const twice = () => requestAnimationFrame(() => requestAnimationFrame(done));
+const look = () => matchMedia(`(width: ${width}px)`).matches ? twice() : requestAnimationFrame(look);
+look();
+"""
 Pages = dict[str, Path]
 
 
@@ -39,6 +48,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    driver.set_script_timeout(PATIENCE)
     yield driver
     driver.quit()
 
@@ -64,6 +74,7 @@ def show(browser: webdriver.Chrome, page: Path, width: int = 1200, scheme: str =
     browser.get_log("performance")
     browser.get_log("browser")
     browser.get(page.as_uri())
+    browser.execute_async_script(SHOWN, width)
 
 
 def run_js(browser: webdriver.Chrome, script: str) -> Any:

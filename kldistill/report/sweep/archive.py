@@ -29,8 +29,9 @@ ARCHIVE = ".tar.xz"
 _KEPT = ("records.jsonl", SUMMARY)
 _DROPPED = ("completion", "prompt_sha256", "detail")  # of a record: the tables need none of them
 
-# An absolute path in a text, in JSON or in YAML, but not the rest of a relative one, of an address or of a fraction.
-PLACE = re.compile(r"""(?:(?<=\\n)|(?<=file://)|(?<![\w.:/<>*}|)~-]))/[A-Za-z_][^\s"'\\,;:()\[\]{}<>|]*""")
+# An absolute path in a text, in JSON or in YAML, but not the rest of a relative one, of an address or of a fraction. It
+# begins with a character, which is found in a tenth of the time that looking at what is before each takes.
+PLACE = re.compile(r"""/(?:(?<=\\n/)|(?<=file:///)|(?<![\w.:/<>*}|)~-]/))[A-Za-z_][^\s"'\\,;:()\[\]{}<>|]*""")
 
 
 def pack(folder: Path, path: Path) -> None:

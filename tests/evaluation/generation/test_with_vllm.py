@@ -34,7 +34,7 @@ from tests.helpers.elsewhere import run
 
 TEXT = tiny.training_text()[0]
 PROMPTS = [TEXT[at : at + size] for at, size in ((100, 40), (700, 90), (1500, 25), (2100, 160), (3000, 60), (3900, 75))]
-REQUESTS = [Request(prompt, 50, ("\n\n", "def "), key=str(at)) for at, prompt in enumerate(PROMPTS)]
+REQUESTS = [Request(prompt, 30, ("\n\n", "def "), key=str(at)) for at, prompt in enumerate(PROMPTS)]
 
 
 @pytest.fixture
