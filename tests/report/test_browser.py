@@ -182,6 +182,13 @@ def test_what_scrolls_says_so(browser: webdriver.Chrome, pages: Pages) -> None:
         show(browser, pages["sweep"], width=width)
         assert run_js(browser, "Array.from(document.querySelectorAll('.scrolls')).some(e => !e.hidden)")
         assert run_js(browser, wrong) == 0
+    # Where the letters grow no window tells of it.
+    show(browser, pages["sweep"], width=1900)
+    hidden = "Array.from(document.querySelectorAll('.scrolls')).filter(e => e.hidden).length"
+    before = run_js(browser, hidden)
+    browser.execute_script("document.documentElement.style.fontSize = '60px'")
+    browser.execute_async_script(SHOWN, 1900)
+    assert run_js(browser, hidden) < before and run_js(browser, wrong) == 0
     show(browser, pages["run"], width=390)
     table = "document.querySelector('#models-table')"
     assert run_js(browser, f"{table}.scrollWidth <= {table}.parentElement.clientWidth + 1")

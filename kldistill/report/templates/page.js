@@ -38,5 +38,6 @@ const tell = () => {
   }
 };
 tell();
-addEventListener("resize", tell);
-for (const details of document.querySelectorAll("details")) details.addEventListener("toggle", tell);
+// Its size changes with the window, with what is folded out, and with the letters: none of that has to be known here.
+const sizes = new ResizeObserver(tell);
+for (const box of document.querySelectorAll(".scrolls + *")) for (const each of [box, ...box.children]) sizes.observe(each);
