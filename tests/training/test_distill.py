@@ -193,7 +193,10 @@ def test_compiled_layers_come_to_the_same(
     assert 0 < stats["unique_graphs"] <= 3, stats
 
 
-def test_a_compiler_that_loses_a_gradient_is_found_out(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_compiler_that_loses_a_gradient_is_found_out(
+    inputs: Inputs, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As that of torch 2.11 did with an adapter: the loss stays the right one."""
 
     def losing(graph: torch.fx.GraphModule, examples: object) -> Callable[..., object]:
@@ -202,8 +205,8 @@ def test_a_compiler_that_loses_a_gradient_is_found_out(inputs: Inputs, monkeypat
     monkeypatch.setattr(compiled_layers, "BACKEND", losing)
     torch._dynamo.reset()
     with pytest.raises(TrainingError, match=r"^runtime\.compile=true: the gradient of .* is lost or another"):
-        lora = LoraConfig(r=4, target_modules=["q_proj"])
-        inputs.distilled("losing", runtime={"compile": True}, lora=lora, batch_size=2)
+        lora = LoraConfig(r=rank, target_modules=["q_proj"])
+        inputs.distilled(f"losing {rank}", runtime={"compile": True}, lora=lora, batch_size=2)
     torch._dynamo.reset()
 
 
