@@ -69,6 +69,7 @@ class RunRecord:
         seconds = self._earlier.get("about", {}).get("seconds", {})
         self._seconds: dict[str, float] = {name: seconds[name] for name in self._artifacts if name in seconds}
         self._changes: tuple[list[str], list[dict[str, Any]]] | None = None
+        self._stale = False  # whether the file names an artifact that is gone
         self.write("running")
 
     def done(self, name: str, artifact: Path, seconds: float | None = None) -> None:
@@ -78,6 +79,8 @@ class RunRecord:
             seconds: of building it, by the clock on the wall; None if it stood there already.
         """
         where = os.path.relpath(artifact, self._folder)
+        if seconds is None and self._artifacts.get(name) == where and not self._stale:
+            return  # as the file says already
         if self._artifacts.get(name, where) != where:
             for stale in rebuilt(self._steps, list(self._artifacts), [name]):
                 self.dropped(stale)
@@ -90,6 +93,7 @@ class RunRecord:
         """An earlier run's artifact is not of this configuration, or is gone."""
         self._artifacts.pop(name, None)
         self._seconds.pop(name, None)
+        self._stale = True
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -117,6 +121,7 @@ class RunRecord:
             "metrics": self.metrics,
         }
         write_run_record(self._folder, content)
+        self._stale = False
 
     def _changed(self, config: dict[str, Any]) -> list[dict[str, Any]]:
         """How the configuration differs from the defaults; ``stages`` is all of it that changes while a run goes on."""

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kldistill.pipeline import compose
+from kldistill.pipeline import compose, run_record
 from kldistill.pipeline import run as pipeline
 from kldistill.pipeline.checks import check
 from kldistill.pipeline.run import is_finished
@@ -139,6 +139,24 @@ def test_a_narrower_run_takes_nothing_away(corpus: Path, tmp_path: Path) -> None
         assert (folder / "report.html").is_file() and (folder / "metrics.jsonl").read_text() == lines
         assert is_finished(typed(corpus, tmp_path, f"stages={stages}"), folder)
     assert is_finished(typed(corpus, tmp_path, "stages=[evaluate,export,report]"), folder)
+
+
+def test_a_run_that_builds_nothing_writes_its_record_at_both_ends(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    write = run_record.write_run_record
+    monkeypatch.setattr(
+        run_record,
+        "write_run_record",
+        lambda folder, content: written.append(content["status"]) or write(folder, content),
+    )
+    before = run(corpus, tmp_path, WHOLE)
+    assert written == ["running"] * (1 + len(before["artifacts"])) + ["finished"]
+    written.clear()
+    after = run(corpus, tmp_path, WHOLE)
+    assert written == ["running", "finished"]
+    assert (after["artifacts"], after["metrics"]) == (before["artifacts"], before["metrics"])
 
 
 def test_a_wider_run_adds_to_it(corpus: Path, tmp_path: Path) -> None:
