@@ -110,7 +110,9 @@ def restore(
         for name, parameter in trainable.items():
             parameter.copy_(tensors[f"parameter/{name}"])
             optimizer.state[parameter] = {
-                key: _placed(tensors[f"{key}/{name}"], parameter) for key in ("step", "exp_avg", "exp_avg_sq")
+                key: _placed(tensor, parameter)
+                for key, of, tensor in ((*path.split("/", 1), tensor) for path, tensor in tensors.items())
+                if of == name and key not in ("parameter", "best")
             }
     return state
 

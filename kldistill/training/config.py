@@ -107,6 +107,10 @@ class DistillConfig:
         lora: an adapter of the body that learns with the rows: against the teacher's stored states it learns the new
             cut and, with the KL alone, nothing else. It is merged at export. Rank 0: the body stays bit-identical.
         lora_lr: its learning rate, as it is.
+        shared_lr: learning rate of a linear map that the rows of all new tokens learn together, from the rows of a
+            token's pieces and the row it began with to what is added to its row (see ``training.shared_map``), so that
+            a rare token learns from the text of the others; a share of the size of an old row's entries. 0: each row
+            learns for itself.
         lazy_rows: update only the new rows that occur in the step (see ``LazyAdamW``). Off, as an output row that is
             left alone where its token is absent is never pushed down there (docs/log.md).
         solve: fit the output rows to the teacher's states first, which costs no pass through the body; a tied model
@@ -165,6 +169,7 @@ class DistillConfig:
     lr_unit: str = choice("row", "row", "one")
     lora: LoraConfig = field(default_factory=lambda: LoraConfig(r=0))
     lora_lr: float = 1e-3
+    shared_lr: float = 0.0
     lazy_rows: bool = False
     solve: SolveConfig = field(default_factory=SolveConfig)
     output_lr: float | None = None
@@ -194,6 +199,7 @@ class DistillConfig:
             "must be above 0, or null",
         )
         require(self.lora_lr > 0, "distill.lora_lr", self.lora_lr, "must be above 0")
+        require(self.shared_lr >= 0, "distill.shared_lr", self.shared_lr, "must be 0 or above")
         require(
             0 <= self.self_written < 1 - self.general,
             "distill.self_written",

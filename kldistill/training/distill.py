@@ -1,6 +1,7 @@
 """Stage ``distill``: train the new rows and, if asked, a low-rank update of the body, on the chosen loss."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -26,6 +27,7 @@ from kldistill.training.config import DistillConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import train
 from kldistill.training.objective import Objective, any_masked, held_out, needs_teacher, terms_of, unit_of, validation
+from kldistill.training.shared_map import shared_maps
 from kldistill.training.solve import Readout, solve, tied_rows
 
 
@@ -79,14 +81,18 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     checkpoint = out / "checkpoint.safetensors"
     objective = Objective(student, terms, nullcontext if adapter is None else adapter.disable_adapter)
     solved: dict[str, float] = {}
-    told = out / "solve.json"
+    told, start = out / "solve.json", out / "start"
     if cfg.solve.iterations and len(rows.input):
-        if checkpoint.is_file():  # it has the rows that came of it
+        if checkpoint.is_file():  # of an attempt that was stopped; where the rows began is what the shared map is of
             solved = json.loads(told.read_text())
+            student.rows.load_state_dict(Rows.load(start).state_dict())
         else:
             online = partial(online_states, objective, cuts, device) if cfg.teacher == "online" else None
             solved = _solve(cfg, objective, cuts, sets["validation"], online, job)
-            write_text(told, json.dumps(solved, indent=2) + "\n")
+            if share.main:
+                start.mkdir(exist_ok=True)
+                student.rows.save(start)
+                write_text(told, json.dumps(solved, indent=2) + "\n")
         for side in ("output",) if rows.output is not None else ("input", "output"):
             rows.made_by[side] = f"{rows.made_by.get(side, '')}, solved".lstrip(", ")
     figures = train(
@@ -99,6 +105,9 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         validate=validate,
         factor=lambda name: _rate(name, cfg, unit) / cfg.lr,
         seen=objective.seen if cfg.lazy_rows else None,
+        shared=shared_maps(student, pieces.pieces, cfg.shared_lr / cfg.lr)
+        if cfg.shared_lr and len(rows.input)
+        else None,
     )
     if not share.main:
         return
@@ -109,6 +118,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     summary = {**solved, **figures, "passes": passes}
     write_summary(out, {f"distill/{name}": value for name, value in summary.items()})
     checkpoint.unlink(missing_ok=True)
+    shutil.rmtree(start, ignore_errors=True)
 
 
 def _solve(

@@ -27,6 +27,7 @@ from kldistill.runtime.progress import Bar
 from kldistill.training.checkpoint import Best, restore, store
 from kldistill.training.compiled import check_gradient
 from kldistill.training.optimizer import LazyAdamW
+from kldistill.training.shared_map import SharedMap
 
 
 class Settings(Protocol):
@@ -64,6 +65,7 @@ def train(
     validate: Callable[[], Mapping[str, float]],
     factor: Callable[[str], float] = lambda name: 1.0,
     seen: Callable[[Any], Mapping[nn.Parameter, Tensor]] | None = None,
+    shared: Mapping[nn.Parameter, SharedMap] | None = None,
 ) -> dict[str, float]:
     """Train the parameters of ``step_of`` that ask for a gradient, and leave them as they were at the best validation.
 
@@ -78,6 +80,7 @@ def train(
         factor: of the learning rate, by the name of a parameter in ``step_of``.
         seen: for a batch, a mask over the rows of those parameters of which only the rows that occur in the step (in
             any process) are updated (see ``LazyAdamW``). None: every row at every step.
+        shared: the map that the rows of a parameter learn together, as it is before the first step.
 
     Returns:
         The figures of ``validate`` for the parameters that are left, ``best_step`` (the step they are of, with
@@ -103,6 +106,7 @@ def train(
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         betas=(settings.betas[0], settings.betas[1]),
+        shared=shared,
     )
     warmup = max(1, round(settings.warmup * settings.steps)) if settings.warmup else 0
     schedule = get_scheduler(

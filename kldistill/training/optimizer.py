@@ -1,14 +1,16 @@
-"""AdamW that moves only those rows of an embedding which a step has seen.
+"""AdamW for the rows of an embedding: it can move only those which a step has seen, and let all of them learn from each.
 
-Shape suffixes: N rows, D width.
+Shape suffixes: N rows, D width, F features.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+
+from kldistill.training.shared_map import SharedMap
 
 
 class LazyAdamW(torch.optim.AdamW):
@@ -22,11 +24,19 @@ class LazyAdamW(torch.optim.AdamW):
     of a rare row is about three times too large.
 
     Set ``seen`` before ``step``; parameters that are not in it are updated as AdamW does.
+
+    Rows in ``shared`` are trained as R = R' + F W': R' is what each row learns for itself, as above; W, of shape (D, F),
+    starts at 0 and is common to all of them, so that a row also moves by what the text of others has shown. Its
+    gradient is G' F, with G that of R; it has Adam's moments of its own. R itself is all that is kept of the two, so
+    whoever reads the rows, saves them or averages their gradients needs to know nothing of the map.
     """
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
+    def __init__(
+        self, *arguments: Any, shared: Mapping[nn.Parameter, SharedMap] | None = None, **settings: Any
+    ) -> None:
         super().__init__(*arguments, **settings)
         self.seen: dict[nn.Parameter, Bool[Tensor, " N"]] = {}
+        self.shared = dict(shared or {})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -43,7 +53,29 @@ class LazyAdamW(torch.optim.AdamW):
         result = super().step()
         for parameter, gradient in held:
             parameter.grad = gradient
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter in self.shared and parameter.grad is not None:
+                    self._step_map(parameter, self.shared[parameter], group)
         return result
+
+    def _step_map(self, parameter: nn.Parameter, of: SharedMap, group: dict[str, Any]) -> None:
+        """Adam's update of the map that these rows share, added to the rows."""
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        gradient_DF = parameter.grad.t() @ of.features_NF
+        if "map_step" not in state:
+            state["map_step"] = torch.zeros(())
+            state["map_exp_avg"] = torch.zeros_like(gradient_DF)
+            state["map_exp_avg_sq"] = torch.zeros_like(gradient_DF)
+        state["map_step"] += 1
+        beta1, beta2 = group["betas"]
+        first_DF = state["map_exp_avg"].lerp_(gradient_DF, 1 - beta1)
+        second_DF = state["map_exp_avg_sq"].mul_(beta2).addcmul_(gradient_DF, gradient_DF, value=1 - beta2)
+        count = state["map_step"].item()
+        scale_DF = (second_DF / (1 - beta2**count)).sqrt_().add_(group["eps"])
+        moved_DF = first_DF / (1 - beta1**count) / scale_DF
+        parameter.addmm_(of.features_NF, moved_DF.t(), alpha=-of.share * group["lr"] / group["factor"])
 
     def _step_rows(self, parameter: nn.Parameter, seen_N: Bool[Tensor, " N"], group: dict[str, Any]) -> None:
         """Adam's update (arXiv 1412.6980, algorithm 1) of the rows that were seen; weight decay is decoupled."""

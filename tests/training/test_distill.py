@@ -5,7 +5,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -346,6 +346,16 @@ def test_a_tied_model_solves_one_row_or_two(
     assert first < next(found["kl"] for found in plain if "kl" in found)
 
 
+def test_rows_that_share_a_map_learn_from_each_others_text(inputs: Inputs, tmp_path: Path) -> None:
+    """A row that never occurs, and that only input rows could have a gradient for, moves with the others."""
+    moved: dict[float, Tensor] = {}
+    for rate in (0.0, 0.2):
+        out = inputs.distilled(f"shared {rate}", shared_lr=rate, terms=["ce"], lr=1e-9, steps=2, batch_size=1)
+        moved[rate] = (Rows.load(out).input - Rows.load(inputs.folders["init"]).input).abs().amax(1)
+    assert moved[0.0].max() < 1e-6
+    assert moved[0.2].min() > 1e-4
+
+
 def test_only_rows_that_occur_move(inputs: Inputs) -> None:
     start, lazy = (
         Rows.load(folder) for folder in (inputs.folders["init"], inputs.distilled("lazy", steps=1, lazy_rows=True))
@@ -394,7 +404,8 @@ def test_kl_brings_the_student_closer_with_one_model_for_both_roles(
     assert sorted(path.name for path in out.iterdir()) == ["rows.json", "rows.safetensors", "summary.json"]
 
 
-def test_only_rows_get_a_gradient_and_an_optimiser_state(inputs: Inputs) -> None:
+@pytest.mark.parametrize("more", [{}, {"shared_lr": 0.2, "solve": SolveConfig(3, ridges=[0.01])}])
+def test_only_rows_get_a_gradient_and_an_optimiser_state(inputs: Inputs, more: dict[str, Any], tmp_path: Path) -> None:
     student = Student(load_original(inputs.folders["model"]), Rows.load(inputs.folders["init"]), 512)
     step = Objective(student, distill.terms_of(configured(terms=["kl", "ce"]).loss))
     wants = {name for name, parameter in step.named_parameters() if parameter.requires_grad}
@@ -404,14 +415,16 @@ def test_only_rows_get_a_gradient_and_an_optimiser_state(inputs: Inputs) -> None
         if step == 5 and "loss" in found:
             raise KeyboardInterrupt
 
+    inputs = replace(inputs, root=tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        inputs.distilled("stopped", stop, terms=["kl", "ce"])
+        inputs.distilled("stopped", stop, terms=["kl", "ce"], **more)
     with safe_open(inputs.root / "stopped" / "checkpoint.safetensors", "pt") as file:
         assert {name.split("/")[1] for name in file.keys()} == wants  # noqa: SIM118
 
     # And it goes on from there, to the same rows as without the stop.
-    resumed = Rows.load(inputs.distilled("stopped", terms=["kl", "ce"]))
-    whole = Rows.load(inputs.distilled("whole", terms=["kl", "ce"]))
+    resumed = Rows.load(stopped := inputs.distilled("stopped", terms=["kl", "ce"], **more))
+    whole = Rows.load(inputs.distilled("whole", terms=["kl", "ce"], **more))
+    assert not (stopped / "start").exists()
     assert torch.equal(resumed.input, whole.input)
     assert resumed.output is not None
     assert whole.output is not None

@@ -1,10 +1,13 @@
-"""LazyAdamW: what was not seen stays, and what was seen moves as under AdamW with its own count of steps."""
+"""LazyAdamW: what was not seen stays, and what was seen moves as under AdamW with its own count of steps; rows that
+share a map move as the sum of their own part and the map's, both under AdamW.
+"""
 
 import pytest
 import torch
 from torch import nn
 
 from kldistill.training.optimizer import LazyAdamW
+from kldistill.training.shared_map import SharedMap, features
 
 SETTINGS = {"lr": 0.05, "weight_decay": 0.1, "betas": (0.8, 0.95)}
 
@@ -74,3 +77,37 @@ def test_a_rare_row_does_not_start_too_fast() -> None:
 def test_a_closure_is_no_way_to_use_it() -> None:
     with pytest.raises(AssertionError):
         LazyAdamW([start()]).step(lambda: 1.0)
+
+
+def test_rows_that_share_a_map_are_a_part_of_their_own_and_features_times_the_map() -> None:
+    """Both learn under AdamW, by autograd of R = R' + F W', with the rates that the loop gives them."""
+    generator = torch.Generator().manual_seed(1)
+    features_NF, target_ND = torch.randn(5, 4, generator=generator), torch.randn(5, 3, generator=generator)
+    settings = {"lr": 0.05, "weight_decay": 0.0, "betas": (0.8, 0.95)}
+    ours = start()
+    shared = LazyAdamW(
+        [{"params": [ours], "factor": 0.5}], shared={ours: SharedMap(features_NF, share=0.1)}, **settings
+    )
+    own, map_DF = start(), nn.Parameter(torch.zeros(3, 4))
+    adam = torch.optim.AdamW([{"params": [own]}, {"params": [map_DF]}], **settings)
+    for step in range(6):
+        lr = 0.05 * (1 - step / 10)  # of the schedule
+        shared.param_groups[0]["lr"] = 0.5 * lr
+        adam.param_groups[0]["lr"], adam.param_groups[1]["lr"] = 0.5 * lr, 0.1 * lr
+        shared.zero_grad()
+        adam.zero_grad()
+        (ours - target_ND).pow(4).sum().backward()
+        (own + features_NF @ map_DF.t() - target_ND).pow(4).sum().backward()
+        shared.step()
+        adam.step()
+    torch.testing.assert_close(ours, own + features_NF @ map_DF.t())
+    assert map_DF.abs().max() > 0.01
+
+
+def test_features_of_a_row() -> None:
+    old_VD = torch.eye(3) * torch.tensor([1.0, 2.0, 4.0])
+    rows_ND = torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 3.0]])
+    found_NF = features(rows_ND, old_VD, [(2, 0, 0), ()])
+    size = 3**0.5  # root of the mean square
+    expected = [[3, 0, 0, 0, 0, 4, 1, 0, 0, 2 / 3, 0, 4 / 3, size], [0, 0, 3, *[0] * 9, size]]
+    torch.testing.assert_close(found_NF, torch.tensor(expected))
