@@ -1,4 +1,4 @@
-"""AdamW for the rows of an embedding: it can move only those which a step has seen, and let all of them learn from each.
+"""AdamW for the rows of an embedding: it can move only those that a step has seen, and let each learn from the others.
 
 Shape suffixes: N rows, D width, F features.
 """
@@ -25,10 +25,10 @@ class LazyAdamW(torch.optim.AdamW):
 
     Set ``seen`` before ``step``; parameters that are not in it are updated as AdamW does.
 
-    Rows in ``shared`` are trained as R = R' + F W': R' is what each row learns for itself, as above; W, of shape (D, F),
-    starts at 0 and is common to all of them, so that a row also moves by what the text of others has shown. Its
-    gradient is G' F, with G that of R; it has Adam's moments of its own. R itself is all that is kept of the two, so
-    whoever reads the rows, saves them or averages their gradients needs to know nothing of the map.
+    Rows in ``shared`` are trained as R = own + F W': ``own`` is what each row learns for itself, as above; the map W,
+    of shape (D, F), starts at 0 and is common to all of them, so that a row also moves by what the text of others has
+    shown. Its gradient is G' F, with G that of R, and it has moments of its own. R itself is all that is kept of the
+    two, so whoever reads the rows, saves them or averages their gradients needs to know nothing of the map.
     """
 
     def __init__(
