@@ -69,7 +69,7 @@ class RunRecord:
         seconds = self._earlier.get("about", {}).get("seconds", {})
         self._seconds: dict[str, float] = {name: seconds[name] for name in self._artifacts if name in seconds}
         self._changes: tuple[list[str], list[dict[str, Any]]] | None = None
-        self._stale = False  # whether the file names an artifact that is gone
+        self._written: dict[str, str] = {}  # the artifacts that the file names
         self.write("running")
 
     def done(self, name: str, artifact: Path, seconds: float | None = None) -> None:
@@ -79,21 +79,19 @@ class RunRecord:
             seconds: of building it, by the clock on the wall; None if it stood there already.
         """
         where = os.path.relpath(artifact, self._folder)
-        if seconds is None and self._artifacts.get(name) == where and not self._stale:
-            return  # as the file says already
         if self._artifacts.get(name, where) != where:
             for stale in rebuilt(self._steps, list(self._artifacts), [name]):
                 self.dropped(stale)
         self._artifacts[name] = where
         if seconds is not None:
             self._seconds[name] = round(seconds, 3)
-        self.write("running")
+        if seconds is not None or self._artifacts != self._written:
+            self.write("running")
 
     def dropped(self, name: str) -> None:
         """An earlier run's artifact is not of this configuration, or is gone."""
         self._artifacts.pop(name, None)
         self._seconds.pop(name, None)
-        self._stale = True
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -121,7 +119,7 @@ class RunRecord:
             "metrics": self.metrics,
         }
         write_run_record(self._folder, content)
-        self._stale = False
+        self._written = dict(self._artifacts)
 
     def _changed(self, config: dict[str, Any]) -> list[dict[str, Any]]:
         """How the configuration differs from the defaults; ``stages`` is all of it that changes while a run goes on."""

@@ -106,14 +106,15 @@ def restore(
     state |= json.loads(metadata["state"])
     best.name, best.step, best.figures = state.pop("best")
     best.kept = {name.removeprefix("best/"): tensor for name, tensor in tensors.items() if name.startswith("best/")}
+    kept: dict[str, dict[str, Tensor]] = {}  # by parameter: itself, and what the optimiser has of it
+    for path_in_file, tensor in tensors.items():
+        key, name = path_in_file.split("/", 1)
+        if key != "best":
+            kept.setdefault(name, {})[key] = tensor
     with torch.no_grad():
         for name, parameter in trainable.items():
-            parameter.copy_(tensors[f"parameter/{name}"])
-            optimizer.state[parameter] = {
-                key: _placed(tensor, parameter)
-                for key, of, tensor in ((*path.split("/", 1), tensor) for path, tensor in tensors.items())
-                if of == name and key not in ("parameter", "best")
-            }
+            parameter.copy_(kept[name].pop("parameter"))
+            optimizer.state[parameter] = {key: _placed(tensor, parameter) for key, tensor in kept[name].items()}
     return state
 
 

@@ -105,9 +105,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         validate=validate,
         factor=lambda name: _rate(name, cfg, unit) / cfg.lr,
         seen=objective.seen if cfg.lazy_rows else None,
-        shared=shared_maps(student, pieces.pieces, cfg.shared_lr / cfg.lr)
-        if cfg.shared_lr and len(rows.input)
-        else None,
+        shared=shared_maps(student, pieces.pieces, cfg.shared_lr / cfg.lr) if cfg.shared_lr else None,
     )
     if not share.main:
         return

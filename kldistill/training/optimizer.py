@@ -69,16 +69,13 @@ class LazyAdamW(torch.optim.AdamW):
             state["map_exp_avg"] = torch.zeros_like(gradient_DF)
             state["map_exp_avg_sq"] = torch.zeros_like(gradient_DF)
         state["map_step"] += 1
-        beta1, beta2 = group["betas"]
-        first_DF = state["map_exp_avg"].lerp_(gradient_DF, 1 - beta1)
-        second_DF = state["map_exp_avg_sq"].mul_(beta2).addcmul_(gradient_DF, gradient_DF, value=1 - beta2)
-        count = state["map_step"].item()
-        scale_DF = (second_DF / (1 - beta2**count)).sqrt_().add_(group["eps"])
-        moved_DF = first_DF / (1 - beta1**count) / scale_DF
-        parameter.addmm_(of.features_NF, moved_DF.t(), alpha=-of.share * group["lr"] / group["factor"])
+        moments = (state["map_exp_avg"], state["map_exp_avg_sq"])
+        unbiased_DF, scale_DF = _adam(gradient_DF, *moments, state["map_step"].item(), group)
+        rate = of.share * group["lr"] / group["factor"]
+        parameter.addmm_(of.features_NF, (unbiased_DF / scale_DF).t(), alpha=-rate)
 
     def _step_rows(self, parameter: nn.Parameter, seen_N: Bool[Tensor, " N"], group: dict[str, Any]) -> None:
-        """Adam's update (arXiv 1412.6980, algorithm 1) of the rows that were seen; weight decay is decoupled."""
+        """Adam's update of the rows that were seen; weight decay is decoupled."""
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(len(parameter), device=parameter.device)  # updates of each row
@@ -87,13 +84,21 @@ class LazyAdamW(torch.optim.AdamW):
         assert parameter.grad is not None
         rows = seen_N.nonzero().squeeze(1)
         gradient = parameter.grad[rows]
-        beta1, beta2 = group["betas"]
         state["step"][rows] += 1
-        first = state["exp_avg"][rows].lerp(gradient, 1 - beta1)
-        second = state["exp_avg_sq"][rows].mul(beta2).addcmul(gradient, gradient, value=1 - beta2)
+        first, second = state["exp_avg"][rows], state["exp_avg_sq"][rows]
+        unbiased, scale = _adam(gradient, first, second, state["step"][rows].unsqueeze(1), group)
         state["exp_avg"][rows], state["exp_avg_sq"][rows] = first, second
-        count = state["step"][rows].unsqueeze(1)
-        unbiased = first / (1 - beta1**count)
-        scale = (second / (1 - beta2**count)).sqrt().add_(group["eps"])
         kept = parameter[rows] * (1 - group["lr"] * group["weight_decay"])
         parameter[rows] = kept - group["lr"] * unbiased / scale
+
+
+def _adam(
+    gradient: Tensor, first: Tensor, second: Tensor, count: Tensor | float, group: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Both moments with this gradient, in place; the unbiased first, and what Adam divides it by (arXiv 1412.6980,
+    algorithm 1) after ``count`` updates.
+    """
+    beta1, beta2 = group["betas"]
+    first.lerp_(gradient, 1 - beta1)
+    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    return first / (1 - beta1**count), (second / (1 - beta2**count)).sqrt_().add_(group["eps"])

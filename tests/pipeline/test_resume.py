@@ -78,7 +78,7 @@ PLANS: dict[str, Callable[[], list[dict[str, Any]]]] = {
         kill(r"/distill/\w+\.partial/rows\.json$"),
         kill(CHECKPOINT, event="os.remove"),
     ],
-    # Its second attempt has written a line for each step; the third writes only what that one had not.
+    # The second attempt writes it once a step; the third, only for steps that the file does not name yet.
     "while run.json is written": lambda: [kill(r"/\.run\.json\.[\d-]+\.tmp$", n) for n in (1, 9, 3)],
 }
 
