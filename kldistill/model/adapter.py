@@ -19,6 +19,12 @@ from kldistill.runtime.errors import ModelError
 from kldistill.runtime.hub_errors import HUB_ERRORS
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# transformers adds such an adapter to the model by itself, and then saves the adapter alone.
+BESIDE = (
+    f"an adapter ({SETTINGS}) lies in the model's own folder, and transformers reads the two as one. Move the "
+    "adapter's files into a folder of their own, and give that as model.adapter, with the model that it was trained on "
+    "as model.path."
+)
 UNTIED = (
     "Untie the model first (model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone()) and "
     "model.config.tie_word_embeddings = False), merge with peft (PeftModel.from_pretrained(model, ADAPTER)"

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from kldistill.model import beginning
+from kldistill.model.load import read_whole, reading
 from kldistill.runtime import digests
 from kldistill.runtime.components import component
 from kldistill.runtime.digests import remembered_sha256
@@ -100,14 +101,9 @@ def convert(file: Path, out: Path, say: Callable[[str], None], tokenizer_folder:
     with read_once():
         header = metadata(file)
         say(f"Converting {file.name} to float32 safetensors (once, some ten seconds)")
-        try:
+        with reading(f"{file}: the tokenizer of this GGUF file"):
             tokenizer = read_tokenizer(file, header, tokenizer_folder, say)
-            with without_bars_of_transformers():
-                loaded = AutoModelForCausalLM.from_pretrained(
-                    str(file.parent), gguf_file=file.name, dtype=torch.float32
-                )
-        except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
-            raise ModelError(f"{file}: transformers cannot read this GGUF file: {error}") from error
+        loaded = read_whole(file, str(file.parent), gguf_file=file.name, dtype=torch.float32)
     tokenizer.save_pretrained(out)
     config = loaded.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "unk_token_id"):

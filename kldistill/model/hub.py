@@ -61,6 +61,8 @@ def local_folder(path: str) -> Path | None:
                 f"model.adapter={path}"
             )
         raise ModelError(f"model.path={path!r}: the folder has no config.json, so it is no model that can be read.")
+    if local and (folder / adapters.SETTINGS).is_file():
+        raise ModelError(f"model.path={path!r}: {adapters.BESIDE}")
     return folder if local else None
 
 

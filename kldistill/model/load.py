@@ -1,7 +1,8 @@
 """The original model of a ``model`` artifact, read again: weights, tokenizer, config and facts."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,8 @@ from transformers import (
 )
 
 from kldistill.model import adapter
-from kldistill.runtime.errors import ModelError
+from kldistill.runtime.errors import KldistillError, ModelError
+from kldistill.runtime.memory import is_shortage
 from kldistill.runtime.progress import without_bars_of_transformers
 
 # Of the size of a model's logits, how far equal ones may be apart: in bfloat16 a number keeps three digits at most.
@@ -34,19 +36,49 @@ def load_original(folder: Path, device: str | torch.device = "cpu") -> PreTraine
     facts = read_facts(folder)
     where = where_of(folder, facts)
     load_original_config(folder)
-    try:
-        with without_bars_of_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
-                where, dtype=getattr(torch, facts.get("dtype", "float32")), **_source(facts)
-            )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{where}: the model cannot be read: {error}") from error
+    model = read_whole(where, where, dtype=getattr(torch, facts.get("dtype", "float32")), **_source(facts))
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(f"{where}: {adapter.BESIDE}")
     for merged in facts.get("adapters", []):
         only = facts.get("local_files_only", False)
         model = adapter.merge(model, adapter.local_adapter(merged["path"], merged["revision"], only))
     if facts.get("rows_added"):
         add_rows(model, facts["rows_added"])
     return cast(PreTrainedModel, nn.Module.to(model, device)).eval().requires_grad_(False)
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn what goes wrong while transformers reads a file into a ``ModelError`` that begins with ``what``: libraries
+    in Rust, packages that are not installed and a model's own code raise exceptions of any kind.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, KldistillError) or is_shortage(error):
+            raise
+        kind = "" if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
+        raise ModelError(f"{what} cannot be read: {kind}{error}") from error
+
+
+def read_whole(where: object, path: str, **settings: Any) -> PreTrainedModel:
+    """The model that ``from_pretrained`` reads at ``path`` with these settings; ``where`` names it in errors.
+
+    Raises:
+        ModelError: it cannot be read, or some of its weights stand in no file: transformers draws such at random, anew
+            at each reading. (Buffers that are missing are computed.)
+    """
+    read: Any = AutoModelForCausalLM.from_pretrained
+    with reading(f"{where}: the model"), without_bars_of_transformers():
+        model, told = read(path, output_loading_info=True, **settings)
+    drawn = sorted(set(told["missing_keys"]) & {name for name, _ in model.named_parameters()})
+    if drawn:
+        raise ModelError(
+            f"{where}: {len(drawn)} of the weights that its config asks for are missing, such as {drawn[0]}; random "
+            "ones would take their place. Fetch or save the model again, whole. (Where only lm_head is missing and the "
+            "model has one matrix for both ends, its config.json needs tie_word_embeddings: true.)"
+        )
+    return model
 
 
 @torch.no_grad()
@@ -71,10 +103,8 @@ def load_original_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The original tokenizer of a ``model`` artifact. Raises ``ModelError`` for one without a ``tokenizer.json``."""
     facts = read_facts(folder)
     where = where_of(folder, facts)
-    try:
+    with reading(f"{where}: the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(where, **_source(facts))
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{where}: the tokenizer cannot be read: {error}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(
             f"{where}: its tokenizer is a slow one ({type(tokenizer).__name__}); kldistill extends tokenizer.json. "
@@ -97,10 +127,8 @@ def load_original_config(folder: Path) -> PretrainedConfig:
 
 def read_config(facts: Mapping[str, Any], where: str) -> PretrainedConfig:
     """The config at ``where``, checked to be one that kldistill can extend."""
-    try:
+    with reading(f"{where}: the model config"):
         config = AutoConfig.from_pretrained(where, **_source(facts))
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{where}: no model config can be read there: {error}") from error
     if config.is_encoder_decoder:
         raise ModelError(f"{where}: {config.model_type} is an encoder-decoder model; kldistill extends causal ones.")
     mapping = AutoModelForCausalLM._model_mapping

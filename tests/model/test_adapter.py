@@ -94,6 +94,17 @@ def test_an_adapter_alone_is_no_model(tiny_model: MakeModel, tmp_path: Path) -> 
     assert str(told.value).endswith(f"model.path={model} model.adapter={mine}")
 
 
+def test_an_adapter_in_the_models_own_folder_is_refused(tiny_model: MakeModel, tmp_path: Path) -> None:
+    """transformers adds it to the model unmerged, and what it saves then is the adapter alone."""
+    both = shutil.copytree(tiny_model("llama"), tmp_path / "both")
+    out = built(tmp_path / "artifact", path=str(both))
+    an_adapter(both, both)
+    with pytest.raises(ModelError, match=r"an adapter \(adapter_config\.json\) lies in .* give that as model\.adapter"):
+        hub.local_folder(str(both))
+    with pytest.raises(ModelError, match="lies in the model's own folder"):
+        load_original(out)
+
+
 def without(weights: Path, names: Sequence[str]) -> None:
     save_file({key: value for key, value in load_file(weights).items() if key not in names}, weights)
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, PreTrainedModel, T5Config
 from transformers.utils import logging
 
@@ -186,6 +189,51 @@ def test_a_model_that_looks_ahead_is_told_by_what_it_does(
             ModelError, match=rf"^here: what this model \({family}\) predicts after .* tokens behind it"
         ):
             check_causal(made(both_ways), "here")
+
+
+def change_json(file: Path, **keys: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+
+
+def drop(weights: Path, part: str) -> None:
+    save_file({k: v for k, v in load_file(weights).items() if part not in k}, weights, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (
+            lambda f: drop(f / "model.safetensors", "lm_head"),
+            r"1 of the weights .* are missing, such as lm_head\.weight",
+        ),
+        (lambda f: drop(f / "model.safetensors", "layers.1."), r"9 of the weights .* such as model\.layers\.1\."),
+        (lambda f: os.truncate(f / "model.safetensors", 20_000), "the model cannot be read: SafetensorError"),
+        (lambda f: (f / "model.safetensors").unlink(), r"the model cannot be read: .*no file named model\.safetensors"),
+        (lambda f: change_json(f / "config.json", intermediate_size=128), "the model cannot be read: RuntimeError"),
+        (
+            lambda f: change_json(f / "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+            "the model cannot be read: .*GPTQ",
+        ),
+        (lambda f: change_json(f / "tokenizer.json", pre_tokenizer={"type": "New"}), "the tokenizer cannot be read"),
+        (lambda f: os.truncate(f / "tokenizer.json", 9_000), "the tokenizer cannot be read"),
+        (lambda f: os.truncate(f / "config.json", 99), "the model config cannot be read"),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_refused(
+    damage: Callable[[Path], object], reason: str, tiny_model: MakeModel, tmp_path: Path
+) -> None:
+    """transformers draws weights that are missing at random, and raises what it likes for files that are damaged."""
+    folder = shutil.copytree(tiny_model(tied=False), tmp_path / "broken")
+    damage(folder)
+    with pytest.raises(ModelError, match=f"^{re.escape(str(folder))}: .*{reason}"):
+        model_stage.build(HfModelConfig(path=str(folder)), {}, tmp_path, Job())
+        load_original(tmp_path)
+
+
+def test_a_tied_model_has_no_head_in_its_file(tiny_model: MakeModel) -> None:
+    folder = tiny_model(tied=True)
+    assert not any("lm_head" in name for name in load_file(folder / "model.safetensors"))
+    load_original(folder)
 
 
 def test_a_slow_tokenizer_is_refused(tiny_model: MakeModel, tmp_path: Path) -> None:
