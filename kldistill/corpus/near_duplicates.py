@@ -74,7 +74,8 @@ class NearDuplicates:
     """Documents seen so far, none of them a near-duplicate of another."""
 
     def __init__(self, threshold: float, read: Callable[[Any], str] = str):
-        """``threshold``: documents whose Jaccard similarity is at least this, in (0, 1], are near-duplicates.
+        """``threshold``: documents whose Jaccard similarity is at least this, in (0, 1], are near-duplicates; at 1,
+        equal texts alone.
 
         ``read`` gives the text of what ``add`` was given as ``kept``: by default that is the text itself.
         """
@@ -126,6 +127,7 @@ class NearDuplicates:
             if estimates[index] < self._least_estimate:
                 return False
             other = self._read(self._kept[candidates[index]])
-            if other == text or jaccard(hashes, shingles(other)) >= self.threshold:
+            # At 1 exact copies alone: marks and layout, which no shingle has, may be all that two documents differ in.
+            if other == text or (self.threshold < 1 and jaccard(hashes, shingles(other)) >= self.threshold):
                 return True
         return False

@@ -274,7 +274,7 @@ def conversation(name: str, messages: Any) -> Document | Skipped:
 
 
 def malformed(files: Iterable[str]) -> str | None:
-    """The first row of some JSON Lines files that is no JSON in UTF-8: where it stands and what is wrong with it."""
+    """The first row of some JSON Lines files that is no JSON of UTF-8: where it stands and what is wrong with it."""
     for file in files:
         path = Path(file)
         if not path.is_file():
@@ -283,9 +283,11 @@ def malformed(files: Iterable[str]) -> str | None:
             for number, row in enumerate(rows, 1):
                 try:
                     if row.strip():
-                        json.loads(row.decode("utf-8-sig"))
+                        json.dumps(json.loads(row.decode("utf-8-sig")), ensure_ascii=False).encode()
                 except UnicodeDecodeError:
                     return f"{file}, row {number}: is not UTF-8"
+                except UnicodeEncodeError:
+                    return f"{file}, row {number}: spells half a surrogate pair (\\ud800 to \\udfff), which is no text"
                 except json.JSONDecodeError as error:
                     return f"{file}, row {number}: is no JSON ({error.msg}, column {error.colno})"
     return None

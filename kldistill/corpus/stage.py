@@ -105,7 +105,9 @@ def identity(cfg: CorpusConfig) -> dict[str, Any]:
     Cheap beside building: files are hashed, nothing is decoded. Raises ``CorpusError`` if a source does not exist.
     """
     nodes = {"source": cfg.source, **_general_texts(cfg)}
-    return {key: _source(node, f"corpus.{key}").identity() for key, node in nodes.items()}
+    sources = {key: _source(node, f"corpus.{key}").identity() for key, node in nodes.items()}
+    # A version of this part alone: what is made with other thresholds has not changed.
+    return sources | ({"exact_copies": 2} if cfg.near_duplicate == 1 else {})
 
 
 def _general_texts(cfg: CorpusConfig) -> dict[str, dict[str, Any]]:
@@ -180,7 +182,11 @@ def _cut_large(entries: list[Entry], spool: Spool, largest: int) -> list[Entry]:
 def _flaw(document: Document, cfg: CorpusConfig, code: bool) -> str | None:
     """Why a document is of no use, in one word."""
     text = document.text
-    if len(text.encode()) < cfg.min_document_bytes or not text.strip():
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:  # half a surrogate pair, as the JSON of a notebook may spell one
+        return "not_utf8"
+    if size < cfg.min_document_bytes or not text.strip():
         return "too_small"
     if not code:
         return None

@@ -96,6 +96,8 @@ def test_identical_short_texts_are_duplicates_at_threshold_one():
     assert known.add("one two")
     assert not known.add("one two")
     assert known.add("one two three")
+    assert known.add("one(two, three)"), "another text"
+    assert known.add("one two\nthree"), "another layout"
 
 
 def test_a_copy_with_one_word_changed_is_no_duplicate_at_threshold_one():

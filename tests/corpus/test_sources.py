@@ -285,7 +285,11 @@ class TestHfDataset:
     def test_a_malformed_row_is_named(self, tmp_path: Path):
         path = tmp_path / "rows.jsonl"
         good = json.dumps({"text": "a text"}) + "\n"
-        for broken, said in ((b'{"text": "half', "is no JSON"), ('{"text": "ä"}'.encode("latin-1"), "is not UTF-8")):
+        for broken, said in (
+            (b'{"text": "half', "is no JSON"),
+            ('{"text": "ä"}'.encode("latin-1"), "is not UTF-8"),
+            (rb'{"text": "\ud83d"}', "spells half a surrogate pair"),
+        ):
             path.write_bytes(good.encode() * 2 + broken + b"\n" + good.encode())
             with pytest.raises(CorpusError, match=rf"rows\.jsonl, row 3: {said}"):
                 list(hf_dataset("json", data_files=[str(path)]).read())

@@ -184,6 +184,8 @@ def test_what_is_left_out_is_counted_by_reason_and_told(files: Path, tmp_path: P
     folder = files / "code"
     (folder / "binary.py").write_bytes(b"a = '\0'\n" * 20)
     (folder / "latin.py").write_bytes(("ä = 1\n" * 40).encode("latin-1"))
+    cell = {"cell_type": "code", "source": ["print('\ud83d')\n"] * 9}  # half a surrogate pair
+    (folder / "half.ipynb").write_text(json.dumps({"cells": [cell]}))
     (folder / "small.py").write_text("a = 1\n")
     (folder / "blank.py").write_text("\n" * 500)
     (folder / "large.py").write_text(code(rng, 2_000))
@@ -194,7 +196,8 @@ def test_what_is_left_out_is_counted_by_reason_and_told(files: Path, tmp_path: P
     tables: list[Any] = []
     told: list[str] = []
     job = Job(log=logged.update, table=lambda *table: tables.append(table), say=told.append)
-    splits = built(config(files, max_document_bytes=20_000), tmp_path / "out", job)
+    source = config(files).source | {"glob": "**/*.{py,ipynb}"}
+    splits = built(config(files, source=source, max_document_bytes=20_000), tmp_path / "out", job)
     others = set(names(splits)) - {path.relative_to(folder).as_posix() for path in folder.glob("part*/*")}
     large = {name for name in others if name.startswith("large.py#")}
     assert others - large == {"crlf.py"}
@@ -204,7 +207,7 @@ def test_what_is_left_out_is_counted_by_reason_and_told(files: Path, tmp_path: P
     )
     assert "\r" not in splits[names(splits)["crlf.py"]]["crlf.py"]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    counts = {"binary": 1, "not_utf8": 1, "too_small": 2, "minified": 1, "generated": 1}
+    counts = {"binary": 1, "not_utf8": 2, "too_small": 2, "minified": 1, "generated": 1}
     assert {key: value for key, value in summary.items() if "skipped" in key} == {
         f"corpus/skipped/{reason}": number for reason, number in counts.items()
     }
@@ -214,7 +217,7 @@ def test_what_is_left_out_is_counted_by_reason_and_told(files: Path, tmp_path: P
     assert summary["corpus/usable/documents"] == 122
     assert logged == summary
     assert [row[0] for row in tables[0][2]] == list(splits) == [*DOMAIN_SPLITS, "general"]
-    assert any("1 not utf8" in line for line in told)
+    assert any("2 not utf8" in line for line in told)
 
 
 @pytest.mark.parametrize(
@@ -368,6 +371,7 @@ def test_only_functions_of_the_package_are_called(files: Path, tmp_path: Path):
 def test_identity_follows_the_content_of_both_sources(files: Path):
     seen = [identity(config(files))]
     assert identity(config(files)) == seen[0]
+    assert identity(config(files, near_duplicate=1)) != seen[0], "what earlier versions made of it has fewer documents"
     json.dumps(seen[0])
     (files / "code" / "part0" / "module0.py").write_text(code(random.Random(8)))
     seen.append(identity(config(files)))
