@@ -104,6 +104,7 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
     tokenizer = load_extended_tokenizer(inputs["tokens"])
     student = place(load_student(inputs["model"], inputs["rows"], home(device, share)), device, share)
     scores: dict[str, list[Score]] = {}
+    plain: list[Score] = []
     for name in TEXTS:
         if not states.exists(inputs["evaluate_original"], name):
             continue
@@ -119,6 +120,9 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
             share=share,
             masked=cfg.eval.masked,
         )
+        # No new token, not even where nothing is scored: both models see the same contexts, so any distance is mass
+        # that new tokens took.
+        plain += [score for score, ids in zip(scores[name], cuts.new_ids, strict=True) if max(ids) < student.old_size]
         if name == "domain":
             add_gaps(
                 student,
@@ -133,8 +137,6 @@ def evaluate_student(cfg: EvaluateConfig, inputs: Mapping[str, Path], out: Path,
                 n_words, what = sum(score.n_words for score in scores[name]), f"words, {PER_TEXT} in each text at most"
                 more = "A larger eval.domain_bytes, or a smaller eval.window_bytes, gives more texts."
                 short_of("eval.marginal_words", cfg.eval.marginal_words, n_words, what, more, job.say)
-    # Text without a single new token: both models see the same contexts, so any distance is mass that new tokens took.
-    plain = [score for of_text in scores.values() for score in of_text if not score.n_new]
     if plain:
         scores["plain"] = plain
     if share.main:

@@ -96,14 +96,13 @@ def check(cfg: Config) -> None:
         True,
         "splits frozen layers, and finetune=full has none; use finetune=lora",
     )
-    for group in ("distill", "finetune"):
-        precision = getattr(cfg, group).precision
-        require(
-            precision != "fp16" or cfg.runtime.device != "cpu",
-            f"{group}.precision",
-            precision,
-            "fp16 needs an accelerator; use no or bf16 on a CPU",
-        )
+    require(
+        not cfg.runtime.shard or not cfg.eval.marginal_words,
+        "runtime.shard",
+        True,
+        "needs every process to run the model equally often, and the cuts of a word (eval.marginal_words) take as many "
+        "passes as there are; use eval.marginal_words=0, or evaluate in a run of its own without it",
+    )
 
 
 def _check_loss(cfg: Config, key: str, loss: LossConfig) -> None:

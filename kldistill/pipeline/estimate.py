@@ -30,6 +30,7 @@ SHORTER = 0.83  # tokens of the new cut for one of the old
 LOGITS = 4  # blocks of chunk x W numbers that exist at a time: logits, target, softmax, gradient
 ACTIVATIONS = 34  # bytes-per-weight units that a layer keeps for one token's way back (arXiv 2205.05198, eq. 2)
 INPUT = 1  # the same where it keeps its input alone
+FEATURES = 4  # vectors of the model's width that tell new rows apart (distill.shared_lr)
 HISTORIES, ROWS = 11, 6  # tokens that are run for a word's other cuts, and heads: measured on the quickstart
 RUN_THE_MODEL = ("teacher", "distill", "finetune", "evaluate", "interpret", "export")
 EFFICIENCY = 0.5  # of a large matrix product's rate that training reaches, measured on SmolLM2 on two cores
@@ -156,6 +157,11 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
             "D b a token and layer, 34 D b one layer's" if d.gradient_checkpointing else "34 D b a token and layer",
         ),
     ]
+    if d.shared_lr and n_new:
+        features = FEATURES * shape.width
+        amount = 4 * matrices * features * n_new + (8 * matrices + 12) * features * shape.width
+        how = "16 N D + 80 D D" if matrices == 1 else "32 N D + 112 D D"
+        listed.append(Need("memory: map of the new rows", amount, "B", how))
     if d.lora.r:
         listed.append(Need("memory: adapter with AdamW", 16 * adapter, "B", "16 a parameter"))
     listed.append(Need("memory: distillation in all", sum(need.amount for need in listed), "B", "the sum"))

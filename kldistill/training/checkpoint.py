@@ -41,6 +41,8 @@ class Best:
     def see(self, step: int, figures: Mapping[str, float]) -> None:
         """Take note of a validation of the parameters as they are now."""
         if self.name is not None and self.name not in figures:
+            if self.figures:
+                return  # this once it was no number, by which nothing is better than before
             self.name = next(iter(figures))
         if self.name is not None and self.figures and figures[self.name] >= self.figures[self.name]:
             return

@@ -33,7 +33,7 @@ def check_training(cfg: Any, group: str) -> None:
 
 
 SCHEDULES = ("cosine", "linear", "constant_with_warmup")
-PRECISIONS = ("no", "bf16", "fp16")
+PRECISIONS = ("no", "bf16")
 BEST_BY = ("bits_per_byte", "kl_to_teacher")
 METHODS = ("none", "lora", "full", "rows")
 
@@ -145,7 +145,8 @@ class DistillConfig:
         weight_decay: of AdamW.
         betas: of AdamW: how long it remembers the gradient, and its square.
         clip: the gradient's norm is cut to this.
-        precision: ``no`` (float32), ``bf16`` or ``fp16`` (accelerate's mixed precision).
+        precision: ``no`` (float32) or ``bf16`` (accelerate's mixed precision). Not ``fp16``: the gradient of a new
+            token's row where the token is absent is below its smallest number.
         gradient_checkpointing: keep only each layer's input for the way back, and run the layer again there: a third
             more time, a fraction of the memory that grows with the batch. The results are the same.
         validate_every: steps; validation also runs before the first and after the last step.

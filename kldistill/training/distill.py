@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast
 from jaxtyping import Float
 from torch import Tensor
 
@@ -89,6 +90,8 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         else:
             online = partial(online_states, objective, cuts, device) if cfg.teacher == "online" else None
             solved = _solve(cfg, objective, cuts, sets["validation"], online, job)
+            # Sums on an accelerator come in no fixed order: all processes begin from the rows of the first.
+            broadcast(student.rows.head.data)
             if share.main:
                 start.mkdir(exist_ok=True)
                 student.rows.save(start)

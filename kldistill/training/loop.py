@@ -153,8 +153,7 @@ def train(
                     sums[name] = sums[name] + value if name in sums else value
             norm = accelerate.clip_grad_norm_(list(trainable.values()), settings.clip)
             assert norm is not None
-            # Before the step: what is not finite must reach neither the parameters nor a checkpoint. (With fp16 the
-            # gradient may overflow now and then; accelerate's scaler then skips the step by itself.)
+            # Before the step: what is not finite must reach neither the parameters nor a checkpoint.
             of_all = accelerate.reduce(sums, "mean")  # of all processes
             assert isinstance(of_all, dict)
             names = [*of_all, "gradient_norm"]
@@ -162,8 +161,7 @@ def train(
             numbers = torch.stack([value.float() for value in (*of_all.values(), norm)]).tolist()
             shown = dict(zip(names, numbers, strict=True))
             _check_finite(shown["loss"], "loss", step, settings.lr)
-            if settings.precision != "fp16":
-                _check_finite(shown["gradient_norm"], "gradient's norm", step, settings.lr)
+            _check_finite(shown["gradient_norm"], "gradient's norm", step, settings.lr)
             if seen is not None:
                 shown_rows = [seen(batch) for batch in passes]
                 for parameter in shown_rows[0]:

@@ -33,7 +33,8 @@ class LossConfig:
     Attributes:
         name: for tables and tags.
         terms: the summands by name: a loss and its weight each.
-        lr: the learning rate that this loss was tuned to on validation (``distill.lr`` takes it, in its ``lr_unit``).
+        lr: the learning rate of the rows alone, which ``distill=rows`` takes as its ``distill.lr``, in its ``lr_unit``;
+            tuned on validation text for ``kl``, ``ce`` and ``kl_ce``. ``distill=lora`` has a rate of its own.
         best_by: the figure of validation by which training with this loss is judged (``distill.best_by`` takes it).
     """
 

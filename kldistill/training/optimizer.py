@@ -27,8 +27,9 @@ class LazyAdamW(torch.optim.AdamW):
 
     Rows in ``shared`` are trained as R = own + F W': ``own`` is what each row learns for itself, as above; the map W,
     of shape (D, F), starts at 0 and is common to all of them, so that a row also moves by what the text of others has
-    shown. Its gradient is G' F, with G that of R, and it has moments of its own. R itself is all that is kept of the
-    two, so whoever reads the rows, saves them or averages their gradients needs to know nothing of the map.
+    shown. Its gradient is G' F, with G that of R (of the rows that were seen alone, where ``seen`` says which), and it
+    has moments of its own. R itself is all that is kept of the two, so whoever reads the rows, saves them or averages
+    their gradients needs to know nothing of the map.
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class LazyAdamW(torch.optim.AdamW):
         """Adam's update of the map that these rows share, added to the rows."""
         assert parameter.grad is not None
         state = self.state[parameter]
-        gradient_DF = parameter.grad.t() @ of.features_NF
+        seen_N = self.seen.get(parameter)
+        gradient_ND = parameter.grad if seen_N is None else parameter.grad * seen_N.unsqueeze(1)
+        gradient_DF = gradient_ND.t() @ of.features_NF
         if "map_step" not in state:
             state["map_step"] = torch.zeros(())
             state["map_exp_avg"] = torch.zeros_like(gradient_DF)
@@ -72,7 +75,7 @@ class LazyAdamW(torch.optim.AdamW):
         moments = (state["map_exp_avg"], state["map_exp_avg_sq"])
         unbiased_DF, scale_DF = _adam(gradient_DF, *moments, state["map_step"].item(), group)
         rate = of.share * group["lr"] / group["factor"]
-        parameter.addmm_(of.features_NF, (unbiased_DF / scale_DF).t(), alpha=-rate)
+        parameter.addmm_(of.features_NF, unbiased_DF.div_(scale_DF).t(), alpha=-rate)
 
     def _step_rows(self, parameter: nn.Parameter, seen_N: Bool[Tensor, " N"], group: dict[str, Any]) -> None:
         """Adam's update of the rows that were seen; weight decay is decoupled."""

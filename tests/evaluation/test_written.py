@@ -18,8 +18,11 @@ from kldistill.pipeline.checks import check
 from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.job import Job
+from kldistill.tokens.artifact import load_extended_tokenizer
 from kldistill.tokens.encoding import encode
+from kldistill.tokens.pieces import PieceTable
 from kldistill.training import states
+from kldistill.training.cuts import TwoCuts
 from kldistill.training.states import scored_rows
 from tests.helpers.artifacts import MakeModel
 from tests.helpers.runs import config, run, write_corpus
@@ -139,6 +142,16 @@ def test_a_run_that_trains_on_it_and_scores_it(tmp_path: Path) -> None:
         assert kl > 0 and 0 < metrics[f"eval/{model}/written/kl_per_byte"] < kl
     assert metrics["eval/original/written/bits_per_byte"] > 0
     assert metrics["eval/original/written/bytes"] == metrics["written/test/bytes"]
+    # Plain is a text that the student reads without a new token: beginnings are not scored, but they are read.
+    inputs = {name: folder / where for name, where in record["artifacts"].items()}
+    tokenizer, pieces = load_extended_tokenizer(inputs["tokens"]), PieceTable.load(inputs["tokens"])
+    names = [name for name in ("domain", "general", "written") if states.exists(inputs["evaluate_original"], name)]
+    cuts = [TwoCuts.read(inputs["evaluate_original"], name, tokenizer, pieces) for name in names]
+    plain = sum(max(ids) < pieces.old_size for of_text in cuts for ids in of_text.new_ids)
+    lines = (inputs["evaluate_distilled"] / "records.jsonl").read_text().splitlines()
+    assert len(names) == 3 and sum(json.loads(line)["text"] == "plain" for line in lines) == plain
+    written_without = sum(json.loads(line)["text"] == "written" and not json.loads(line)["n_new"] for line in lines)
+    assert written_without > sum(max(ids) < pieces.old_size for ids in cuts[2].new_ids), "the case is there"
 
 
 @pytest.mark.parametrize("key", ["eval.written=5", "distill.self_written=0.5"])

@@ -83,9 +83,10 @@ IMPOSSIBLE = {
         ["runtime.shard=true", "finetune=full"],
         "runtime.shard=True: splits frozen layers, and finetune=full has none; use finetune=lora.",
     ),
-    "half precision on a CPU": (
-        ["distill.precision=fp16", "runtime.device=cpu"],
-        "distill.precision='fp16': fp16 needs an accelerator; use no or bf16 on a CPU.",
+    "half precision": (["distill.precision=fp16"], "distill.precision='fp16': must be no or bf16"),
+    "passes that not all processes have": (
+        ["runtime.shard=true", "eval.marginal_words=10"],
+        "runtime.shard=True: needs every process to run the model equally often",
     ),
 }
 

@@ -82,6 +82,9 @@ def test_what_a_choice_costs() -> None:
     assert twice["work: distillation"] == pytest.approx(2 * plain["work: distillation"])
     adapted = amounts(needs(planned("distill=lora"), SEVEN))
     assert adapted["memory: distillation in all"] > plain["memory: distillation in all"]
+    assert "memory: map of the new rows" not in plain
+    mapped = amounts(needs(planned("distill.shared_lr=0.1", "tokens.n_new=2048"), SEVEN))
+    assert mapped["memory: map of the new rows"] == 32 * 2048 * 4096 + 112 * 4096**2, "untied: two of them"
     full = amounts(needs(planned("finetune=full"), SEVEN))
     assert full["memory: full fine-tuning in all"] > 122e9
     none = amounts(needs(planned("tokens=none"), SEVEN))

@@ -130,9 +130,9 @@ def test_optuna_finishes_three_trials_and_names_the_best(tmp_path: Path) -> None
     (line,) = re.findall(r"^kldistill -m .*hydra/sweeper=optuna.*$", text, flags=re.MULTILINE)
     given = [word for word in shlex.split(line)[2:] if not word.startswith("hydra.sweeper.n_trials=")]
     best, runs = optuna(tmp_path, *given, "hydra.sweeper.n_trials=3", "stages=[evaluate]")
-    found = {run["config"]["loss"]["lr"]: run["metrics"]["eval/distilled/domain/bits_per_byte"] for run in runs}
-    assert len(found) == 3 and all(run["status"] == "finished" for run in runs)
-    assert found[best["best_params"]["loss.lr"]] == best["best_value"] == min(found.values())
+    found = {run["config"]["distill"]["lr"]: run["metrics"]["eval/distilled/domain/bits_per_byte"] for run in runs}
+    assert len(set(found.values())) == len(found) == 3 and all(run["status"] == "finished" for run in runs)
+    assert found[best["best_params"]["distill.lr"]] == best["best_value"] == min(found.values())
 
 
 @pytest.mark.slow

@@ -148,7 +148,7 @@ def test_a_budget_is_of_steps_and_of_text(initialised: None) -> None:
         cfg = compose.typed(config([f"{key}={value}" for key, value in own.items()]))
         assert cfg.distill.lr == float(own["loss.lr"]) and cfg.distill.steps == int(own["distill.steps"])
         assert cfg.distill.n_snippets == cfg.distill.steps * cfg.distill.batch_size
-        assert not cfg.distill.lora.r and cfg.distill.lazy_rows
+        assert not cfg.distill.lora.r
 
 
 def test_solved_rows_are_a_start_like_any_other(initialised: None) -> None:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.errors import ArtifactError, KldistillError
 from kldistill.runtime.job import Job
+from kldistill.training.checkpoint import Best
 from kldistill.training.config import DistillConfig
 from kldistill.training.loop import train
 
@@ -228,6 +229,15 @@ def test_without_a_teacher_the_first_figure_chooses(tmp_path: Path) -> None:
     judged = Judged(1.0, 2.0, 3.0, 4.0, name="other")
     problem, _, made, _ = run(tmp_path, validate=judged, best_by="kl_to_teacher")
     assert torch.equal(problem.rows, judged.rows[3]) and made["validation_bits_per_byte"] == 0.25
+
+
+def test_a_validation_without_its_figure_chooses_nothing() -> None:
+    """Once it was no number, which is left out of the figures: the training is judged by it as before."""
+    best = Best("kl_to_teacher", {"p": nn.Parameter(torch.zeros(1))})
+    best.see(0, {"validation_bits_per_byte": 3.0, "validation_kl_to_teacher": 1.0})
+    best.see(1, {"validation_bits_per_byte": 1.0})
+    best.see(2, {"validation_bits_per_byte": 2.0, "validation_kl_to_teacher": 0.5})
+    assert best.step == 2 and best.name == "validation_kl_to_teacher"
 
 
 @pytest.mark.parametrize("stop_at", [6, 9, 16, 20])

@@ -104,6 +104,20 @@ def test_rows_that_share_a_map_are_a_part_of_their_own_and_features_times_the_ma
     assert map_DF.abs().max() > 0.01
 
 
+def test_the_map_learns_from_the_rows_that_were_seen() -> None:
+    """What the softmax tells absent rows is left out of it, as of the rows; the map moves them all the same."""
+    features_NF = torch.randn(5, 4, generator=torch.Generator().manual_seed(2))
+    moved = []
+    for noise in (0.0, 1.0):
+        ours = start()
+        lazy = LazyAdamW([{"params": [ours], "factor": 1.0}], lr=0.05, shared={ours: SharedMap(features_NF, share=0.1)})
+        ours.grad = torch.ones(5, 3) * torch.tensor([[1.0], [2.0], [noise], [noise], [noise]])
+        lazy.seen[ours] = torch.tensor([True, True, False, False, False])
+        lazy.step()
+        moved.append(ours.detach() - start())
+    assert torch.equal(*moved) and (moved[0][2:].abs() > 0).all()
+
+
 def test_features_of_a_row() -> None:
     old_VD = torch.eye(3) * torch.tensor([1.0, 2.0, 4.0])
     rows_ND = torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 3.0]])

@@ -44,9 +44,9 @@ def means(runs: Sequence[Run], labels: Sequence[Labels], metrics: Sequence[Metri
 def references(runs: Sequence[Run], metrics: Sequence[Metric]) -> list[dict[str, Any]]:
     """What no arm of the sweep is, on the same texts and tasks: the original model, fine-tuned, and with an adapter.
 
-    One entry for each of these models and metric: ``model``, ``metric``, ``n`` different values (the fine-tuned one may
-    have one a seed), their ``mean``, and ``low`` and ``high``: of one value its own interval, of several that of the
-    mean.
+    One entry for each of these models and metric: ``model``, ``metric``, ``n`` different values, their ``mean``, and
+    ``low`` and ``high``. A fine-tuned model may have a value a seed, and then the interval is that of the mean. The
+    others have one, with its own interval: where runs looked at more texts or tasks than others, the narrowest.
     """
     entries = []
     for model in OLD_CUT:
@@ -55,16 +55,24 @@ def references(runs: Sequence[Run], metrics: Sequence[Metric]) -> list[dict[str,
             if name is None:
                 continue
             key = str(name._replace(model=model))
-            found = {run.metrics[key]: run for run in runs if run.status == FINISHED and key in run.metrics}
+            found = [run.metrics for run in runs if run.status == FINISHED and key in run.metrics]
             if not found:
                 continue
-            estimate = mean_over_runs(list(found))
-            own = next(iter(found.values())).metrics
-            ends = estimate.interval() if estimate else (own.get(f"{key}/low"), own.get(f"{key}/high"))
-            mean = float(np.mean(list(found)))
-            entry = {"model": MODELS[model], "metric": metric.name, "n": len(found), "mean": mean}
+            if model != "control":
+                found = [min(found, key=lambda own: _width(own, key))]
+            # The same model scored twice differs by rounding at most.
+            values = [float(value) for value in np.unique(np.round([own[key] for own in found], 6))]
+            estimate = mean_over_runs(values)
+            ends = estimate.interval() if estimate else (found[0].get(f"{key}/low"), found[0].get(f"{key}/high"))
+            mean = float(np.mean(values)) if estimate else found[0][key]
+            entry = {"model": MODELS[model], "metric": metric.name, "n": len(values), "mean": mean}
             entries.append({**entry, "low": ends[0], "high": ends[1]})
     return entries
+
+
+def _width(metrics: Mapping[str, float], key: str) -> float:
+    """Of a metric's interval; infinite where it has none."""
+    return metrics.get(f"{key}/high", math.inf) - metrics.get(f"{key}/low", -math.inf)
 
 
 def differences(

@@ -102,6 +102,19 @@ def test_a_fine_tuned_original_is_averaged_over_seeds(tmp_path: Path) -> None:
     assert entry["mean"] == pytest.approx(0.71) and entry["low"] < 0.7 < 0.72 < entry["high"]
 
 
+def test_of_the_original_the_value_with_the_narrowest_interval_is_shown(tmp_path: Path) -> None:
+    """Runs that score the same texts differ by rounding; what is of fewer texts is another figure, not another seed."""
+    write_sweep(tmp_path, {"ce": 0.0}, inits=1)
+    key, widths = "eval/original/domain/bits_per_byte", [0.05, 0.04, 0.2]
+    for path, width, value in zip(sorted(tmp_path.rglob("run.json")), widths, [0.9, 0.9 + 1e-8, 0.8], strict=True):
+        content = json.loads(path.read_text())
+        content["metrics"] |= {key: value, f"{key}/low": value - width, f"{key}/high": value + width}
+        path.write_text(json.dumps(content))
+    (entry,) = [one for one in gather(tmp_path)["references"] if one["metric"] == BITS]
+    assert (entry["model"], entry["n"], entry["mean"]) == ("original", 1, 0.9 + 1e-8)
+    assert (entry["low"], entry["high"]) == pytest.approx((0.86, 0.94))
+
+
 def test_differences_are_paired_and_judged(grid: tuple[Path, dict]) -> None:
     folder, table = grid
     bits, kl = entries(table, BITS, "kl"), entries(table, KL, "kl")
