@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kldistill.runtime.errors import CorpusError
+from kldistill.runtime.own import is_own
 
 log = logging.getLogger(__name__)
 
@@ -18,10 +19,9 @@ _DEPENDENCIES = ("node_modules", "bower_components", "vendor", "third_party", "s
 _BUILD = ("build", "_build", "dist", "CMakeFiles")
 OF_PROGRAMS = {"outputs": "outputs"} | dict.fromkeys(_DEPENDENCIES, "dependencies") | dict.fromkeys(_BUILD, "build")
 # Folders by a file in them. The tag (https://bford.info/cachedir) is in Cargo's target/ and in many caches.
-MARKS = {"pyvenv.cfg": "virtual_environment", "artifact.json": "outputs", "CACHEDIR.TAG": "build"}
+MARKS = {"pyvenv.cfg": "virtual_environment", "CACHEDIR.TAG": "build"}
 # Files of rows, by how they end, with the name of their format in ``datasets``.
 _ROWS = {".jsonl": "json", ".ndjson": "json", ".parquet": "parquet", ".arrow": "arrow"}
-_UNFINISHED = ".partial"  # an artifact that is being built, or whose build was killed
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
@@ -88,7 +88,7 @@ def files_below(root: Path, glob: str) -> Iterator[tuple[str, Path, str]]:
         for folder in folders:
             if folder not in marked:
                 there = (MARKS[name] for name in MARKS if (root / folder / name).is_file())
-                marked[folder] = next(there, "outputs" if folder.suffix == _UNFINISHED else "")
+                marked[folder] = "outputs" if is_own(root / folder) else next(there, "")
             reason = reason or marked[folder]
         if not reason and any(path in ignored for path in (relative, *folders)):
             reason = "git_ignored"

@@ -20,6 +20,7 @@ from kldistill.corpus.documents import Document, Skipped, Source, decode, digest
 from kldistill.corpus.folders import as_dataset, existing, expanded, files_below, name_of, without_match
 from kldistill.runtime.components import component
 from kldistill.runtime.errors import CorpusError
+from kldistill.runtime.own import own_among
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +181,8 @@ def hf_dataset(
         limit: rows to read at most.
     """
     where: dict[str, Any] = {
-        "path": str(expanded(path, "corpus.path")) if path.startswith("~") else path,
+        # From the root: ``datasets`` names a dataset by its folder's name, and ``.`` has none.
+        "path": str(expanded(path, "corpus.path").resolve()) if path.startswith(("~", ".")) else path,
         "name": name,
         "revision": revision,
         "data_files": [
@@ -206,11 +208,34 @@ def hf_dataset(
             "corpus.path=json corpus.data_files=[FILE], or a dataset that is in the cache."
         )
 
-    def read() -> Iterator[Document | Skipped]:
-        refuse_file()
-        from datasets import load_dataset  # Takes seconds to import; only who uses it pays.
+    def looked_up() -> tuple[list[str], str | None]:
+        """The files of the dataset, and the digest of what it is made of. Raises ``CorpusError``."""
+        from datasets import load_dataset_builder  # Takes seconds to import; only who uses it pays.
         from datasets.exceptions import DatasetsError
 
+        try:
+            builder = load_dataset_builder(**where)
+        except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+            raise failed(error) from error
+        listed = [str(file) for files in (builder.config.data_files or {}).values() for file in files]
+        root = (Path(where["path"]) if Path(where["path"]).is_dir() else Path()).absolute()
+        named = {root / file for file in where["data_files"] or []}
+        found = (file for file in map(Path, listed) if file not in named)  # by a pattern
+        if own := own_among(found, root):
+            raise CorpusError(
+                f"corpus.{'data_files' if data_files else 'path'}: {len(own):,} of the files found there were written "
+                f"by kldistill itself, such as {own[0]}. Name another place for its results with outputs=FOLDER, or "
+                "the dataset's own files in corpus.data_files."
+            )
+        return listed, builder.hash
+
+    def read() -> Iterator[Document | Skipped]:
+        refuse_file()
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
+
+        if Path(where["path"]).is_dir() or any(set(file) & set("*?[") for file in where["data_files"] or []):
+            looked_up()  # since the fingerprint was made, the folder may have been written to
         try:
             rows: Any = load_dataset(**where, split=split, streaming=streaming)
             for number, row in enumerate(itertools.islice(rows, limit)):
@@ -238,18 +263,11 @@ def hf_dataset(
         refuse_file()
         if revision and len(revision) == 40 and set(revision) <= set("0123456789abcdef"):
             return {"commit": revision}
-        from datasets import load_dataset_builder
-        from datasets.exceptions import DatasetsError
-
-        try:
-            builder = load_dataset_builder(**where)
-        except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-            raise failed(error) from error
-        listed = [str(file) for files in (builder.config.data_files or {}).values() for file in files]
+        listed, hash_of = looked_up()
         local = [(Path(file).name, Path(file)) for file in listed if Path(file).is_file()]
         # An address on the hub holds the commit.
         distant = sorted(file for file in listed if not Path(file).is_file())
-        return {"sha256": digest(_contents(local)), "files": distant or [builder.hash] if not local else distant}
+        return {"sha256": digest(_contents(local)), "files": distant or [hash_of] if not local else distant}
 
     return Source(read=read, identity=identity)
 

@@ -13,6 +13,7 @@ from kldistill.model.load import read_config
 from kldistill.runtime.components import component
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.hub_errors import HUB_ERRORS, take_the_cache
+from kldistill.runtime.own import own_among
 
 SMALL_FILE = 2**20  # bytes; smaller files enter an identity by content, larger ones by size and time
 HUB = "https://huggingface.co/"
@@ -141,9 +142,12 @@ def _adapter_commit(adapter: str, local_files_only: bool) -> str | None:
 
 
 def describe(folder: Path) -> dict[str, list[object]]:
-    """Every file of a model folder: its size in bytes and its digest (small files) or time (large ones)."""
+    """Every file of a model folder: its size in bytes and its digest (small files) or time (large ones). What kldistill
+    itself writes below it (``model.path=.``) is no part of the model.
+    """
     files: dict[str, list[object]] = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts):
+    every = [path for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts]
+    for file in sorted(set(every).difference(own_among(every, folder))):
         stat = file.stat()
         small = stat.st_size < SMALL_FILE
         mark = hashlib.sha256(file.read_bytes()).hexdigest() if small else stat.st_mtime_ns

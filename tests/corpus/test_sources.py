@@ -117,6 +117,9 @@ class TestLocalFiles:
             "outputs/artifacts/export/1/tokenization.py": "outputs",
             "results/artifacts/corpus/2/a.py": "outputs",
             "results/artifacts/export/3.partial/a.py": "outputs",
+            "results/runs/default/corpus=x/a.py": "outputs",
+            "results/runs/sweep/a.py": "outputs",
+            "mine/run/a.py": "outputs",
             "web/node_modules/x/index.py": "dependencies",
             "web/third_party/x/index.py": "dependencies",
             "vendor/x.py": "dependencies",
@@ -126,12 +129,15 @@ class TestLocalFiles:
             "sub/dist/mine.py": "build",
             "env/lib/pip/__init__.py": "virtual_environment",
         }
-        own = ["mine.py", "sub/other.py", "sub/building/plan.py", "sub/outputs.py", "sub/target/x.py"]
+        own = ["mine.py", "sub/other.py", "sub/building/plan.py", "sub/outputs.py", "sub/target/x.py", "sub/runs/x.py"]
         for name in [
             *written,
             *own,
             "env/pyvenv.cfg",
             "results/artifacts/corpus/2/artifact.json",
+            "results/runs/default/corpus=x/.hydra/config.yaml",
+            "mine/run/.hydra/config.yaml",
+            "mine/run/run.json",
             "rust/target/CACHEDIR.TAG",
         ]:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -306,6 +312,28 @@ class TestHfDataset:
         Dataset.from_dict({"text": ["a b c", "d e f"]}).to_parquet(tmp_path / "folder" / "train.parquet")
         source = hf_dataset(str(tmp_path / "folder"), split="train[:1]")
         assert list(documents(source).values()) == ["a b c"]
+
+    def test_a_dataset_holds_nothing_that_kldistill_wrote(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        """Its own texts would be read as the data: ``datasets`` looks below the folder for files of every split."""
+        home = tmp_path / "mine"
+        home.mkdir()
+        monkeypatch.chdir(home)
+        (home / "code.jsonl").write_text(json.dumps({"text": "my text"}) + "\n")
+        sources = [hf_dataset("."), hf_dataset(str(home)), hf_dataset("json", data_files=["**/*.jsonl"])]
+        assert [list(documents(source).values()) for source in sources] == [["my text"]] * 3
+        [before, *_] = [source.identity() for source in sources]
+        partial = home / "results" / "artifacts" / "corpus" / "1.partial"
+        partial.mkdir(parents=True)
+        spool = partial / "spool.jsonl"
+        spool.write_text(json.dumps({"text": "its text"}) + "\n")
+        for source in sources:
+            for look in (source.identity, lambda source=source: list(source.read())):
+                with pytest.raises(CorpusError, match=r"written by kldistill itself, such as .*spool\.jsonl.*outputs="):
+                    look()
+        named = hf_dataset("json", data_files=["results/artifacts/corpus/1.partial/spool.jsonl"])
+        assert list(documents(named).values()) == ["its text"], "as it was asked for"
+        shutil.rmtree(home / "results")
+        assert sources[0].identity() == before
 
     def test_identity(self, rows: Path):
         source = hf_dataset("json", data_files=[str(rows)], text_field="body")

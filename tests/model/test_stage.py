@@ -283,6 +283,19 @@ def test_identity_follows_content(tiny_model: MakeModel, tmp_path: Path) -> None
     assert model_stage.identity(HfModelConfig(path="nobody/nothing", local_files_only=True))["commit"] is None
 
 
+def test_results_in_the_models_folder_make_no_other_model(tiny_model: MakeModel, tmp_path: Path) -> None:
+    """``cd MODEL; kldistill model.path=.``: or the same command would build all anew, each time."""
+    folder = shutil.copytree(tiny_model(), tmp_path / "model")
+    before = identity(path=str(folder))
+    for name in ("artifacts/model/1.lock", "artifacts/model/1/model.json", "runs/default/a/.hydra/config.yaml",
+                 "runs/default/a/run.json", "runs/default/a/kldistill.log", "runs/default/report.html"):  # fmt: skip
+        (folder / "outputs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "outputs" / name).write_text("{}")
+    assert identity(path=str(folder)) == before
+    (folder / "outputs" / "code.py").write_text("mine")
+    assert identity(path=str(folder)) != before
+
+
 def test_special_tokens_beyond_the_matrix_get_the_row_of_padding(tmp_path: Path) -> None:
     """Gemma 3 1B and 270M: the tokenizer has a token for images, numbered after the last row of the matrix."""
     source, out = tmp_path / "gemma", tmp_path / "model"
