@@ -3,6 +3,8 @@
 import glob
 import json
 import os
+import shutil
+import tarfile
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -91,3 +93,22 @@ def dump(content: Mapping[str, Any]) -> str:
         TypeError, ValueError: if ``content`` holds something that JSON cannot express exactly.
     """
     return json.dumps(redact(content), ensure_ascii=False, allow_nan=False)
+
+
+def extract(archive: tarfile.TarFile, folder: Path) -> None:
+    """Write the plain files of an archive below ``folder``, and nothing else of it: no link, no file elsewhere.
+
+    As ``extractall(filter="data")``, which Python has from 3.11.4 on.
+
+    Raises:
+        ValueError: a file would lie outside the folder.
+    """
+    for member in archive:
+        content, target = archive.extractfile(member) if member.isfile() else None, folder / member.name
+        if content is None:
+            continue
+        if not target.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{member.name}: this file of {archive.name} would lie outside {folder}.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with content, target.open("wb") as file:
+            shutil.copyfileobj(content, file)

@@ -1,9 +1,13 @@
 """Small files: what is written is read again, and stands in one place of the code."""
 
+import io
 import re
+import tarfile
 from pathlib import Path
 
-from kldistill.runtime.files import SUMMARY, read_summary, write_summary
+import pytest
+
+from kldistill.runtime.files import SUMMARY, extract, read_summary, write_summary
 from tests.helpers.paths import ROOT
 
 
@@ -23,3 +27,26 @@ def test_there_is_one_writer_and_one_reader_of_summaries() -> None:
         if re.search(rf'"{re.escape(SUMMARY)}"', line)
     }
     assert found == {"kldistill/runtime/files.py"}
+
+
+def test_an_archive_gives_its_files_and_nothing_elsewhere(tmp_path: Path) -> None:
+    def packed(name: str, **kind: object) -> Path:
+        with tarfile.open(tmp_path / "some.tar.xz", "w:xz") as archive:
+            member = tarfile.TarInfo(name)
+            member.size = 0 if kind else 4
+            for key, value in kind.items():
+                setattr(member, key, value)
+            archive.addfile(member, None if kind else io.BytesIO(b"text"))
+        return tmp_path / "some.tar.xz"
+
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with tarfile.open(packed("run/run.json")) as archive:
+        extract(archive, folder)
+    assert (folder / "run" / "run.json").read_text() == "text"
+    with tarfile.open(packed("link", type=tarfile.SYMTYPE, linkname="/etc")) as archive:
+        extract(archive, folder)
+    assert [path.name for path in folder.iterdir()] == ["run"]
+    with tarfile.open(packed("../beside.txt")) as archive, pytest.raises(ValueError, match="would lie outside"):
+        extract(archive, folder)
+    assert not (tmp_path / "beside.txt").exists()

