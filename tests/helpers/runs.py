@@ -3,7 +3,6 @@
 import ast
 import inspect
 import json
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -11,6 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
+
+from omegaconf import _utils
 
 from kldistill.interpret import completions
 from kldistill.interpret import pictures as interpret_pictures
@@ -53,7 +54,7 @@ SMALL = [
 
 
 def write_corpus(folder: Path) -> Path:
-    """A folder of Python files: the functions of two standard modules, one a file."""
+    """A folder of Python files: the functions of one module of omegaconf, a file each."""
     folder.mkdir(parents=True)
     for name, text in _functions().items():
         (folder / name).write_text(text)
@@ -64,12 +65,11 @@ def write_corpus(folder: Path) -> Path:
 def _functions() -> dict[str, str]:
     """The files of the corpus."""
     found = {}
-    for module in (ast, textwrap):
-        source = inspect.getsource(module)
-        for node in ast.parse(source).body:
-            text = ast.get_source_segment(source, node) or ""
-            if isinstance(node, ast.ClassDef | ast.FunctionDef) and 200 < len(text) < 4000:
-                found[f"{module.__name__}_{node.name}.py"] = text + "\n"
+    source = inspect.getsource(_utils)
+    for node in ast.parse(source).body:
+        text = ast.get_source_segment(source, node) or ""
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and 200 < len(text) < 4000:
+            found[f"{node.name}.py"] = text + "\n"
     return found
 
 

@@ -102,7 +102,7 @@ def train_a_little(source: Path, out: Path) -> Path:
     return out
 
 
-PARTS = {"train": 12, "validation": 4, "test": 3, "general": 3, "general_train": 3, "general_validation": 2}
+PARTS = {"train": 18, "validation": 4, "test": 3, "general": 3, "general_train": 3, "general_validation": 2}
 
 
 def make_inputs(source: Path, tokens: Path, root: Path, tied: bool, learnt: bool = True) -> dict[str, Path]:

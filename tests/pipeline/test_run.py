@@ -413,7 +413,7 @@ def test_added_tokens_go_through_with_losses_that_need_no_pieces(
     loss: str, corpus: Path, outputs: Path, tmp_path: Path, first: dict[str, Any]
 ) -> None:
     terms = tmp_path / "terms.txt"
-    terms.write_text("isinstance\nindent\nresult\n")
+    terms.write_text("getattr\nelement_type\nref_type\n")
     overrides = ["tokens=list", f"tokens.terms={terms}", "tokens.as_added_tokens=true", "tokens.leading_space=with"]
     solved = ["distill.solve.iterations=2"] if loss == "ce" else []  # others do not see the logits of new tokens
     found = run(corpus, outputs, *overrides, *solved, "init=mean", f"loss={loss}", name=f"added_{loss}")

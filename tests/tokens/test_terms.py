@@ -178,23 +178,23 @@ def test_added_tokens_never_stand_over_a_trained_row(name: str, tmp_path: Path) 
 
 
 def test_added_tokens_with_a_space_do_not_cut_longer_words(tmp_path: Path) -> None:
-    """A word of the train text (`` a|t|te|n|tion_mask``), and one of the old vocabulary; joints of the old cut may be
-    cut (`` rot|ar|y|_embedding``).
+    """A word of the train text (`` at|tent|ion_mask``), and one of the old vocabulary; joints of the old cut may be
+    cut (`` ro|ta|r|y|_embedding``).
     """
     said: list[str] = []
-    path = write(tmp_path, "attent\nrotary\nretur\n")
+    path = write(tmp_path, "atte\nrotary\nretur\n")
     new, extension = extend("gpt2", path, Job(say=said.append), as_added_tokens=True)
-    assert [token.string for token in extension.tokens] == ["attent", "rotary", " rotary", "retur"]
+    assert [token.string for token in extension.tokens] == ["atte", "rotary", " rotary", "retur"]
     assert said == [
         "2 terms get no token with a space before, as it would cut longer words: "
-        "' attent' (line 1) would cut ' attention_mask'; ' retur' (line 3) would cut ' return'."
+        "' atte' (line 1) would cut ' attention_mask'; ' retur' (line 3) would cut ' return'."
     ]
     ids = {token.string: token.id for token in extension.tokens}
-    assert ids["attent"] in new.encode("x attent y", add_special_tokens=False).ids
+    assert ids["atte"] in new.encode("x atte y", add_special_tokens=False).ids
     for text in [*TRAIN, "x return y"]:
         encoding = new.encode(text, add_special_tokens=False)
-        assert not {ids["attent"], ids["retur"]} & set(encoding.ids) and new.decode(encoding.ids) == text
-    with pytest.raises(TokenizerError, match=r"2 terms would cut.*' attent' \(line 1\).*leading_space=both"):
+        assert not {ids["atte"], ids["retur"]} & set(encoding.ids) and new.decode(encoding.ids) == text
+    with pytest.raises(TokenizerError, match=r"2 terms would cut.*' atte' \(line 1\).*leading_space=both"):
         extend("gpt2", path, as_added_tokens=True, leading_space="with")
 
 
