@@ -5,7 +5,11 @@
 
 A folder (or file) holds a ``tokenizer.json``. Tokens are learnt on the corpus' train split and counted on its test
 split. Every tokenizer has a process of its own, so that memory is its own; records that are there already for this text
-are kept, so a run that was stopped goes on. Without tokenizers, only the table in docs/models.md is written anew.
+are kept, so a run that was stopped goes on. Without tokenizers, only the table in docs/models.md is written anew. What
+each boundary saves of other text is another table, of records of its own (docs/choosing.md):
+
+    python scripts/measure_tokenizers.py --corpus outputs/artifacts/corpus/FINGERPRINT --boundary line \\
+        --records docs/results/boundaries.jsonl --page docs/choosing.md "C++, SmolLM2=FOLDER"
 """
 
 import argparse
@@ -25,7 +29,7 @@ from kldistill.model.load import old_size
 from kldistill.runtime.errors import KldistillError
 from kldistill.runtime.files import append, dump, read_lines
 from kldistill.runtime.job import Job
-from kldistill.tokens.boundaries import widest
+from kldistill.tokens.boundaries import BOUNDARIES, widen, widest
 from kldistill.tokens.config import TokensConfig
 from kldistill.tokens.definition import definition, token_bytes
 from kldistill.tokens.encoding import reader
@@ -41,8 +45,10 @@ BEGIN, END = "<!-- tokenizers: begin -->\n", "<!-- tokenizers: end -->\n"
 SIZES = (512, 4_096, 16_384)
 
 
-def measure(file: Path, train: list[str], test: list[str], sizes: tuple[int, ...] = SIZES) -> dict[str, Any]:
-    """One tokenizer's figures, with the boundary that ``auto`` takes and the most new tokens of ``sizes``.
+def measure(
+    file: Path, train: list[str], test: list[str], sizes: tuple[int, ...] = SIZES, boundary: str = "auto"
+) -> dict[str, Any]:
+    """One tokenizer's figures, with ``boundary`` and the most new tokens of ``sizes``.
 
     ``saved`` are shares of the test text's tokens; ``faults`` counts student tokens that are no whole old tokens, old
     words that a wider word changes, documents that decode otherwise, and new tokens that the train text does not have.
@@ -52,9 +58,11 @@ def measure(file: Path, train: list[str], test: list[str], sizes: tuple[int, ...
     spec, size = definition(tokenizer), old_size(tokenizer)
     record: dict[str, Any] = {"vocabulary": size}
     try:
-        record["boundary"], wide, record["refused"] = widest(spec)
+        record["boundary"], wide, record["refused"] = (
+            widest(spec) if boundary == "auto" else (boundary, widen(spec, boundary), [])
+        )
         started = processor()
-        cfg = TokensConfig(n_new=max(sizes), min_documents=1)
+        cfg = TokensConfig(n_new=max(sizes), min_documents=1, boundary=boundary)
         spec, tokens = extend_by(cfg, tokenizer, train, Job(say=lambda _line: None))
     except KldistillError as error:
         return {**record, "error": str(error)}
@@ -116,12 +124,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tokenizers", nargs="*", metavar="NAME=FOLDER")
     parser.add_argument("--corpus", type=Path, help="folder of a corpus artifact")
+    parser.add_argument("--boundary", choices=["auto", *BOUNDARIES], default="auto", help="as tokens.boundary")
     parser.add_argument("--records", type=Path, default=RECORDS)
     parser.add_argument("--page", type=Path, default=PAGE, help="the table is written between its two marks")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)  # what the processes of its own are told
     options = parser.parse_args()
     if options.one is not None:
-        print(dump(measure(options.one, texts_of(options.corpus, "train"), texts_of(options.corpus, "test"))))
+        train, test = (texts_of(options.corpus, split) for split in ("train", "test"))
+        print(dump(measure(options.one, train, test, boundary=options.boundary)))
         return
     if options.tokenizers and options.corpus is None:
         parser.error("--corpus is needed to measure")
@@ -132,10 +142,16 @@ def main() -> None:
         text = hashlib.sha256(b"\0".join(splits)).hexdigest()[:16]
     for given in options.tokenizers:
         name, _, place = given.partition("=")
-        if any((record["name"], record["text"]) == (name, text) for record in records):
+        asked = options.boundary if options.boundary != "auto" else None
+        if any(
+            (record["name"], record["text"]) == (name, text)
+            for record in records
+            if asked in (None, record["boundary"])
+        ):
             continue
         file = Path(place) if place.endswith(".json") else Path(place) / "tokenizer.json"
         command = [sys.executable, __file__, "--corpus", str(options.corpus), "--one", str(file)]
+        command += ["--boundary", options.boundary]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode != 0:
             sys.exit(f"{given}: ended with status {done.returncode}; the other records are kept.")

@@ -1,7 +1,8 @@
 """Words with new tokens in a text: where all of its cuts have a boundary.
 
 A *word* here is the smallest run of canonical tokens around a new one whose ends no token of the vocabulary reaches
-over, where white space begins another word: so every cut of the text has a boundary at its ends.
+over, where white space begins another word unless tokens go on behind a space (``tokens.boundary=line``): so every cut
+of the text has a boundary at its ends.
 """
 
 from collections.abc import Collection, Sequence
@@ -51,13 +52,17 @@ def words(spelling: Spelling, ids: Sequence[int], old_size: int, starts: Collect
 
 
 def _closed(spelling: Spelling, ids: Sequence[int], place: int) -> bool:
-    """Whether no token of the vocabulary reaches over the boundary before ``ids[place]``, or white space follows it."""
-    if place <= 1 or place == len(ids) or spelling.table[ids[place]][:1].isspace():
+    """Whether no token of the vocabulary reaches over the boundary before ``ids[place]``, or white space follows it
+    that begins a word.
+    """
+    by_space = not spelling.over_spaces
+    if place <= 1 or place == len(ids) or (by_space and spelling.table[ids[place]][:1].isspace()):
         return True
     reach = spelling.longest
     before = spelling.spell(ids[max(1, place - reach) : place])[-reach:]
     # What stands before the last white space is of another word.
-    space = max((index for index in range(len(before)) if before[index : index + 1].isspace()), default=0)
+    spaces = (index for index in range(len(before)) if by_space and before[index : index + 1].isspace())
+    space = max(spaces, default=0)
     after = spelling.spell(ids[place : place + reach])[:reach]
     for start in range(space, len(before)):
         if any(size > len(before) - start for _, size in spelling.beginnings(before[start:] + after)):

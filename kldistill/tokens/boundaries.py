@@ -8,7 +8,7 @@ boundary changes the pre-tokenizer's regex R into one whose matches are **unions
 A wide match starts as R's own match does (the atomic ``(?>R)`` is exactly that), and goes on over further matches of R
 as long as one ends in ``x`` and the next begins with ``y``: a run of underscores after a letter, letters after it, with
 ``dotted`` also dots and underscores that lead to a letter, with ``qualified`` also ``::``, ``->`` and a backslash.
-Everything else is left as R cuts it.
+Everything else is left as R cuts it. ``line`` joins words, too, and the signs between them (``lines``).
 
 The old *merges* see longer words then and must still give the old pieces. They do where no old token reaches across a
 joint, and that is read off the vocabulary: no token may hold an ``x`` followed by a ``y``. So GPT-2's letters go on
@@ -26,9 +26,10 @@ from typing import Any
 import regex
 
 from kldistill.runtime.errors import TokenizerError
+from kldistill.tokens import lines
 from kldistill.tokens.definition import BYTE_LEVEL, SPACE, kind, parts
 from kldistill.tokens.encoding import reader
-from kldistill.tokens.joints import BOUNDARIES, GPT2, JOINTS, any_of, looked_up, reach, spans_of, widen_regex
+from kldistill.tokens.joints import BOUNDARIES, GPT2, JOINTS, NAMES, any_of, looked_up, reach, spans_of, widen_regex
 
 
 def widen(spec: dict[str, Any], boundary: str) -> dict[str, Any]:
@@ -64,8 +65,12 @@ def widen(spec: dict[str, Any], boundary: str) -> dict[str, Any]:
     rule = split["pattern"]["Regex"]
     if BOUNDARIES.index(reach(rule)) >= BOUNDARIES.index(boundary):
         return wide
-    keep = [word for word in looked_up(spec) if regex.search(r"^[^\p{L}]?\p{L}|[\p{L}\p{M}_]$", word)]
-    split = {**split, "pattern": {"Regex": widen_regex(rule, boundary, spans_of(spec), keep)}}
+    keep, in_lines = looked_up(spec), list[str]()
+    if boundary == "line":
+        in_lines = lines.joints_of(spec)
+    else:
+        keep = [word for word in keep if regex.search(r"^[^\p{L}]?\p{L}|[\p{L}\p{M}_]$", word)]
+    split = {**split, "pattern": {"Regex": widen_regex(rule, boundary, spans_of(spec), keep, in_lines)}}
     wide["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*before, split, {**last, "use_regex": False}]}
     return wide
 
@@ -118,13 +123,13 @@ def keeps_matches(step: dict[str, Any]) -> bool:
 
 
 def widest(spec: dict[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
-    """The widest boundary that a tokenizer can carry.
+    """The widest boundary inside a name that a tokenizer can carry.
 
     Returns:
         The boundary, the definition with it (as ``widen``), and why each wider one was refused.
     """
     reasons = []
-    for boundary in reversed(BOUNDARIES):
+    for boundary in reversed(NAMES):
         try:
             return boundary, widen(spec, boundary), reasons
         except TokenizerError as error:
@@ -137,8 +142,10 @@ def shape(boundary: str) -> tuple[regex.Pattern[str], regex.Pattern[str]]:
 
     No pre-tokenizer cuts there, so the shape of the pieces stands in for it: letters for ``word``; letters and
     underscores for ``identifier``; dots too, but not first, for ``dotted``; also ``::``, ``->`` and a
-    backslash for ``qualified``. A space (``▁``) can only come first.
+    backslash for ``qualified``. A space (``▁``) can only come first, but for ``line``.
     """
+    if boundary == "line":
+        return lines.shape()
     first = r"[\p{L}_]" if "_" in JOINTS[boundary] else r"\p{L}"
     later = "(?:" + "|".join([r"\p{L}", *map(regex.escape, JOINTS[boundary])]) + ")"
     return regex.compile(rf"(?:{SPACE}(?:{first}{later}*)?|{first}{later}*)"), regex.compile(rf"{later}+")

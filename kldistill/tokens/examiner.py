@@ -159,15 +159,19 @@ def produces(tokenizer: Tokenizer, string: str, index: int) -> bool:
 
 
 def changed_words(old: Tokenizer, new: Tokenizer, tokens: list[NewToken], words: Iterable[str]) -> list[str]:
-    """Words of the old vocabulary that are cut into other old pieces when an underscore, a dot or a capital joins them.
+    """Words of the old vocabulary that are cut into other old pieces when an underscore, a dot, a capital, a sign or a
+    space joins them.
 
     Args:
-        words: texts of old tokens. Each is encoded alone and in the middle of ``x_`` and ``_y.z``.
+        words: texts of old tokens. Each is encoded in the middle of ``x_`` and ``_y.z``, of ``(`` and ``) =``.
     """
     pieces = {token.id: token.pieces for token in tokens if token.pieces}
     changed = []
     for group in chunks(words):
-        texts = [f"{word}_y.z" if word[:1].isspace() else f"x_{word}_y.zW{word}" for word in group]
+        texts = [
+            f"{word}_y.z a({word}) = b" if word[:1].isspace() else f"x_{word}_y.zW{word} ({word}) = {word} a"
+            for word in group
+        ]
         before, after = (tokenizer.encode_batch_fast(texts, add_special_tokens=False) for tokenizer in (old, new))
         for word, was, now in zip(group, before, after, strict=True):
             spelt = [piece for index in now.ids for piece in pieces.get(index, (index,))]

@@ -1,6 +1,6 @@
 """Which regexes a pre-tokenizer can be widened to: read off its own regex and off what its tokens span."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -9,12 +9,14 @@ import regex
 from kldistill.runtime.errors import TokenizerError
 from kldistill.tokens.definition import BYTE_LEVEL, text_bytes
 from kldistill.tokens.encoding import reader
+from kldistill.tokens.lines import SPACED
 
 # What a boundary lets stand between two names in one token.
 JOINTS = MappingProxyType(
     {"word": (), "identifier": ("_",), "dotted": ("_", "."), "qualified": ("_", ".", "::", "->", "\\")}
 )
-BOUNDARIES = tuple(JOINTS)
+NAMES = tuple(JOINTS)  # boundaries inside a name, the widest last
+BOUNDARIES = (*NAMES, "line")
 
 # The regex in tokenizers' ByteLevel(use_regex=true), which is GPT-2's.
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -160,17 +162,22 @@ def reach(pattern: str) -> str:
     """How far a regex reaches that this module may have widened before; ``word`` for any other."""
     if r")(?:(?<=[" not in pattern:
         return "word"
+    if SPACED in pattern:
+        return "line"
     return "qualified" if _LINKS in pattern else "dotted" if _DOTS in pattern else "identifier"
 
 
-def widen_regex(pattern: str, boundary: str, spans: Spans, keep: Iterable[str] = ()) -> str:
+def widen_regex(
+    pattern: str, boundary: str, spans: Spans, keep: Iterable[str] = (), in_lines: Sequence[str] = ()
+) -> str:
     """The regex whose matches are unions of whole matches of ``pattern``, as far as ``boundary`` reaches.
 
     Args:
         pattern: R, whose matches are the old pre-tokens.
-        boundary: ``identifier``, ``dotted`` or ``qualified``.
+        boundary: ``identifier``, ``dotted``, ``qualified`` or ``line``.
         spans: what the old tokens span.
         keep: words that must stay matches of their own.
+        in_lines: for ``line``: lookarounds that hold where two matches may be joined (``lines.joints_of``).
 
     Raises:
         TokenizerError: R looks at what stands before a match, does not keep letters together, or old tokens reach
@@ -192,21 +199,54 @@ def widen_regex(pattern: str, boundary: str, spans: Spans, keep: Iterable[str] =
         raise TokenizerError(f"{refused}: its matches may depend on what stands before them. {way_out}")
     if not (match := old.match("ab")) or match.end() != 2:
         raise TokenizerError(f"{refused}: it does not keep letters together. {way_out}")
-    joints = JOINTS[boundary]
-    for joint in joints:
-        if token := spans.pairs.get(("L", joint)):
-            raise TokenizerError(
-                f"{refused}: old tokens such as {token!r} hold a letter before {joint!r}, so old merges would give "
-                f"other pieces. {way_out}"
-            )
+    spanned = [(joint, spans.pairs["L", joint]) for joint in _joints(boundary) if ("L", joint) in spans.pairs]
+    if boundary == "line":
+        whole = f"{_stays(keep)}(?>{pattern})"
+        goes_on = [joint + whole for joint in in_lines]
+        goes_on += [] if spanned else _inside_names(old, boundary, spans, whole)
+        return rf"{whole}(?:{'|'.join(goes_on)})*|{pattern}"
+    if spanned:
+        joint, token = spanned[0]
+        raise TokenizerError(
+            f"{refused}: old tokens such as {token!r} hold a letter before {joint!r}, so old merges would give "
+            f"other pieces. {way_out}"
+        )
+    whole = f"{_stays(keep)}(?>{pattern})"
+    contractions = [part for part in alternatives(pattern) if _is_contraction(part)]
+    head = f"(?!{'|'.join(contractions)})" if contractions else ""
+    takes_one = (match := old.match(".a")) is not None and match.end() == 2
+    run = _run(old)
+    start = rf"[^\r\n\p{{L}}\p{{N}}]?\p{{L}}| ?{run}_" if takes_one else rf" ?(?:\p{{L}}|{run}_)"
+    return rf"{head}(?={start}){whole}(?:{'|'.join(_inside_names(old, boundary, spans, whole))})*|{pattern}"
+
+
+def _joints(boundary: str) -> tuple[str, ...]:
+    """What stands between the names that a boundary joins; ``line`` joins all of them."""
+    return JOINTS[NAMES[-1] if boundary == "line" else boundary]
+
+
+def _stays(keep: Iterable[str]) -> str:
+    """A lookahead that fails where a word begins that must stay a match of its own."""
+    keep = sorted(keep)
+    named = [word for word in keep if regex.search(r"[\p{L}\p{M}_]$", word)]
+    signs = [word for word in keep if word not in set(named)]
+    stays = rf"(?!{any_of(named)}(?![\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]))" if named else ""
+    return stays + (f"(?!{any_of(signs)})" if signs else "")
+
+
+def _run(old: regex.Pattern[str]) -> str:
+    """A lookahead for underscores that are a match by themselves."""
+    takes_lines = (match := old.match("_\n")) is not None and match.end() == 2
+    return rf"(?=_+(?!{_PUNCTUATION}|[\r\n]))" if takes_lines else f"(?=_+(?!{_PUNCTUATION}))"
+
+
+def _inside_names(old: regex.Pattern[str], boundary: str, spans: Spans, whole: str) -> list[str]:
+    """How a wide match may go on inside a name: alternatives, each of which takes one more match of R."""
+    joints = _joints(boundary)
     letters = "".join(
         rf"\p{{{letter}}}" for letter in "LM" if not any((letter, joint) in spans.pairs for joint in joints)
     )
-    stays = f"(?!{any_of(keep)}(?![\\p{{Ll}}\\p{{Lm}}\\p{{Lo}}\\p{{M}}]))" if (keep := sorted(keep)) else ""
-    whole = f"{stays}(?>{pattern})"
-    takes_lines = (match := old.match("_\n")) is not None and match.end() == 2
-    run = rf"(?=_+(?!{_PUNCTUATION}|[\r\n]))" if takes_lines else f"(?=_+(?!{_PUNCTUATION}))"
-    goes_on = [rf"(?<=[{letters}]){run}{whole}"]
+    goes_on = [rf"(?<=[{letters}]){_run(old)}{whole}"]
     if "." in joints:
         goes_on.append(rf"(?<=[{letters}]){_DOTS}{whole}")
     if "::" in joints:
@@ -219,11 +259,7 @@ def widen_regex(pattern: str, boundary: str, spans: Spans, keep: Iterable[str] =
     cut = old.match("aB")
     if cut and cut.end() == 1 and ("l", "U") not in spans.pairs:  # camelCase is several words in o200k
         goes_on.append(rf"(?<=\p{{Ll}})(?=\p{{Lu}}){whole}")
-    contractions = [part for part in alternatives(pattern) if _is_contraction(part)]
-    head = f"(?!{'|'.join(contractions)})" if contractions else ""
-    takes_one = (match := old.match(".a")) is not None and match.end() == 2
-    start = rf"[^\r\n\p{{L}}\p{{N}}]?\p{{L}}| ?{run}_" if takes_one else rf" ?(?:\p{{L}}|{run}_)"
-    return rf"{head}(?={start}){whole}(?:{'|'.join(goes_on)})*|{pattern}"
+    return goes_on
 
 
 def _is_contraction(alternative: str) -> bool:

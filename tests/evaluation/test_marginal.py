@@ -1,6 +1,7 @@
 """All cuts of words against every one of them, run by itself."""
 
 import math
+import statistics
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -96,7 +97,7 @@ def test_histories_that_share_a_place_may_be_told_apart_or_not(made: tuple[Setti
         for one, other in zip(ones, others, strict=True):
             assert other.canonical == pytest.approx(one.canonical, abs=1e-4)
             errors.append(abs(other.all - one.all))
-    assert 0 < sum(errors) / len(errors) < 0.1
+    assert max(errors) > 0 and statistics.median(errors) < 0.01
     for ones, others in zip(exact, marginals(setting.student, spelling, texts, kept=1000, least=0.0), strict=True):
         assert [tuple(one) for one in others] == [pytest.approx(tuple(one), abs=1e-4) for one in ones]
 
@@ -119,6 +120,7 @@ class ByHand(Spelling):
         self.table = table
         self._id_of = {spelt: [index] for index, spelt in enumerate(table) if index}
         self.longest = max(map(len, table))
+        self.over_spaces = any(b" " in spelt.strip() for spelt in table)
 
 
 def test_what_a_word_is() -> None:
@@ -133,6 +135,11 @@ def test_what_a_word_is() -> None:
     # A part that was read by itself ends a word; a text without new tokens has none.
     assert words(spelling, [0, 1, 7, 3, 1], old_size, starts={3}) == [Word(2, 3)]
     assert words(spelling, [0, 1, 2, 3], old_size) == []
+    # With a token that goes on behind a space, white space begins no word where that one could stand.
+    assert words(spelling, [0, 2, 5, 7], old_size) == [Word(3, 4)]
+    reaching = ByHand([*spelling.table, b"b a"])
+    assert words(reaching, [0, 2, 5, 7], old_size) == [Word(3, 4)]
+    assert words(reaching, [0, 7, 5, 3], old_size) == [Word(1, 3)]
     # One word for two new tokens that stand in each other's reach.
     assert words(spelling, [0, 7, 9, 4], old_size) == [Word(1, 3)]
 
@@ -196,11 +203,13 @@ def test_nothing_is_run_where_there_is_nothing_to_look_at(made: tuple[Setting, S
 def test_only_what_is_scored_of_a_conversation(made: tuple[Setting, Spelling]) -> None:
     """Half of a text as a question, half as the answer: no word of the question is looked at, none lies in both."""
     setting, spelling = made
-    ids, snippet = setting.new_ids[-1], setting.states.snippets[-1]
-    middle = len(ids) // 2
+    new = setting.pieces.old_size
+    # A text with a new token far behind its middle.
+    at, ids = next((at, ids) for at, ids in enumerate(setting.new_ids) if max(ids[3 * len(ids) // 4 :]) >= new)
+    snippet, middle = setting.states.snippets[at], len(ids) // 2
     lengths = [len(spelling.spell(part).decode()) for part in (ids[1:middle], ids[middle:])]
     parts = (Part(lengths[0], scored=False), Part(lengths[1]))
-    talk = setting.states._replace(snippets=[snippet._replace(parts=parts)], ids=setting.states.ids[-1:])
+    talk = setting.states._replace(snippets=[snippet._replace(parts=parts)], ids=setting.states.ids[at : at + 1])
     cuts = TwoCuts(talk, [Encoded(ids, [middle - 1, len(ids) - middle])], setting.pieces)
     found = words_of(spelling, cuts, 0)
     whole = words(spelling, ids, setting.pieces.old_size)

@@ -26,8 +26,8 @@ SIZE = 1_000_000  # bytes
 KINDS = [
     ("gpt2", "auto", "dotted", True),
     ("llama", "llama3", "identifier", False),
-    ("qwen2", "auto", "identifier", True),
-    ("mistral", "auto", "identifier", False),
+    ("qwen2", "auto", "line", True),
+    ("mistral", "auto", "line", False),
     ("gemma3", "auto", "word", True),
 ]
 UNSEEN = "naïve_中文 = 'Ünïcödé'  # 😀 \u00a0 ﬁne\r\n\t\tx.__init__(1_000, 0xFF)\n\n\n"
@@ -78,7 +78,7 @@ def megabyte() -> list[str]:
 
 @pytest.fixture(scope="module")
 def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the tokens stage reads, made by hand: code of the standard library."""
+    """What the tokens stage reads, made by hand: what the tiny tokenizers learnt from."""
     out = tmp_path_factory.mktemp("corpus")
     documents = [text[:40_000] for text in tiny.training_text()]
     for split, part in (("train", documents[:3]), ("validation", documents[3:4]), ("test", documents[4:])):

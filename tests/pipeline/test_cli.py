@@ -67,7 +67,10 @@ def test_what_hydra_refuses_ends_with_its_message(arguments: list[str], names: s
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["tokens.boundary=letter"], "tokens.boundary='letter': must be auto, word, identifier, dotted or qualified."),
+        (
+            ["tokens.boundary=letter"],
+            "tokens.boundary='letter': must be auto, word, identifier, dotted, qualified or line.",
+        ),
         (["model=hf"], "model.path: Structured config of type `HfModelConfig` has missing mandatory value: path."),
     ],
 )

@@ -228,7 +228,11 @@ def test_a_choice_without_its_value_says_which_is_missing(choice: str, message: 
         ("distill.schedule", "step", "distill.schedule='step': must be cosine, linear or constant_with_warmup"),
         ("distill.betas", [0.9], "distill.betas=[0.9]: must be two numbers"),
         ("distill.teacher", "other", "distill.teacher='other': must be self, online or none."),
-        ("tokens.boundary", "letter", "tokens.boundary='letter': must be auto, word, identifier, dotted or qualified."),
+        (
+            "tokens.boundary",
+            "letter",
+            "tokens.boundary='letter': must be auto, word, identifier, dotted, qualified or line.",
+        ),
         ("tokens.n_new", None, "tokens.n_new=None: must be at least 1 (or give tokens.vocab_size)."),
         ("loss.terms.kl.weight", 0, "loss.terms.*.weight=0.0: must be above 0"),
         ("eval.window_bytes", 1, "eval.window_bytes=1: must be at least 32."),

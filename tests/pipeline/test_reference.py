@@ -32,7 +32,7 @@ def test_every_key_of_every_choice_is_there_and_says_what_it_means() -> None:
     assert wanted - set(found) == set()
     assert {"loss.terms.NAME.function", "loss.terms.NAME.weight", "init.input", "corpus.source"} <= set(found)
     assert [key for key, entry in found.items() if not entry.meaning] == []
-    assert found["tokens.boundary"].choices == ("auto", "word", "identifier", "dotted", "qualified")
+    assert found["tokens.boundary"].choices == ("auto", "word", "identifier", "dotted", "qualified", "line")
     assert "attention_mask" in found["tokens.boundary"].meaning
     assert (found["distill.lr"].default, found["distill.lr"].type) == ("0.015", "number")
     assert found["eval.limits.memory_bytes"].unit == "bytes"

@@ -16,10 +16,20 @@ from kldistill.model import tiny
 from kldistill.runtime.errors import TokenizerError
 from kldistill.tokens.boundaries import check_pretokenizer, shape, widen, widest
 from kldistill.tokens.definition import CHAR_OF_BYTE, definition
-from kldistill.tokens.joints import BOUNDARIES, GPT2, Spans, alternatives, any_of, looked_up, spans_of, widen_regex
+from kldistill.tokens.joints import (
+    BOUNDARIES,
+    GPT2,
+    NAMES,
+    Spans,
+    alternatives,
+    any_of,
+    looked_up,
+    spans_of,
+    widen_regex,
+)
 
 KINDS = ("gpt2", "smollm", "llama3", "qwen2")
-WIDER = ("identifier", "dotted", "qualified")
+WIDER = ("identifier", "dotted", "qualified", "line")
 CL100K = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
@@ -75,6 +85,10 @@ NASTY = [
     "std::",
     "->next",
     "App\\",
+    " is not",
+    " = ",
+    "((",
+    "):\n",
 ]
 texts = st.lists(st.sampled_from(NASTY), max_size=24).map("".join)
 
@@ -104,9 +118,12 @@ def cuts(kind: str, boundary: str, text: str) -> set[int]:
 def test_every_wide_cut_is_an_old_cut_and_old_merges_give_the_old_ids(text: str) -> None:
     for kind in KINDS:
         old_cuts, old_ids = cuts(kind, "word", text), tokenizer_of(kind, "word").encode(text).ids
+        narrower = old_cuts
         for boundary in WIDER:
-            assert cuts(kind, boundary, text) <= old_cuts, (kind, boundary)
+            wide_cuts = cuts(kind, boundary, text)
+            assert wide_cuts <= narrower, (kind, boundary)
             assert tokenizer_of(kind, boundary).encode(text).ids == old_ids, (kind, boundary)
+            narrower = wide_cuts
 
 
 @cache
@@ -126,7 +143,7 @@ def test_wider_ones_contain_narrower_ones_and_all_matches_cover_the_text(text: s
         return {match.end() for match in matches}
 
     for name, (pattern, _) in RULES.items():
-        identifier, dotted, qualified = (ends(name, rule_of(name, boundary)) for boundary in WIDER)
+        identifier, dotted, qualified = (ends(name, rule_of(name, boundary)) for boundary in NAMES[1:])
         assert qualified <= dotted <= identifier <= ends(name, pattern), name
 
 
@@ -154,6 +171,11 @@ def test_the_property_is_not_vacuous() -> None:
         ("qualified", "App\\Models\\User::find", ["App\\Models\\User::find"]),
         ("qualified", "x ::y z->* q:: d::~e", ["x", " ::", "y", " z", "->*", " q", "::", " d", "::~", "e"]),
         ("qualified", "f()->a[0]::b", ["f", "()->", "a", "[", "0", "]::", "b"]),
+        ("line", "if x.y is not None and z[a] > b:", ["if x.y is not None and z[a] > b:"]),
+        ("line", "z[7]: a7b c", ["z[", "7", "]: a", "7", "b c"]),
+        ("line", "    return a,  b\t c\n\n d", ["   ", " return a,", " ", " b", "\t", " c", "\n\n", " d"]),
+        ("line", "Größe ändern. naïve: déjà vu", ["Größe ändern. naïve: déjà vu"]),
+        ("line", "'self' isn't 's", ["'s", "elf' isn't '", "s"]),
     ],
 )
 def test_examples(kind: str, boundary: str, text: str, expected: list[str]) -> None:
@@ -303,6 +325,34 @@ def test_a_token_that_begins_a_character_keeps_those_characters_apart() -> None:
     assert [m[0] for m in regex.finditer(rule, "a.b a.\u2c80")] == ["a.b", " a.", "\u2c80"]
 
 
+@pytest.mark.parametrize(
+    ("token", "apart"),
+    [
+        ("x ", ["a", " b. c"]),  # a letter before a space
+        (". ", ["a b.", " c"]),
+        ("x.", ["a b", ". c"]),
+    ],
+)
+def test_in_lines_no_joint_is_where_an_old_token_reaches_over(token: str, apart: list[str]) -> None:
+    spec = copy.deepcopy(definition_of("gpt2"))
+    spec["model"]["vocab"][token.replace(" ", "Ġ")] = len(spec["model"]["vocab"])
+    pre = Tokenizer.from_str(json.dumps(widen(spec, "line"))).pre_tokenizer
+    assert ["a b. c"[start:end] for _, (start, end) in pre.pre_tokenize_str("a b. c")] == apart
+
+
+def test_in_lines_a_part_of_a_character_keeps_a_sign_from_other_letters_than_those_of_ascii() -> None:
+    spec = copy.deepcopy(definition_of("gpt2"))
+    spec["model"]["vocab"]["(" + CHAR_OF_BYTE[0xC3]] = len(spec["model"]["vocab"])
+    pre = Tokenizer.from_str(json.dumps(widen(spec, "line"))).pre_tokenizer
+    assert [part for part, _ in pre.pre_tokenize_str("f(a f[é f(é")] == ["f(aĠf[Ã©Ġf(", "Ã©"]
+
+
+def test_auto_stays_inside_names_and_a_line_is_kept_when_extended_again() -> None:
+    assert widest(definition_of("gpt2"))[0] == "qualified"
+    once = widen(definition_of("gpt2"), "line")
+    assert widen(once, "line") == widen(once, "dotted") == widest(once)[1] == once
+
+
 def test_words_that_are_only_looked_up_keep_their_own_cut() -> None:
     """Llama-3's `` milyon``: in the vocabulary, but its merges make other tokens of it."""
     spec = copy.deepcopy(definition_of("llama3"))
@@ -313,10 +363,29 @@ def test_words_that_are_only_looked_up_keep_their_own_cut() -> None:
     spec["model"]["ignore_merges"] = True
     assert looked_up(spec) == [" mqzjyon", "mqzjyon"]
     wide = {boundary: Tokenizer.from_str(json.dumps(widen(spec, boundary))) for boundary in ("word", *WIDER)}
-    for text in (" mqzjyon_id", "mqzjyon::a->mqzjyon\\mqzjyon", "x mqzjyon.id", "a.mqzjyon_b mqzjyons_x", "_mqzjyon"):
+    for text in (
+        "if mqzjyon is not mqzjyon: (mqzjyon)",
+        " mqzjyon_id",
+        "mqzjyon::a->mqzjyon\\mqzjyon",
+        "x mqzjyon.id",
+        "a.mqzjyon_b mqzjyons_x",
+        "_mqzjyon",
+    ):
         ids = {boundary: tokenizer.encode(text).ids for boundary, tokenizer in wide.items()}
         assert all(ids["word"] == found for found in ids.values()), text
     assert vocab["Ġmqzjyon"] in wide["dotted"].encode(" mqzjyon_id").ids
+
+
+def test_in_lines_signs_that_are_only_looked_up_keep_their_own_cut() -> None:
+    spec = copy.deepcopy(definition_of("llama3"))
+    vocab = spec["model"]["vocab"]
+    assert "%%%" not in vocab
+    vocab["%%%"] = len(vocab)
+    spec["model"]["ignore_merges"] = True
+    old, wide = (Tokenizer.from_str(json.dumps(widen(spec, boundary))) for boundary in ("word", "line"))
+    for text in ("a%%% b", "a %%%b", "%%%", "%%%%", "x((%%%"):
+        assert wide.encode(text).ids == old.encode(text).ids, text
+    assert vocab["%%%"] in wide.encode("a%%% b").ids
 
 
 @settings(max_examples=200)
@@ -347,6 +416,7 @@ def test_alternatives_respect_groups_classes_and_escapes() -> None:
         ("identifier", ["▁_foo", "foo_", "_"], ["_foo", "__"], ["foo.", ".", "2", "<0x41>"]),
         ("dotted", ["self.", "▁self"], [".", "._x"], ["<0x41>", "1", "(", "::", "->"]),
         ("qualified", ["std::", "▁self"], ["::", "->", "\\", "->_", "."], ["<0x41>", ":", "-", ">", "▁->"]),
+        ("line", ["▁"], ["foo", "▁self", "):", "▁->", "é"], ["<0x41>", "1", "▁2", "▁▁", "▁▁foo", "\n", "a▁b"]),
     ],
 )
 def test_shapes(boundary: str, first: list[str], later: list[str], neither: list[str]) -> None:
@@ -354,7 +424,8 @@ def test_shapes(boundary: str, first: list[str], later: list[str], neither: list
     assert all(starts.fullmatch(token) for token in first)
     assert all(continues.fullmatch(token) for token in later)
     assert not any(starts.fullmatch(token) or continues.fullmatch(token) for token in neither)
-    assert not any(continues.fullmatch(token) for token in first if token.startswith("▁"))
+    if boundary != "line":
+        assert not any(continues.fullmatch(token) for token in first if token.startswith("▁"))
 
 
 def test_sentencepiece_pretokenizers_that_cut_unknown_places_are_refused() -> None:

@@ -33,7 +33,7 @@ def test_the_curve_is_what_a_run_of_so_many_tokens_saves() -> None:
         min_documents=2,
         workers=1,
     )
-    assert list(found) == ["word", "identifier", "dotted", "qualified"]
+    assert list(found) == ["word", "identifier", "dotted", "qualified", "line"]
     for boundary, curve in found.items():
         cfg = TokensConfig(n_new=100, boundary=boundary)
         extension = extend_by(cfg, tokenizer, TEXTS, Job())

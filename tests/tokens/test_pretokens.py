@@ -51,7 +51,7 @@ PATTERNS = [
 @cache
 def translated_patterns() -> dict[str, re.Pattern[str] | None]:
     """These and the widened ones of tokenizers, translated."""
-    names, boundaries = ("gpt2", "llama3", "qwen2", "smollm"), ("identifier", "dotted", "qualified")
+    names, boundaries = ("gpt2", "llama3", "qwen2", "smollm"), ("identifier", "dotted", "qualified", "line")
     wide = [widened(name, boundary) for name in names for boundary in boundaries]
     return {pattern: for_ascii(pattern) for pattern in [*PATTERNS, *wide]}
 

@@ -129,7 +129,7 @@ def test_building_twice_gives_the_same_files(build: Build) -> None:
 @pytest.mark.parametrize("family", ["gpt2", "qwen2", "gemma2"])
 def test_boundaries_widen(family: str, build: Build) -> None:
     strings, saved = {}, {}
-    for boundary in ("word", "identifier", "dotted"):
+    for boundary in ("word", "identifier", "dotted", "line"):
         out = build(family, boundary=boundary, n_new=300, min_documents=1)
         found = read_new_tokens(out)
         strings[boundary] = [token.string for token in found]
@@ -137,7 +137,8 @@ def test_boundaries_widen(family: str, build: Build) -> None:
     assert any("_" in string.strip("_ ") for string in strings["identifier"])
     assert any("self." in string for string in strings["dotted"])
     assert not any("self." in string for string in strings["word"] + strings["identifier"])
-    assert saved["dotted"] > saved["word"]
+    assert any(" " in string.strip() for string in strings["line"])
+    assert saved["line"] > saved["dotted"] > saved["word"]
 
 
 def test_a_folder_with_two_chat_templates(tiny_model, corpus_folder: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ class Spelling:
         tokenizer: the tokenizer itself.
         table: the bytes of every id.
         longest: bytes of the longest token.
+        over_spaces: whether some token goes on behind a space.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -32,6 +33,7 @@ class Spelling:
         for spelt, index in entries:
             self._id_of.setdefault(spelt, []).append(index)
         self.longest = max(len(spelt) for spelt in self._sorted)
+        self.over_spaces = any(b" " in spelt.strip() for spelt in self._sorted)
 
     def spell(self, ids: Sequence[int]) -> bytes:
         """The bytes of a run of ids."""

@@ -1,0 +1,74 @@
+"""``tokens.boundary=line``: tokens that reach over words and the signs between them, up to the end of a line.
+
+Such tokens are called superwords (SuperBPE, arXiv 2503.13423; BoundlessBPE, arXiv 2504.00178): `` is not None``,
+``) -> torch.Tensor:``. Here the matches of the old rule R are joined wherever no old token holds the last character of
+one beside the first character of the next. No old merge can then cross a joint, so the old merges give the old pieces,
+and which joints those are is read off the vocabulary. Digits are never joined, so numbers are read as before; neither
+are line breaks and tabs, nor more than the one space before a word.
+"""
+
+import string
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import regex
+
+from kldistill.tokens.definition import BYTE_LEVEL, SPACE, text_bytes
+
+# A space that begins a word; by this a regex that reaches over lines is known again.
+SPACED = r"(?= [^\s\p{N}])"
+_LETTER = "L"
+_PART = "\ufffd"  # of a character: what a token has that ends, or begins, within one
+_ASCII = "A-Za-z"
+
+
+def joints_of(spec: dict[str, Any]) -> list[str]:
+    """Lookarounds that hold where two matches of a byte-level tokenizer's rule may be joined inside a line.
+
+    Letters of any script, one space, and the signs of ASCII are joined; where some token holds a sign beside a part of
+    a character, that sign is only joined with letters of ASCII.
+    """
+    beside = _neighbours(spec)
+    signs = string.punctuation
+    lefts = [*signs, *_letters(beside, lambda letter: (letter, " "))]
+    joints = [rf"(?<={_class([left for left in lefts if (left, ' ') not in beside])}){SPACED}"]
+    for letters in (r"\p{L}", _ASCII):
+        before = [sign for sign in signs if _letters(beside, lambda letter, sign=sign: (sign, letter)) == [letters]]
+        after = [sign for sign in signs if _letters(beside, lambda letter, sign=sign: (letter, sign)) == [letters]]
+        joints += [rf"(?<={_class(before)})(?=[{letters}])"] if before else []
+        joints += [rf"(?<=[{letters}])(?={_class(after)})"] if after else []
+    return joints
+
+
+def _neighbours(spec: dict[str, Any]) -> set[tuple[str, str]]:
+    """Which characters stand side by side in some old token, left and right; ``L`` is any letter."""
+    added = {token["content"] for token in spec["added_tokens"]}
+    beside: set[tuple[str, str]] = set()
+    for token in spec["model"]["vocab"]:
+        if token not in added:
+            text = text_bytes(token, BYTE_LEVEL).decode(errors="replace")
+            kinds = [_LETTER if char.isalpha() else char for char in text]
+            beside.update(pairwise(kinds))
+    return beside
+
+
+def _letters(beside: set[tuple[str, str]], pair: Callable[[str], tuple[str, str]]) -> list[str]:
+    """Which letters may be joined, as the inside of a class: none, those of ASCII, or all; ``pair`` places a letter."""
+    if pair(_LETTER) in beside:
+        return []
+    return [_ASCII if pair(_PART) in beside else r"\p{L}"]
+
+
+def _class(members: list[str]) -> str:
+    """A class of characters; ranges and properties stay what they are."""
+    return "[" + "".join(member if len(member) > 1 else regex.escape(member) for member in members) + "]"
+
+
+def shape() -> tuple[regex.Pattern[str], regex.Pattern[str]]:
+    """For SentencePiece-style tokenizers: which old tokens may start a new token, and which may go on in one.
+
+    No digit, no white space and no run of spaces; a space (``▁``) begins a token, wherever that stands.
+    """
+    rest = rf"[^{SPACE}\s\p{{N}}]+"
+    return regex.compile(rf"{SPACE}(?:{rest})?|{rest}"), regex.compile(rf"{SPACE}?{rest}")
