@@ -61,7 +61,9 @@ def start(folder: Path, executable: Path) -> None:
     with (folder / "alive").open("rb", buffering=0) as alive:
         server = subprocess.Popen(
             [sys.executable, HELPERS / "interpreter_server.py", served],
-            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            # Threads of tokenizers, which a test may have asked for, would be lost in a fork, and waited for.
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+            | {"TOKENIZERS_PARALLELISM": "false"},
             stdin=alive,
             stdout=subprocess.PIPE,
             text=True,

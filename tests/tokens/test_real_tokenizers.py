@@ -172,8 +172,9 @@ def from_ranks(file: Path, rule: str) -> Tokenizer:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("reach", ["auto", "line"])
 @pytest.mark.parametrize("name", PACKAGES)
-def test_a_real_tokenizer_is_extended(name: str, tmp_path: Path) -> None:
+def test_a_real_tokenizer_is_extended(name: str, reach: str, tmp_path: Path) -> None:
     source = fetched(name, tmp_path)
     beside = source / "tokenizer_config.json"
     settings = json.loads(beside.read_text()) if beside.is_file() else {}
@@ -182,7 +183,8 @@ def test_a_real_tokenizer_is_extended(name: str, tmp_path: Path) -> None:
     old = PreTrainedTokenizerFast(tokenizer_file=str(source / "tokenizer.json"), **roles)
     spec, size, said = definition(old), old_size(old), list[str]()
     train = [*tiny.training_text(), *TEXTS]
-    extension = extend_by(TokensConfig(n_new=256, min_documents=1), old, train, Job(say=said.append))
+    cfg = TokensConfig(n_new=256, min_documents=1, boundary=reach)
+    extension = extend_by(cfg, old, train, Job(say=said.append))
     boundary = bounded("auto", spec, size, Job()).boundary
     assert boundary == PACKAGES[name].boundary, said
     assert [token.id for token in extension.tokens] == list(range(size, size + 256))
@@ -192,6 +194,7 @@ def test_a_real_tokenizer_is_extended(name: str, tmp_path: Path) -> None:
     rng = random.Random(0)
     texts = [*TEXTS, *tiny.training_text()[2:4]]
     texts += ["".join(rng.choice(PARTS) for _ in range(rng.randint(1, 20))) for _ in range(3_000)]
+    texts += ["".join(rng.choice([*PARTS, " ", " is", "(", ") =", ".", ", "]) for _ in range(12)) for _ in range(1_000)]
     new_used = 0
     for text in texts:
         was, now = (tokenizer.encode(text, add_special_tokens=False).ids for tokenizer in (before, after))
@@ -202,6 +205,8 @@ def test_a_real_tokenizer_is_extended(name: str, tmp_path: Path) -> None:
         assert after.decode(now, skip_special_tokens=False) == before.decode(was, skip_special_tokens=False)
         new_used += sum(index >= size for index in now)
     assert new_used > 50
+    over_spaces = sum(" " in token.string.strip() for token in extension.tokens)
+    assert over_spaces > 20 if reach == "line" else over_spaces == 0
     used = uses(extension.spec, size, 256, train)
     assert miscounted(extension.tokens, used, train) == []
     examiner = Examiner(before, after, extension.tokens, size, token_bytes(old))
