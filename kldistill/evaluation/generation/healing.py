@@ -1,0 +1,65 @@
+"""Prompts whose end is spelt again, for any generation loop (token healing).
+
+A prompt that ends with `` is`` cannot be followed by the rest of the token `` is not None:``: text that goes on so has
+the longer token, and the model has never seen it cut otherwise. New tokens make that more frequent, those that reach
+over words (``tokens.boundary=line``) most of all: a prompt may end inside one at any word. So the tokens at a prompt's
+end that could be a part of a longer one are taken back, and the model writes them first, in whatever tokens it finds
+most probable, and then goes on. The suites of this package do so for every model; this is the same for ``generate`` of
+transformers.
+
+Shape suffixes: B sequences, P tokens of a prompt, T tokens, W vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedTokenizerFast
+
+from kldistill.evaluation.generation.spelling import Spelling
+
+
+class HealedPrompts(LogitsProcessor):
+    """Prompts without the tokens that could grow, and a processor that has them spelt again.
+
+        healed = HealedPrompts(tokenizer, tokenizer(["if x is", "return self."])["input_ids"])
+        model.generate(**healed.inputs, logits_processor=[healed])
+
+    What ``generate`` returns spells each prompt and what follows it; ``healed.inputs["input_ids"]`` is shorter than the
+    prompts were.
+
+    Args:
+        tokenizer: the extended tokenizer (or any other).
+        prompts: the ids of each prompt, without padding. The first one is always kept.
+
+    Attributes:
+        inputs: ``input_ids`` and ``attention_mask`` for ``generate``, padded on the left.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Sequence[int]]) -> None:
+        self.spelling = Spelling(tokenizer)
+        healed = [self.spelling.healed(ids) for ids in prompts]
+        self.ends = [end for _, end in healed]
+        self.length = max(len(ids) for ids, _ in healed)
+        padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        rows = [[padding] * (self.length - len(ids)) + ids for ids, _ in healed]
+        kept = [[0] * (self.length - len(ids)) + [1] * len(ids) for ids, _ in healed]
+        self.inputs: dict[str, Int[Tensor, "B P"]] = {
+            "input_ids": torch.tensor(rows),
+            "attention_mask": torch.tensor(kept),
+        }
+
+    def __call__(  # type: ignore[override]
+        self, input_ids: Int[Tensor, "B T"], scores: Float[Tensor, "B W"]
+    ) -> Float[Tensor, "B W"]:
+        """The scores, at minus infinity for tokens that do not spell what is left of a prompt; ``scores`` stays."""
+        copies = len(input_ids) // len(self.ends)  # beams, or several answers to each prompt
+        allowed_BW = torch.ones_like(scores, dtype=torch.bool)
+        for row, written in enumerate(input_ids[:, self.length :].tolist()):
+            known = [index for index in written if index < len(self.spelling.table)]  # the others pad the matrix
+            if rest := self.ends[row // copies][len(self.spelling.spell(known)) :]:
+                allowed_W = self.spelling.allowed(rest)
+                allowed_BW[row, len(allowed_W) :] = False  # rows of padding
+                allowed_BW[row, : len(allowed_W)] = allowed_W
+        return scores.masked_fill(~allowed_BW, -torch.inf)
