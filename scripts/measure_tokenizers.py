@@ -142,11 +142,9 @@ def main() -> None:
         text = hashlib.sha256(b"\0".join(splits)).hexdigest()[:16]
     for given in options.tokenizers:
         name, _, place = given.partition("=")
-        asked = options.boundary if options.boundary != "auto" else None
         if any(
-            (record["name"], record["text"]) == (name, text)
+            (record["name"], record["text"], record.get("asked", "auto")) == (name, text, options.boundary)
             for record in records
-            if asked in (None, record["boundary"])
         ):
             continue
         file = Path(place) if place.endswith(".json") else Path(place) / "tokenizer.json"
@@ -155,7 +153,8 @@ def main() -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode != 0:
             sys.exit(f"{given}: ended with status {done.returncode}; the other records are kept.")
-        records.append({"name": name, "text": text, **json.loads(done.stdout.splitlines()[-1])})
+        asked = {} if options.boundary == "auto" else {"asked": options.boundary}
+        records.append({"name": name, "text": text, **asked, **json.loads(done.stdout.splitlines()[-1])})
         append(options.records, dump(records[-1]))
         print(dump(records[-1]), flush=True)
     before, _, rest = options.page.read_text(encoding="utf-8").partition(BEGIN)

@@ -65,7 +65,7 @@ def _steps(
             version=6,
         ),
         "tokens": Step(
-            _later("tokens.stage.build"), lambda cfg: cfg.tokens, _same("model", "corpus"), identity=_terms, version=3
+            _later("tokens.stage.build"), lambda cfg: cfg.tokens, _same("model", "corpus"), identity=_terms, version=4
         ),
         "init": Step(_later("rows.stage.build"), lambda cfg: cfg.init, _same("model", "tokens")),
     }

@@ -16,8 +16,8 @@ class TokensConfig:
         boundary: how far a new token may reach. In ``self.attention_mask = None``, ``word`` (the tokenizer's own rule)
             allows tokens up to ``attention`` and ``mask``, ``identifier`` also ``attention_mask``, ``dotted`` also
             ``self.attention_mask``; ``qualified`` also allows ``std::vector``, ``this->next`` and ``App\\Models``.
-            ``auto`` takes the widest of these that the tokenizer can carry. ``line`` allows whatever stands inside a
-            line, digits left out: `` = None``, ``if self.attention_mask is not``.
+            ``auto`` takes the widest of these that the tokenizer can carry. ``line`` also goes over words and the signs
+            between them, inside a line, digits left out: `` = None``, ``if self.attention_mask is not``.
         n_new: how many tokens are added, at most; ``auto`` goes up to the last that saves a token in 100,000.
         vocab_size: the size of the whole new vocabulary, instead of ``n_new``; null leaves it to ``n_new``.
         min_count: how often a term must stand in the corpus to become a token.

@@ -54,8 +54,8 @@ class Spans(NamedTuple):
 
     Attributes:
         pairs: (left, right) with a token that holds them; ``L`` is a letter, ``M`` a mark, ``lU`` a capital after a
-            small letter, the others are joints. Before a joint of two characters that is its first one, after it its
-            last one, unless the joint itself is always merged before.
+            small letter, ``part`` of a character, the others are joints. Before a joint of two characters that is its
+            first one, after it its last one, unless the joint itself is always merged before.
         partial: after the last character of a joint: a class of characters that some token begins but does not end.
     """
 
@@ -68,6 +68,7 @@ _PAIR_RULES = {
     **{("M", joint): regex.compile(rf"[\p{{M}}\ufffd]{regex.escape(joint[0])}") for joint in JOINTS["qualified"]},
     **{(joint, "L"): regex.compile(rf"{regex.escape(joint[-1])}\p{{L}}") for joint in JOINTS["qualified"]},
     ("l", "U"): regex.compile(r"\p{Ll}\p{Lu}"),
+    ("l", "part"): regex.compile(r"\p{Ll}\ufffd|\ufffd(?:\p{Lu}|\ufffd)"),
 }
 
 
@@ -230,7 +231,8 @@ def _stays(keep: Iterable[str]) -> str:
     keep = sorted(keep)
     named = [word for word in keep if regex.search(r"[\p{L}\p{M}_]$", word)]
     signs = [word for word in keep if word not in set(named)]
-    stays = rf"(?!{any_of(named)}(?![\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]))" if named else ""
+    # A mark behind it need not belong to the match: left out, so that such a word stays, too.
+    stays = rf"(?!{any_of(named)}(?![\p{{Ll}}\p{{Lm}}\p{{Lo}}]))" if named else ""
     return stays + (f"(?!{any_of(signs)})" if signs else "")
 
 
@@ -258,7 +260,8 @@ def _inside_names(old: regex.Pattern[str], boundary: str, spans: Spans, whole: s
             goes_on.append(rf"(?<={after})(?={begun}\p{{L}}){whole}")
     cut = old.match("aB")
     if cut and cut.end() == 1 and ("l", "U") not in spans.pairs:  # camelCase is several words in o200k
-        goes_on.append(rf"(?<=\p{{Ll}})(?=\p{{Lu}}){whole}")
+        small, capital = ("[a-z]", "[A-Z]") if ("l", "part") in spans.pairs else (r"\p{Ll}", r"\p{Lu}")
+        goes_on.append(f"(?<={small})(?={capital}){whole}")
     return goes_on
 
 

@@ -4,7 +4,7 @@ Such tokens are called superwords (SuperBPE, arXiv 2503.13423; BoundlessBPE, arX
 ``) -> torch.Tensor:``. Here the matches of the old rule R are joined wherever no old token holds the last character of
 one beside the first character of the next. No old merge can then cross a joint, so the old merges give the old pieces,
 and which joints those are is read off the vocabulary. Digits are never joined, so numbers are read as before; neither
-are line breaks and tabs, nor more than the one space before a word.
+are line breaks, tabs, signs beyond ASCII, nor any other space than the one before a word or a sign.
 """
 
 import string
@@ -14,6 +14,7 @@ from typing import Any
 
 import regex
 
+from kldistill.runtime.errors import TokenizerError
 from kldistill.tokens.definition import BYTE_LEVEL, SPACE, text_bytes
 
 # A space that begins a word; by this a regex that reaches over lines is known again.
@@ -28,11 +29,20 @@ def joints_of(spec: dict[str, Any]) -> list[str]:
 
     Letters of any script, one space, and the signs of ASCII are joined; where some token holds a sign beside a part of
     a character, that sign is only joined with letters of ASCII.
+
+    Raises:
+        TokenizerError: old tokens reach over the space before a word, whatever stands before that.
     """
     beside = _neighbours(spec)
     signs = string.punctuation
     lefts = [*signs, *_letters(beside, lambda letter: (letter, " "))]
-    joints = [rf"(?<={_class([left for left in lefts if (left, ' ') not in beside])}){SPACED}"]
+    lefts = [left for left in lefts if (left, " ") not in beside]
+    if not lefts:
+        raise TokenizerError(
+            "tokens.boundary=line: old tokens reach over the space before a word, whatever stands before it, so old "
+            "merges would give other pieces. Use tokens.boundary=auto."
+        )
+    joints = [f"(?<={_class(lefts)}){SPACED}"]
     for letters in (r"\p{L}", _ASCII):
         before = [sign for sign in signs if _letters(beside, lambda letter, sign=sign: (sign, letter)) == [letters]]
         after = [sign for sign in signs if _letters(beside, lambda letter, sign=sign: (letter, sign)) == [letters]]

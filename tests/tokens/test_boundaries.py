@@ -2,6 +2,7 @@
 
 import copy
 import json
+import string
 from functools import cache
 from itertools import product
 from typing import Any
@@ -347,6 +348,28 @@ def test_in_lines_a_part_of_a_character_keeps_a_sign_from_other_letters_than_tho
     assert [part for part, _ in pre.pre_tokenize_str("f(a f[é f(é")] == ["f(aĠf[Ã©Ġf(", "Ã©"]
 
 
+def test_a_line_is_refused_where_old_tokens_are_superwords_already_or_metaspace_cuts() -> None:
+    spec = copy.deepcopy(definition_of("gpt2"))
+    for left in [*string.punctuation, "x"]:
+        spec["model"]["vocab"][left + "Ġ"] = len(spec["model"]["vocab"])
+    with pytest.raises(TokenizerError, match=r"boundary=line: old tokens reach over the space.*boundary=auto"):
+        widen(spec, "line")
+    gemma = definition(tiny.sentencepiece_style("gemma", 500))
+    assert widen(gemma, "line") == gemma
+    gemma["pre_tokenizer"] = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "never", "split": True}
+    with pytest.raises(TokenizerError, match=r"boundary=line.*Metaspace with split.*boundary=auto"):
+        widen(gemma, "line")
+    assert widen(gemma, "dotted") == gemma
+
+
+@pytest.mark.parametrize(("part", "whole"), [(None, ["oЁaBiỆ"]), ("iá", ["o", "ЁaBi", "Ệ"])])
+def test_a_token_that_ends_within_a_capital_keeps_capitals_beyond_ascii_apart(part: str, whole: list[str]) -> None:
+    """o200k has tokens of a letter and the first byte of the next, which its merges would make before the capital."""
+    spec = {"added_tokens": [], "model": {"vocab": {"a": 0, "B": 1, **({part: 2} if part else {})}, "merges": []}}
+    rule = widen_regex(O200K, "identifier", spans_of(spec))
+    assert [match[0] for match in regex.finditer(rule, "oЁaBiỆ")] == whole
+
+
 def test_auto_stays_inside_names_and_a_line_is_kept_when_extended_again() -> None:
     assert widest(definition_of("gpt2"))[0] == "qualified"
     once = widen(definition_of("gpt2"), "line")
@@ -364,6 +387,8 @@ def test_words_that_are_only_looked_up_keep_their_own_cut() -> None:
     assert looked_up(spec) == [" mqzjyon", "mqzjyon"]
     wide = {boundary: Tokenizer.from_str(json.dumps(widen(spec, boundary))) for boundary in ("word", *WIDER)}
     for text in (
+        "x mqzjyon\u0301 y",
+        "_mqzjyon\u0301_x",
         "if mqzjyon is not mqzjyon: (mqzjyon)",
         " mqzjyon_id",
         "mqzjyon::a->mqzjyon\\mqzjyon",

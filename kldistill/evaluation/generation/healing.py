@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
 from kldistill.evaluation.generation.spelling import Spelling
+from kldistill.runtime.errors import EvaluationError
 
 
 class HealedPrompts(LogitsProcessor):
@@ -26,18 +27,30 @@ class HealedPrompts(LogitsProcessor):
         healed = HealedPrompts(tokenizer, tokenizer(["if x is", "return self."])["input_ids"])
         model.generate(**healed.inputs, logits_processor=[healed])
 
-    What ``generate`` returns spells each prompt and what follows it; ``healed.inputs["input_ids"]`` is shorter than the
-    prompts were.
+    What ``generate`` returns spells each prompt and what follows it, after padding on the left: decode it with
+    ``skip_special_tokens=True``. What is spelt again counts among ``max_new_tokens``.
 
     Args:
         tokenizer: the extended tokenizer (or any other).
-        prompts: the ids of each prompt, without padding. The first one is always kept.
+        prompts: the ids of each prompt, without padding. The first one is always kept: best a special token, as this
+            package has in front of every text.
+        device: of the inputs.
 
     Attributes:
         inputs: ``input_ids`` and ``attention_mask`` for ``generate``, padded on the left.
+
+    Raises:
+        EvaluationError: there is no prompt, or one without a token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        prompts: Sequence[Sequence[int]],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not prompts or not all(map(len, prompts)):
+            raise EvaluationError("HealedPrompts: every prompt needs a token, and there must be one.")
         self.spelling = Spelling(tokenizer)
         healed = [self.spelling.healed(ids) for ids in prompts]
         self.ends = [end for _, end in healed]
@@ -46,8 +59,8 @@ class HealedPrompts(LogitsProcessor):
         rows = [[padding] * (self.length - len(ids)) + ids for ids, _ in healed]
         kept = [[0] * (self.length - len(ids)) + [1] * len(ids) for ids, _ in healed]
         self.inputs: dict[str, Int[Tensor, "B P"]] = {
-            "input_ids": torch.tensor(rows),
-            "attention_mask": torch.tensor(kept),
+            "input_ids": torch.tensor(rows, device=device),
+            "attention_mask": torch.tensor(kept, device=device),
         }
 
     def __call__(  # type: ignore[override]
@@ -59,7 +72,7 @@ class HealedPrompts(LogitsProcessor):
         for row, written in enumerate(input_ids[:, self.length :].tolist()):
             known = [index for index in written if index < len(self.spelling.table)]  # the others pad the matrix
             if rest := self.ends[row // copies][len(self.spelling.spell(known)) :]:
-                allowed_W = self.spelling.allowed(rest)
+                allowed_W = self.spelling.allowed(rest)[: scores.shape[1]]
                 allowed_BW[row, len(allowed_W) :] = False  # rows of padding
                 allowed_BW[row, : len(allowed_W)] = allowed_W
         return scores.masked_fill(~allowed_BW, -torch.inf)

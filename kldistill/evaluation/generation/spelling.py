@@ -1,6 +1,7 @@
 """What tokens spell, byte by byte: how a prompt's end is healed, and whether a text is written in canonical tokens."""
 
 import bisect
+import re
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -33,7 +34,7 @@ class Spelling:
         for spelt, index in entries:
             self._id_of.setdefault(spelt, []).append(index)
         self.longest = max(len(spelt) for spelt in self._sorted)
-        self.over_spaces = any(b" " in spelt.strip() for spelt in self._sorted)
+        self.over_spaces = any(re.search(r"\S \S", spelt.decode(errors="replace")) for spelt in self._sorted)
 
     def spell(self, ids: Sequence[int]) -> bytes:
         """The bytes of a run of ids."""

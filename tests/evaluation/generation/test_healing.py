@@ -10,6 +10,7 @@ from kldistill.evaluation.generation.healing import HealedPrompts
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.model import tiny
 from kldistill.rows.rows import Rows
+from kldistill.runtime.errors import EvaluationError
 from kldistill.tokens.encoding import encode
 from kldistill.training.load import load_model, load_tokenizer
 from tests.helpers.artifacts import MakeModel, MakeTokens
@@ -46,6 +47,13 @@ def test_greedy_answers_are_those_of_the_own_decoder(
         (own,) = theirs[index]
         size = min(len(own.token_ids), len(row)) - 1
         assert size > 3 and own.token_ids[:size] == row[:size]
+
+
+def test_a_prompt_without_a_token_is_refused(tiny_model: MakeModel) -> None:
+    tokenizer = load_tokenizer(tiny_model(), None)
+    for prompts in ([], [[]], [[], [5, 6]]):
+        with pytest.raises(EvaluationError, match="every prompt needs a token"):
+            HealedPrompts(tokenizer, prompts)
 
 
 def test_several_answers_to_each_prompt_spell_its_end(tiny_model: MakeModel) -> None:

@@ -1,11 +1,13 @@
 """Healing of the prompt's end, adoption of new tokens, ranking: fair to both tokenizers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, PreTrainedModel
+from tokenizers import Tokenizer
+from transformers import GPT2Config, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from kldistill.evaluation.generation.batching import Request, generate
@@ -206,3 +208,13 @@ def test_a_question_beyond_the_context_is_refused(tiny_model: MakeModel, tmp_pat
     model.config.max_position_embeddings = 10
     with pytest.raises(EvaluationError, match="the model's context 10"):
         list(rank(model, spelling, [(TEXT[:200], ["b", "c"])], batch_size=4))
+
+
+@pytest.mark.parametrize(("token", "over"), [("ĠisĠnot", True), ("ĠÂłĠÂł", False), ("ĠĠx", False), ("Ġx", False)])
+def test_a_token_goes_over_a_space_where_something_stands_on_both_sides(token: str, over: bool) -> None:
+    tokenizer = tiny.byte_level("gpt2", 400)
+    assert not Spelling(tokenizer).over_spaces
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    spec["model"]["vocab"][token] = len(tokenizer)
+    wider = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(spec)))
+    assert Spelling(wider).over_spaces == over
