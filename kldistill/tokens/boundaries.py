@@ -42,15 +42,16 @@ def widen(spec: dict[str, Any], boundary: str) -> dict[str, Any]:
         TokenizerError: a byte-level pre-tokenizer that cannot be widened; the way out is ``tokens.boundary=word``.
     """
     wide = copy.copy(spec)
+    if boundary == "word":
+        return wide
     steps = parts(spec["pre_tokenizer"], "pretokenizers")
-    if boundary == "line" and kind(spec) != BYTE_LEVEL:
-        if any(step["type"] == "Metaspace" and step.get("split", True) for step in steps):
+    if kind(spec) != BYTE_LEVEL:
+        cuts_at_spaces = any(step["type"] == "Metaspace" and step.get("split", True) for step in steps)
+        if boundary == "line" and cuts_at_spaces:
             raise TokenizerError(
                 "tokens.boundary=line: this SentencePiece-style tokenizer's pre-tokenizer (Metaspace with split) cuts "
                 "at every space, so no token can reach over one. Use tokens.boundary=auto."
             )
-        return wide
-    if boundary == "word" or kind(spec) != BYTE_LEVEL:
         return wide
     refused = TokenizerError(
         f"tokens.boundary={boundary}: the pre-tokenizer {[step['type'] for step in steps]} is not one that can be "

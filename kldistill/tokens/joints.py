@@ -200,9 +200,9 @@ def widen_regex(
         raise TokenizerError(f"{refused}: its matches may depend on what stands before them. {way_out}")
     if not (match := old.match("ab")) or match.end() != 2:
         raise TokenizerError(f"{refused}: it does not keep letters together. {way_out}")
+    whole = f"{_stays(keep)}(?>{pattern})"
     spanned = [(joint, spans.pairs["L", joint]) for joint in _joints(boundary) if ("L", joint) in spans.pairs]
     if boundary == "line":
-        whole = f"{_stays(keep)}(?>{pattern})"
         goes_on = [joint + whole for joint in in_lines]
         goes_on += [] if spanned else _inside_names(old, boundary, spans, whole)
         return rf"{whole}(?:{'|'.join(goes_on)})*|{pattern}"
@@ -212,7 +212,6 @@ def widen_regex(
             f"{refused}: old tokens such as {token!r} hold a letter before {joint!r}, so old merges would give "
             f"other pieces. {way_out}"
         )
-    whole = f"{_stays(keep)}(?>{pattern})"
     contractions = [part for part in alternatives(pattern) if _is_contraction(part)]
     head = f"(?!{'|'.join(contractions)})" if contractions else ""
     takes_one = (match := old.match(".a")) is not None and match.end() == 2

@@ -8,7 +8,6 @@ are line breaks, tabs, signs beyond ASCII, nor any other space than the one befo
 """
 
 import string
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -33,10 +32,9 @@ def joints_of(spec: dict[str, Any]) -> list[str]:
     Raises:
         TokenizerError: old tokens reach over the space before a word, whatever stands before that.
     """
-    beside = _neighbours(spec)
-    signs = string.punctuation
-    lefts = [*signs, *_letters(beside, lambda letter: (letter, " "))]
-    lefts = [left for left in lefts if (left, " ") not in beside]
+    beside, signs = _neighbours(spec), string.punctuation
+    lefts = [sign for sign in signs if (sign, " ") not in beside]
+    lefts += [letters] if (letters := _letters(beside, _LETTER, " ")) else []
     if not lefts:
         raise TokenizerError(
             "tokens.boundary=line: old tokens reach over the space before a word, whatever stands before it, so old "
@@ -44,8 +42,8 @@ def joints_of(spec: dict[str, Any]) -> list[str]:
         )
     joints = [f"(?<={_class(lefts)}){SPACED}"]
     for letters in (r"\p{L}", _ASCII):
-        before = [sign for sign in signs if _letters(beside, lambda letter, sign=sign: (sign, letter)) == [letters]]
-        after = [sign for sign in signs if _letters(beside, lambda letter, sign=sign: (letter, sign)) == [letters]]
+        before = [sign for sign in signs if _letters(beside, sign, _LETTER) == letters]
+        after = [sign for sign in signs if _letters(beside, _LETTER, sign) == letters]
         joints += [rf"(?<={_class(before)})(?=[{letters}])"] if before else []
         joints += [rf"(?<=[{letters}])(?={_class(after)})"] if after else []
     return joints
@@ -63,11 +61,12 @@ def _neighbours(spec: dict[str, Any]) -> set[tuple[str, str]]:
     return beside
 
 
-def _letters(beside: set[tuple[str, str]], pair: Callable[[str], tuple[str, str]]) -> list[str]:
-    """Which letters may be joined, as the inside of a class: none, those of ASCII, or all; ``pair`` places a letter."""
-    if pair(_LETTER) in beside:
-        return []
-    return [_ASCII if pair(_PART) in beside else r"\p{L}"]
+def _letters(beside: set[tuple[str, str]], left: str, right: str) -> str | None:
+    """Which letters may be joined, as the inside of a class: none, those of ASCII, or all; one side is ``_LETTER``."""
+    if (left, right) in beside:
+        return None
+    part = (_PART if left == _LETTER else left, _PART if right == _LETTER else right)
+    return _ASCII if part in beside else r"\p{L}"
 
 
 def _class(members: list[str]) -> str:

@@ -40,9 +40,11 @@ def by_length(rows: Sequence[Sequence[int]], size: int) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def pad_in_front(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
-    """Ids and mask, padded in front with id 0, mask 0."""
+def pad_in_front(
+    rows: Sequence[Sequence[int]], device: torch.device, padding: int = 0
+) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+    """Ids and mask, padded in front with the id ``padding``, mask 0."""
     longest = max(len(row) for row in rows)
-    ids = torch.tensor([[*[0] * (longest - len(row)), *row] for row in rows], dtype=torch.int64, device=device)
+    ids = torch.tensor([[*[padding] * (longest - len(row)), *row] for row in rows], dtype=torch.int64, device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], dtype=torch.int64, device=device)
     return ids, mask

@@ -19,6 +19,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
 from kldistill.evaluation.generation.spelling import Spelling
 from kldistill.runtime.errors import EvaluationError
+from kldistill.training.padding import pad_in_front
 
 
 class HealedPrompts(LogitsProcessor):
@@ -54,14 +55,10 @@ class HealedPrompts(LogitsProcessor):
         self.spelling = Spelling(tokenizer)
         healed = [self.spelling.healed(ids) for ids in prompts]
         self.ends = [end for _, end in healed]
-        self.length = max(len(ids) for ids, _ in healed)
-        padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-        rows = [[padding] * (self.length - len(ids)) + ids for ids, _ in healed]
-        kept = [[0] * (self.length - len(ids)) + [1] * len(ids) for ids, _ in healed]
-        self.inputs: dict[str, Int[Tensor, "B P"]] = {
-            "input_ids": torch.tensor(rows, device=device),
-            "attention_mask": torch.tensor(kept, device=device),
-        }
+        padding = next(id for id in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if isinstance(id, int))
+        ids_BP, mask_BP = pad_in_front([ids for ids, _ in healed], torch.device(device), padding)
+        self.length = ids_BP.shape[1]
+        self.inputs: dict[str, Int[Tensor, "B P"]] = {"input_ids": ids_BP, "attention_mask": mask_BP}
 
     def __call__(  # type: ignore[override]
         self, input_ids: Int[Tensor, "B T"], scores: Float[Tensor, "B W"]

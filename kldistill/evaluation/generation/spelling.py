@@ -3,6 +3,7 @@
 import bisect
 import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool
@@ -20,7 +21,6 @@ class Spelling:
         tokenizer: the tokenizer itself.
         table: the bytes of every id.
         longest: bytes of the longest token.
-        over_spaces: whether some token goes on behind a space.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -34,7 +34,11 @@ class Spelling:
         for spelt, index in entries:
             self._id_of.setdefault(spelt, []).append(index)
         self.longest = max(len(spelt) for spelt in self._sorted)
-        self.over_spaces = any(re.search(r"\S \S", spelt.decode(errors="replace")) for spelt in self._sorted)
+
+    @cached_property
+    def over_spaces(self) -> bool:
+        """Whether some token goes on behind a space."""
+        return any(re.search(r"\S \S", spelt.decode(errors="replace")) for spelt in self._sorted)
 
     def spell(self, ids: Sequence[int]) -> bytes:
         """The bytes of a run of ids."""
