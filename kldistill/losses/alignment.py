@@ -123,6 +123,8 @@ LISTS: dict[str, Mapping[str, Any]] = {
 }
 TENSORS = ("mass_owner", "mass_member", *LISTS)
 COUNTS = [entry.name for entry in fields(Alignment) if "count" in entry.metadata]
+# Those that hold ids of tokens or pieces, rather than rows or places in another list.
+IDS = ("mass_owner", "mass_member", *(name for name, about in LISTS.items() if about["into"] is None))
 
 
 def align(

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from kldistill.losses.alignment import COUNTS, LISTS, TENSORS, Alignment
+from kldistill.losses.alignment import COUNTS, IDS, LISTS, TENSORS, Alignment
 
 
 def concatenate(alignments: Sequence[Alignment], student_rows: Sequence[int], teacher_rows: Sequence[int]) -> Alignment:
@@ -69,6 +69,19 @@ def chunks(alignment: Alignment, size: int) -> Iterator[Chunk]:
     for start in range(0, len(alignment.next_row), size):
         rows = alignment.next_row[start : start + size]
         yield _cut(alignment, rows)
+
+
+def renumbered(alignment: Alignment, number_W: Int[Tensor, " W"], old_size: int) -> Alignment:
+    """An alignment over a part of the vocabulary.
+
+    Args:
+        number_W: the place of every id in that part, the new tokens' behind all others and all of them there; any
+            number where the alignment does not name the id.
+        old_size: old ids in the part.
+    """
+    n_new = alignment.new_size - alignment.old_size
+    ids = {name: number_W[getattr(alignment, name)] for name in IDS}
+    return replace(alignment, **ids, old_size=old_size, new_size=old_size + n_new)
 
 
 def only(alignment: Alignment, rows: Int[Tensor, " A"]) -> Alignment:

@@ -92,18 +92,24 @@ class Student(nn.Module):
             assert bool((mask[:, 1:] <= mask[:, :-1]).all()), "padding must be on the right"
         return self.body(inputs_embeds=self.embed(ids), use_cache=False).last_hidden_state
 
-    def logits_old(self, hidden: Float[Tensor, "P D"]) -> Float[Tensor, "P V"]:
+    def logits_old(
+        self, hidden: Float[Tensor, "P D"], ids_S: Int[Tensor, " S"] | None = None
+    ) -> Float[Tensor, "P V"] | Float[Tensor, "P S"]:
         """The teacher's logits: the original head over the old vocabulary; padded rows of the matrix are left out.
 
         ``hidden`` are states of the original model. Those that were stored in float32 come back into the type of the
-        weights.
+        weights. ``ids_S`` asks for those old tokens alone.
         """
-        return self._over_old(hidden, self.lm_head if self.teacher_head is None else self.teacher_head)
+        return self._over_old(hidden, self.lm_head if self.teacher_head is None else self.teacher_head, ids_S)
 
-    def logits(self, hidden: Float[Tensor, "P D"]) -> Float[Tensor, "P W"]:
-        """The student's logits over old and new tokens. Gradients reach ``hidden`` and ``head_parameters``."""
+    def logits(
+        self, hidden: Float[Tensor, "P D"], ids_S: Int[Tensor, " S"] | None = None
+    ) -> Float[Tensor, "P W"] | Float[Tensor, "P S+N"]:
+        """The student's logits over old tokens (all, or ``ids_S``) and new ones. Gradients reach ``hidden`` and
+        ``head_parameters``.
+        """
         hidden = hidden.to(self.lm_head.weight.dtype)
-        return torch.cat([self._over_old(hidden, self.lm_head), self.logits_new(hidden, self.rows.head)], dim=-1)
+        return torch.cat([self._over_old(hidden, self.lm_head, ids_S), self.logits_new(hidden, self.rows.head)], dim=-1)
 
     def logits_new(self, hidden: Float[Tensor, "P D"], output: Float[Tensor, "N D"]) -> Float[Tensor, "P N"]:
         """The logits that output rows of new tokens give, the family's scale and cap included."""
@@ -113,10 +119,11 @@ class Student(nn.Module):
             new_PN = new_PN + new_bias(self.lm_head.bias, self.old_size)
         return self._finish(new_PN)
 
-    def _over_old(self, hidden: Tensor, head: nn.Linear) -> Tensor:
-        weight_VD = head.weight[: self.old_size]
-        bias_V = None if head.bias is None else head.bias[: self.old_size]
-        return self._finish(F.linear(hidden.to(weight_VD.dtype), weight_VD, bias_V))
+    def _over_old(self, hidden: Tensor, head: nn.Linear, ids_S: Tensor | None = None) -> Tensor:
+        which = slice(self.old_size) if ids_S is None else ids_S
+        weight = head.weight[which]
+        bias = None if head.bias is None else head.bias[which]
+        return self._finish(F.linear(hidden.to(weight.dtype), weight, bias))
 
     def _finish(self, logits: Tensor) -> Tensor:
         """What the family does to its logits after the head."""

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from kldistill.losses.alignment import Alignment
 from kldistill.losses.chunks import Chunk, chunks, concatenate
+from kldistill.losses.sampled import Columns, Sampling
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.shares import ALONE, Share
 from kldistill.training.cuts import TwoCuts
@@ -25,7 +26,8 @@ class Batch:
     """Snippets of one pass (of one process), padded on the right.
 
     ``old_hidden`` are the teacher's last hidden states as they were stored, or ``old_ids`` what the teacher is to run
-    over in the same step; both are None where the run has no teacher.
+    over in the same step; both are None where the run has no teacher. With ``columns`` the chunks number the old tokens
+    of these alone.
     """
 
     new_ids: Int[Tensor, "B T"]
@@ -34,15 +36,18 @@ class Batch:
     old_ids: Int[Tensor, "B U"] | None
     chunks: list[Chunk]
     n_tokens: int
+    columns: Columns | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with every tensor on ``device``: numbers of a kind in one copy, which is not waited for."""
         names = [name for name in ("new_ids", "new_mask", "old_hidden", "old_ids") if getattr(self, name) is not None]
         tensors = [getattr(self, name) for name in names]
+        tensors += self.columns or ()
         tensors += [tensor for chunk in self.chunks for tensor in chunk.tensors()]
         moved = iter(together(tensors, torch.device(device)))
         own = {name: next(moved) for name in names}
-        return replace(self, chunks=[chunk.of(moved) for chunk in self.chunks], **own)
+        columns = self.columns and Columns(next(moved), next(moved))
+        return replace(self, chunks=[chunk.of(moved) for chunk in self.chunks], columns=columns, **own)
 
 
 def collate(
@@ -123,6 +128,7 @@ class Steps(Dataset[list[Batch]]):
         order: from ``schedule``.
         online: the teacher runs in the same step, over ids that the batch brings, and no states are stored.
         budget: tokens of one pass, padding included, at most (``runtime.pass_tokens``); None: one pass a step.
+        sampling: which old tokens a step's softmaxes go over; None: all.
         share: of each step's snippets, which this process takes.
         stage: whose ``batch_size`` an error names.
 
@@ -138,6 +144,7 @@ class Steps(Dataset[list[Batch]]):
         chunk: int,
         online: bool = False,
         budget: int | None = None,
+        sampling: Sampling | None = None,
         share: Share = ALONE,
         stage: str = "distill",
     ) -> None:
@@ -149,6 +156,7 @@ class Steps(Dataset[list[Batch]]):
             )
         self.cuts, self.order = cuts, order
         self.chunk, self.online, self.budget, self.share = chunk, online, budget, share
+        self.sampling = sampling
 
     def __len__(self) -> int:
         return len(self.order)
@@ -166,10 +174,18 @@ class Steps(Dataset[list[Batch]]):
             for rank in range(self.share.world)
         ]
         made = [self._batch(group, aligned, totals) for group in groups[self.share.rank]]
+        if self.sampling is not None:
+            made = [self._sampled(batch, self.sampling, step) for batch in made]
         if self.share.sharded:  # all run the model equally often: over what is there already, for no loss
             missing = range(max(map(len, groups)) - len(made))
             made += [replace(made[0], chunks=[], n_tokens=0) for _ in missing]
         return made
+
+    @staticmethod
+    def _sampled(batch: Batch, sampling: Sampling, step: int) -> Batch:
+        """The same batch over the columns that are drawn for it."""
+        made, columns = sampling.over(batch.chunks, step)
+        return replace(batch, chunks=made, columns=columns)
 
     def _batch(self, mine: list[int], aligned: Mapping[int, Alignment], totals: Mapping[str, float]) -> Batch:
         """These snippets of a step, whose losses are divided by the step's ``totals``."""

@@ -145,6 +145,10 @@ class DistillConfig:
         weight_decay: of AdamW.
         betas: of AdamW: how long it remembers the gradient, and its square.
         clip: the gradient's norm is cut to this.
+        sampled_softmax: over how many tokens of the old vocabulary the softmaxes of a step go, about: those of the
+            training text, the teacher's likeliest up to three quarters of the number, and some of the others, drawn
+            anew in each step, that stand for all of them (see ``losses.sampled``). Null: over all, which is exact;
+            validation and evaluation always are.
         precision: ``no`` (float32) or ``bf16`` (accelerate's mixed precision). Not ``fp16``: the gradient of a new
             token's row where the token is absent is below its smallest number.
         gradient_checkpointing: keep only each layer's input for the way back, and run the layer again there: a third
@@ -179,6 +183,7 @@ class DistillConfig:
     weight_decay: float = 0.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     clip: float = 1.0
+    sampled_softmax: int | None = None
     precision: str = choice("no", *PRECISIONS)
     gradient_checkpointing: bool = False
     validate_every: int = 100
@@ -206,6 +211,12 @@ class DistillConfig:
             "distill.self_written",
             self.self_written,
             f"is a share of the snippets, from 0; with distill.general={self.general} it must stay below 1",
+        )
+        require(
+            self.sampled_softmax is None or self.sampled_softmax >= 4,
+            "distill.sampled_softmax",
+            self.sampled_softmax,
+            "is a number of tokens, at least 4, or null for all of them",
         )
         require(self.validation_bytes >= 1, "distill.validation_bytes", self.validation_bytes, "must be at least 1")
         check_training(self, "distill")

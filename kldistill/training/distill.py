@@ -28,6 +28,7 @@ from kldistill.training.config import DistillConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import train
 from kldistill.training.objective import Objective, any_masked, held_out, needs_teacher, terms_of, unit_of, validation
+from kldistill.training.sampled import sampling
 from kldistill.training.shared_map import shared_maps
 from kldistill.training.solve import Readout, solve, tied_rows
 
@@ -62,12 +63,17 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     passes = texts.passes(cfg, "distill", len(cuts), more, job.say)
     order = schedule(cuts.lengths, cfg.batch_size, cfg.steps, cfg.seed)
     terms = terms_of(cfg.loss)
+    objective = Objective(student, terms, nullcontext if adapter is None else adapter.disable_adapter)
+    hidden = None if cuts.states.values is None else cuts.states.hidden
+    if cfg.teacher == "online":
+        hidden = partial(online_states, objective, cuts, device)
     batches = Steps(
         cuts,
         order,
         chunk=size.chunk,
         budget=size.pass_tokens,
         online=cfg.teacher == "online" and needs_teacher(terms),
+        sampling=sampling(student, cuts, hidden, cfg.sampled_softmax, cfg.seed),
         share=share,
     )
     validate = validation(
@@ -80,7 +86,6 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         masked=any_masked(terms),
     )
     checkpoint = out / "checkpoint.safetensors"
-    objective = Objective(student, terms, nullcontext if adapter is None else adapter.disable_adapter)
     solved: dict[str, float] = {}
     told, start = out / "solve.json", out / "start"
     if cfg.solve.iterations and len(rows.input):
@@ -88,8 +93,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
             solved = json.loads(told.read_text())
             student.rows.load_state_dict(Rows.load(start).state_dict())
         else:
-            online = partial(online_states, objective, cuts, device) if cfg.teacher == "online" else None
-            solved = _solve(cfg, objective, cuts, sets["validation"], online, job)
+            solved = _solve(cfg, objective, cuts, sets["validation"], hidden, job)
             # Sums on an accelerator come in no fixed order: all processes begin from the rows of the first.
             broadcast(student.rows.head.data)
             if share.main:

@@ -21,6 +21,7 @@ from kldistill.training.batches import Batch
 from kldistill.training.compiled import as_written
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loss_config import LossConfig
+from kldistill.training.sampled import SampledHeads
 from kldistill.training.scoring import score_student
 from kldistill.training.sums import summarise
 
@@ -49,8 +50,9 @@ class Objective(nn.Module):
         hidden_BTD = self.student.hidden(batch.new_ids, batch.new_mask)
         teacher_BUD = batch.old_hidden if batch.old_ids is None else self.teacher(batch.old_ids)
         teacher_UD = None if teacher_BUD is None else teacher_BUD.flatten(0, 1)
-        head = self.student.head_parameters()
-        return chunked(self.terms, self.student, head, hidden_BTD.flatten(0, 1), teacher_UD, batch.chunks)
+        heads = self.student if batch.columns is None else SampledHeads(self.student, batch.columns)
+        learnt = self.student.head_parameters()
+        return chunked(self.terms, heads, learnt, hidden_BTD.flatten(0, 1), teacher_UD, batch.chunks)
 
     @torch.no_grad()
     def teacher(self, old_ids: Int[Tensor, "B U"]) -> Float[Tensor, "B U D"]:

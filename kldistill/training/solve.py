@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kldistill.losses.alignment import Alignment
-from kldistill.losses.chunks import chunks, concatenate
+from kldistill.losses.chunks import chunks, concatenate, renumbered
 from kldistill.losses.weighted import Term, summed
 from kldistill.rows.student import Student
 from kldistill.runtime.devices import suited
@@ -27,13 +27,6 @@ from kldistill.runtime.progress import Bar
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training.config import SolveConfig
 from kldistill.training.cuts import TwoCuts
-
-# Lists of an alignment that hold ids of tokens or pieces, which the reduced vocabulary numbers anew.
-_IDS = (
-    *("mass_owner", "mass_member", "next_token", "zero_piece", "refused_token", "open_piece"),
-    *("split_token", "cell_token", "rest_token", "factor_piece", "less_piece", "may_piece", "frontier_piece"),
-)
-
 
 # Of a part's rows, how many parts of it have their logits over the whole old vocabulary one after the other.
 IN_TURN = 8
@@ -114,14 +107,11 @@ class Readout:
         reduced_UR = torch.cat([self._reduce(self.student.logits_old(rows_UD).float()) for rows_UD in by_turns])
         teacher_row = teacher_rows(alignment, sum(lengths))
         known_M = teacher_row[alignment.next_row] >= 0
-        renumbered = {name: self.number_W[getattr(alignment, name)] for name in _IDS}
-        n_columns = len(self.columns_S) + 1
+        reduced = renumbered(alignment, self.number_W, len(self.columns_S) + 1)
         whole = replace(
-            alignment,
-            **{**renumbered, "next_token": renumbered["next_token"][known_M]},
-            next_row=alignment.next_row[known_M],
-            old_size=n_columns,
-            new_size=n_columns + len(self.student.rows.input),
+            reduced,
+            next_row=reduced.next_row[known_M],
+            next_token=reduced.next_token[known_M],
             n_common=n,
             n_next=n,
         )

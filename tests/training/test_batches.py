@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kldistill.losses.alignment import align
+from kldistill.losses.sampled import Sampling
 from kldistill.runtime.errors import ConfigError
 from kldistill.runtime.shares import Share
 from kldistill.training.batches import Steps, collate, passes, schedule
@@ -112,6 +113,25 @@ def test_passes_add_up_to_the_step(setting: Setting, budget: int) -> None:
     torch.testing.assert_close(in_passes, values, rtol=1e-5, atol=1e-6)
     for mine, at_once in zip(of_passes, gradients, strict=True):
         torch.testing.assert_close(mine, at_once, rtol=1e-4, atol=1e-6)
+
+
+def test_a_steps_columns_go_with_its_passes(setting: Setting) -> None:
+    """All old tokens drawn: the same loss and gradients, in whatever passes; some drawn: nearly."""
+    values, gradients = loss_and_gradients(setting)
+    size = setting.pieces.old_size
+    for drawn, budget in ((size, None), (size, 100)):
+        sampling = Sampling(torch.zeros(size, dtype=torch.bool), drawn, 0)
+        found, made = loss_and_gradients(setting, sampling=sampling, budget=budget)
+        torch.testing.assert_close(found, values, rtol=1e-5, atol=1e-6)
+        for mine, exact in zip(made, gradients, strict=True):
+            torch.testing.assert_close(mine, exact, rtol=1e-4, atol=1e-6)
+    (batch,) = Steps(setting.cuts, [[0, 1]], chunk=16, sampling=Sampling(torch.zeros(size, dtype=torch.bool), 5, 0))[0]
+    assert batch.columns is not None
+    assert len(batch.columns.ids_S) < size
+    assert {chunk.alignment.old_size for chunk in batch.chunks} == {len(batch.columns.ids_S)}
+    moved = batch.to("meta")
+    assert moved.columns is not None
+    assert {tensor.device.type for tensor in moved.columns} == {"meta"}
 
 
 @settings(max_examples=200)

@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,6 +36,7 @@ from kldistill.training.cuts import TwoCuts
 from kldistill.training.load import load_student
 from kldistill.training.loss_config import LossConfig, LossTerm
 from kldistill.training.objective import Objective, unit_of
+from kldistill.training.sampled import sampling
 from kldistill.training.scoring import score_student
 from kldistill.training.solve import Part
 from kldistill.training.sums import summarise
@@ -406,7 +408,9 @@ def test_kl_brings_the_student_closer_with_one_model_for_both_roles(
     assert sorted(path.name for path in out.iterdir()) == ["rows.json", "rows.safetensors", "summary.json"]
 
 
-@pytest.mark.parametrize("more", [{}, {"shared_lr": 0.2, "solve": SolveConfig(3, ridges=[0.01])}])
+@pytest.mark.parametrize(
+    "more", [{}, {"shared_lr": 0.2, "solve": SolveConfig(3, ridges=[0.01]), "sampled_softmax": 40}]
+)
 def test_only_rows_get_a_gradient_and_an_optimiser_state(inputs: Inputs, more: dict[str, Any], tmp_path: Path) -> None:
     student = Student(load_original(inputs.folders["model"]), Rows.load(inputs.folders["init"]), 512)
     step = Objective(student, distill.terms_of(configured(terms=["kl", "ce"]).loss))
@@ -431,6 +435,54 @@ def test_only_rows_get_a_gradient_and_an_optimiser_state(inputs: Inputs, more: d
     assert resumed.output is not None
     assert whole.output is not None
     assert torch.equal(resumed.output, whole.output)
+
+
+def test_a_sampled_softmax_learns_what_the_whole_one_does(inputs: Inputs) -> None:
+    """Less exactly; and what is validated goes over the whole vocabulary, as the equal start shows."""
+    found = {}
+    for size in (None, 40, 600):
+        log: list[dict[str, float]] = []
+        inputs.distilled(
+            f"sampled {size}",
+            lambda metrics, step, log=log: log.append(metrics),
+            steps=24,
+            terms=["kl", "ce"],
+            sampled_softmax=size,
+        )
+        found[size] = [line[KL] for line in log if KL in line], [line["kl"] for line in log if "kl" in line]
+    assert found[600] == found[None], "there are only 512"
+    (start, end), losses = found[None]
+    (sampled_start, sampled_end), sampled_losses = found[40]
+    assert sampled_start == start
+    assert end < 0.7 * start
+    assert sampled_end == pytest.approx(end, rel=0.1)
+    assert sampled_end != end
+    assert sampled_losses == pytest.approx(losses, rel=0.25)
+
+
+@pytest.mark.parametrize("kind", ["self", "online"])
+def test_the_teachers_likeliest_tokens_are_in_every_step(inputs: Inputs, kind: str) -> None:
+    tokenizer, pieces = load_extended_tokenizer(inputs.folders["tokens"]), PieceTable.load(inputs.folders["tokens"])
+    cuts = TwoCuts.read(inputs.folders["teacher"], "train", tokenizer, pieces)
+    student = Student(load_original(inputs.folders["model"]), Rows.load(inputs.folders["init"]), 512)
+    text = {token for ids in (*cuts.states.ids, *cuts.new_ids) for token in ids if token < 512}
+    objective = Objective(student, {})
+    online = partial(distill.online_states, objective, cuts, CPU)
+    hidden = {"self": cuts.states.hidden, "online": online}[kind]
+    mass_V = torch.stack([student.logits_old(hidden(index)).softmax(-1).sum(0) for index in range(len(cuts))]).sum(0)
+    others = sorted(set(range(512)) - text, key=lambda token: -mass_V[token].item())
+    size = (len(text) + 20) * 4 // 3 + 1
+    found = sampling(student, cuts, hidden, size, 7)
+    assert found is not None
+    n = size * 3 // 4 - len(text)
+    assert 15 < n < 25
+    assert set(found.always_V.nonzero()[:, 0].tolist()) == text | set(others[:n])
+    assert found.drawn == size - len(text) - n
+    without = sampling(student, cuts, None, size, 7)
+    assert without is not None
+    assert set(without.always_V.nonzero()[:, 0].tolist()) == text
+    assert without.drawn == size - len(text)
+    assert sampling(student, cuts, hidden, 512, 7) is None
 
 
 def test_tied_rows_serve_both_ends(inputs: Inputs) -> None:
