@@ -195,6 +195,7 @@ def main(argv: list[str]) -> None:
         command.add_argument("--chunk", type=int, help="runtime.chunk")
         if run is train:
             command.add_argument("--device", default="cpu", help="where to train: cpu, cuda")
+            command.add_argument("--sampled", type=int, help="distill.sampled_softmax")
             command.add_argument("--compile", action="store_true", help="runtime.compile")
             command.add_argument("--precision", choices=("no", "bf16"), default="no", help="distill.precision")
         command.add_argument("--again", action="store_true", help="run layers again (gradient_checkpointing)")

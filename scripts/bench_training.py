@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from sysconfig import get_path
 from typing import Any
@@ -35,6 +36,7 @@ from kldistill.training.config import LoraConfig
 from kldistill.training.cuts import TwoCuts
 from kldistill.training.loop import forget_peak, peak_memory
 from kldistill.training.objective import Objective
+from kldistill.training.sampled import sampling
 from kldistill.training.states import States
 
 
@@ -74,7 +76,8 @@ def train(args: argparse.Namespace) -> None:
     The floor is counted, not measured step by step: 4 FLOP a weight of the body and token (forward, and back to what
     goes in), 2 a weight of the head three times, at the rate that a product of the layers' own shapes reaches here,
     which is measured between the steps. So other work on the machine slows both down alike. Seconds are the
-    processor's on a CPU, and the clock's on an accelerator.
+    processor's on a CPU, and the clock's on an accelerator. With ``--sampled`` every step runs once more with softmaxes
+    over so many of the old tokens.
     """
     device, size = torch.device(args.device), sizes(RuntimeConfig(device=args.device, chunk=args.chunk))
     half = args.precision == "bf16"
@@ -85,11 +88,13 @@ def train(args: argparse.Namespace) -> None:
     student, model = objective.student, objective.student.model
     order = schedule(cuts.lengths, args.batch, args.steps + 2, 0)
     batches = Steps(cuts, order, chunk=size.chunk, budget=size.pass_tokens)
+    columns = sampling(student, cuts, cuts.states.hidden, args.sampled, 0)
+    of_columns = Steps(cuts, order, chunk=size.chunk, budget=size.pass_tokens, sampling=columns)
     optimizer = torch.optim.AdamW([parameter for parameter in student.parameters() if parameter.requires_grad], lr=1e-6)
     head = student.lm_head.weight.numel()
     body = sum(parameter.numel() for parameter in student.body.parameters()) - student.embedding.weight.numel()
     config = model.config.get_text_config()
-    spent, floor, rates = 0.0, 0.0, list[float]()
+    spent, sampled, floor, rates = 0.0, 0.0, 0.0, list[float]()
     new = old = 0
     for number in range(args.steps + 2):
         passes = batches[number]
@@ -103,6 +108,7 @@ def train(args: argparse.Namespace) -> None:
             optimizer.zero_grad()
 
         wall, cpu = timed(step)
+        also = timed(partial(step, of_columns[number])) if columns else (0.0, 0.0)
         kind = {"device": device, "dtype": torch.bfloat16 if half else torch.float32}
         left = torch.randn(sum(batch.new_ids.numel() for batch in passes), config.hidden_size, **kind)
         right = torch.randn(config.hidden_size, config.intermediate_size, **kind)
@@ -112,6 +118,7 @@ def train(args: argparse.Namespace) -> None:
             forget_peak(device)
             continue  # the first two warm up
         spent += cpu if device.type == "cpu" else wall
+        sampled += also[1] if device.type == "cpu" else also[0]
         rates.append(rate)
         read = sum(len(cuts.states.ids[index]) for index in batches.order[number])
         n_tokens = sum(batch.n_tokens for batch in passes)
@@ -121,6 +128,8 @@ def train(args: argparse.Namespace) -> None:
     seconds, on = ("a processor second", "a thread") if device.type == "cpu" else ("a second", f"on {device.type}")
     print(f"{new / spent:.0f} new and {old / spent:.0f} old tokens {seconds}; products reach "
           f"{sum(rates) / len(rates) / 1e9:.0f} GFLOP/s {on}")  # fmt: skip
+    if columns:
+        print(f"with distill.sampled_softmax={args.sampled} they take {sampled / spent:.3f} of that")
     print(f"{spent / floor:.2f} times the floor; at most {peak_memory(device) / 1e9:.2f} GB in this process")
 
 

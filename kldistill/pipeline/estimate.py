@@ -187,10 +187,12 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
     if d.teacher == "self":
         listed.append(Need("work: teacher", 2 * shape.body * unique, "FLOP", "2 B a token", ("teacher",)))
     compares = needs_teacher(terms_of(cfg.loss))
-    step = SHORTER * ((6 if again else 4) * shape.body + 2 * head)
+    columns = min(shape.vocabulary, d.sampled_softmax or shape.vocabulary) + n_new
+    of_step = 2 * columns * shape.width
+    step = SHORTER * ((6 if again else 4) * shape.body + 2 * of_step)
     if compares:
-        step += head + (2 * shape.body if d.teacher == "online" else 0)
-    how = f"forward, back through a frozen body, {'two heads' if compares else 'the head'}"
+        step += of_step + (2 * shape.body if d.teacher == "online" else 0)
+    how = f"forward, back through a frozen body, {'two heads' if compares else 'the head'} of {columns:,}"
     listed.append(Need("work: distillation", seen * step, "FLOP", how))
     if tuned.method != "none":
         passes = {"full": 6, "lora": 4, "rows": 4}[tuned.method] * shape.body + 3 * head
