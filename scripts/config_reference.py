@@ -36,7 +36,8 @@ The function says itself what it is, and each key takes its own kind alone:
     from kldistill.runtime.components import component
 
     # Its parameters say the rest: logits or hidden states, with the teacher's or without. A loss that does not see the
-    # logits of new tokens says new_logits=False: no output rows can be solved by it.
+    # logits of new tokens says new_logits=False: no output rows can be solved by it. One that takes softmaxes and finds
+    # tokens by the alignment's ids alone says sampled=True: a step may leave rare ones out (distill.sampled_softmax).
     @loss(exact_pieces=False)
     def reverse_kl(student_logits, teacher_logits, alignment): ...
 

@@ -10,7 +10,7 @@ from kldistill.losses.masked import masked_logits
 from kldistill.losses.precision import at_least_float32
 
 
-@loss()
+@loss(sampled=True)
 def ce(student_logits: Float[Tensor, "A W"], alignment: Alignment, masked: bool = False) -> Float[Tensor, ""]:
     """Mean of -log q(next student token | c) over all student positions with a next token, in nats per position.
 

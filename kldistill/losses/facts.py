@@ -19,16 +19,20 @@ class LossFacts:
         teacher: whether it needs the teacher at all.
         exact_pieces: whether it needs the exact pieces of every new token (AddedTokens have none).
         new_logits: whether it says anything of the logits of new tokens, so that output rows can be solved by it.
+        sampled: whether it is right over a part of the old vocabulary (see ``losses.sampled``): it reads no logits, or
+            takes their softmaxes and finds tokens by the ids of the alignment alone.
     """
 
     hidden: bool
     teacher: bool
     exact_pieces: bool
     new_logits: bool
+    sampled: bool
 
 
-def loss(*, exact_pieces: bool = False, new_logits: bool = True) -> Callable[[T], T]:
-    """Mark a function as a loss that ``loss.terms`` may name.
+def loss(*, exact_pieces: bool = False, new_logits: bool = True, sampled: bool = False) -> Callable[[T], T]:
+    """Mark a function as a loss that ``loss.terms`` may name; without ``sampled=True`` one that compares logits always
+    gets those of the whole vocabulary.
 
     The other facts are read from its first parameters: ``student_logits`` or ``student_hidden``; likewise
     ``teacher_logits`` or ``teacher_hidden``, if it needs the teacher; ``alignment``. Further ones are its own settings.
@@ -42,7 +46,10 @@ def loss(*, exact_pieces: bool = False, new_logits: bool = True) -> Callable[[T]
         for what in ("logits", "hidden"):
             for wanted in ([f"student_{what}", f"teacher_{what}", "alignment"], [f"student_{what}", "alignment"]):
                 if names[: len(wanted)] == wanted:
-                    facts = LossFacts(what == "hidden", len(wanted) == 3, exact_pieces, new_logits and what == "logits")
+                    hidden = what == "hidden"
+                    facts = LossFacts(
+                        hidden, len(wanted) == 3, exact_pieces, new_logits and not hidden, sampled or hidden
+                    )
                     return component("loss", facts, given=len(wanted))(function)
         raise TypeError(
             f"{function}: the first parameters of a loss are student_logits, teacher_logits, alignment (or "

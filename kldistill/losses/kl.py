@@ -34,7 +34,7 @@ _TINY = torch.finfo(torch.float32).tiny
 Pick = Callable[[Int[Tensor, " n"], Int[Tensor, " n"]], Float[Tensor, " n"]]
 
 
-@loss(exact_pieces=True)
+@loss(exact_pieces=True, sampled=True)
 def kl(
     student_logits: Float[Tensor, "A W"],
     teacher_logits: Float[Tensor, "B V"],
@@ -57,7 +57,7 @@ def kl(
     return (terms.first_P.sum() + terms.split_P.sum()) / max(alignment.n_common, 1)
 
 
-@loss(exact_pieces=True)
+@loss(exact_pieces=True, sampled=True)
 def kl_first(
     student_logits: Float[Tensor, "A W"],
     teacher_logits: Float[Tensor, "B V"],

@@ -9,7 +9,7 @@ from kldistill.losses.facts import loss
 from kldistill.losses.precision import at_least_float32
 
 
-@loss(new_logits=False)
+@loss(new_logits=False, sampled=True)
 def kl_old(
     student_logits: Float[Tensor, "A W"], teacher_logits: Float[Tensor, "B V"], alignment: Alignment
 ) -> Float[Tensor, ""]:

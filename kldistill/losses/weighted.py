@@ -39,6 +39,11 @@ class Term(NamedTuple):
         """Whether it needs the teacher."""
         return loss_facts(self.function).teacher
 
+    @property
+    def sampled(self) -> bool:
+        """Whether it is right over a part of the old vocabulary."""
+        return loss_facts(self.function).sampled
+
 
 def weighted(
     terms: Mapping[str, Term],

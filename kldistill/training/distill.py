@@ -67,13 +67,17 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     hidden = None if cuts.states.values is None else cuts.states.hidden
     if cfg.teacher == "online":
         hidden = partial(online_states, objective, cuts, device)
+    columns = cfg.sampled_softmax
+    if columns and (whole := sorted(name for name, term in terms.items() if not term.sampled)):
+        job.say(f"Softmaxes go over all tokens: {', '.join(whole)} does not say @loss(sampled=True).")
+        columns = None
     batches = Steps(
         cuts,
         order,
         chunk=size.chunk,
         budget=size.pass_tokens,
         online=cfg.teacher == "online" and needs_teacher(terms),
-        sampling=sampling(student, cuts, hidden, cfg.sampled_softmax, cfg.seed),
+        sampling=sampling(student, cuts, hidden, columns, cfg.seed),
         share=share,
     )
     validate = validation(

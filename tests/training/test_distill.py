@@ -19,6 +19,10 @@ from torch import Tensor
 
 from kldistill.evaluation.config import EvaluateConfig, ScoringConfig
 from kldistill.evaluation.score import evaluate_original, evaluate_student
+from kldistill.losses import ce, kl
+from kldistill.losses.alignment import Alignment
+from kldistill.losses.facts import loss
+from kldistill.losses.weighted import Term
 from kldistill.model.load import load_original
 from kldistill.rows.rows import Rows
 from kldistill.rows.student import Student
@@ -458,6 +462,24 @@ def test_a_sampled_softmax_learns_what_the_whole_one_does(inputs: Inputs) -> Non
     assert sampled_end == pytest.approx(end, rel=0.1)
     assert sampled_end != end
     assert sampled_losses == pytest.approx(losses, rel=0.25)
+
+
+def test_a_loss_that_does_not_say_that_a_part_will_do_gets_the_whole_vocabulary(
+    inputs: Inputs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One of a user's own may name ids by itself."""
+    widths, said = set(), list[str]()
+
+    @loss()
+    def own(student_logits: Tensor, teacher_logits: Tensor, alignment: Alignment) -> Tensor:
+        widths.add((student_logits.shape[1], teacher_logits.shape[1]))
+        return kl(student_logits, teacher_logits, alignment)
+
+    monkeypatch.setattr(distill, "terms_of", lambda _: {"own": Term(own, 1.0), "ce": Term(ce, 0.1)})
+    job = Job(RuntimeConfig(device="cpu"), say=said.append)
+    distill.build(configured(steps=1, sampled_softmax=40), inputs.folders, tmp_path, job)
+    assert [old for _, old in widths] == [512]
+    assert "Softmaxes go over all tokens: own does not say @loss(sampled=True)." in said
 
 
 @pytest.mark.parametrize("kind", ["self", "online"])
