@@ -69,7 +69,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
         hidden = partial(online_states, objective, cuts, device)
     columns = cfg.sampled_softmax
     if columns and (whole := sorted(name for name, term in terms.items() if not term.sampled)):
-        job.say(f"Softmaxes go over all tokens: {', '.join(whole)} does not say @loss(sampled=True).")
+        job.say(f"Softmaxes go over all tokens, as @loss(sampled=True) is not said of {', '.join(whole)}.")
         columns = None
     batches = Steps(
         cuts,

@@ -479,7 +479,7 @@ def test_a_loss_that_does_not_say_that_a_part_will_do_gets_the_whole_vocabulary(
     job = Job(RuntimeConfig(device="cpu"), say=said.append)
     distill.build(configured(steps=1, sampled_softmax=40), inputs.folders, tmp_path, job)
     assert [old for _, old in widths] == [512]
-    assert "Softmaxes go over all tokens: own does not say @loss(sampled=True)." in said
+    assert "Softmaxes go over all tokens, as @loss(sampled=True) is not said of own." in said
 
 
 @pytest.mark.parametrize("kind", ["self", "online"])
