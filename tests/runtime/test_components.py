@@ -118,11 +118,11 @@ def test_settings_are_checked_by_name_and_type_before_the_call() -> None:
 
 def test_the_parameters_of_a_loss_say_what_it_compares() -> None:
     assert {function.__name__: loss_facts(function) for function in (ce, hidden, kl, kl_first, kl_old)} == {
-        "ce": LossFacts(hidden=False, teacher=False, exact_pieces=False, new_logits=True),
-        "hidden": LossFacts(hidden=True, teacher=True, exact_pieces=False, new_logits=False),
-        "kl": LossFacts(hidden=False, teacher=True, exact_pieces=True, new_logits=True),
-        "kl_first": LossFacts(hidden=False, teacher=True, exact_pieces=True, new_logits=True),
-        "kl_old": LossFacts(hidden=False, teacher=True, exact_pieces=False, new_logits=False),
+        "ce": LossFacts(hidden=False, teacher=False, exact_pieces=False, new_logits=True, sampled=True),
+        "hidden": LossFacts(hidden=True, teacher=True, exact_pieces=False, new_logits=False, sampled=True),
+        "kl": LossFacts(hidden=False, teacher=True, exact_pieces=True, new_logits=True, sampled=True),
+        "kl_first": LossFacts(hidden=False, teacher=True, exact_pieces=True, new_logits=True, sampled=True),
+        "kl_old": LossFacts(hidden=False, teacher=True, exact_pieces=False, new_logits=False, sampled=True),
     }
     with pytest.raises(TypeError, match="first parameters of a loss"):
         loss()(lambda logits, alignment: None)
