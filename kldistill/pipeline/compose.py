@@ -35,7 +35,8 @@ from kldistill.rows.config import InitConfig
 from kldistill.runtime.config import LoggerConfig, RuntimeConfig, resolved
 from kldistill.runtime.errors import ConfigError
 from kldistill.tokens.config import TokensConfig
-from kldistill.training.config import DistillConfig, FinetuneConfig
+from kldistill.training.config import DistillConfig
+from kldistill.training.finetune_config import FinetuneConfig
 from kldistill.training.loss_config import LossConfig
 
 # Keys that may hold a path of this machine, or a list of them.

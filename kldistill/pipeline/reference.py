@@ -19,7 +19,8 @@ from kldistill.corpus.config import HfDatasetCorpus, LocalFilesCorpus, PythonPac
 from kldistill.model.config import Gemma3Config, GgufConfig, HfModelConfig, SmolLM2Config, TinyModelConfig
 from kldistill.pipeline import compose
 from kldistill.runtime.errors import ConfigError
-from kldistill.training.config import DistillConfig, FinetuneConfig
+from kldistill.training.config import DistillConfig
+from kldistill.training.finetune_config import FinetuneConfig
 from kldistill.training.loss_config import LossConfig
 
 HEAD = """kldistill teaches a pre-trained LLM new domain words: it extends the tokenizer, initialises the new embedding

@@ -29,7 +29,8 @@ from kldistill.rows.rows import Rows
 from kldistill.rows.student import Student, head_of, layers_of
 from kldistill.runtime.errors import ArtifactError, ConfigError
 from kldistill.training import low_rank
-from kldistill.training.config import METHODS, LoraConfig
+from kldistill.training.config import LoraConfig
+from kldistill.training.finetune_config import METHODS
 
 FACTS, ADAPTER, BODY, BEFORE = "body.json", "adapter", "body.safetensors", "before"
 

@@ -1,9 +1,12 @@
-"""Typed schemas of the groups that train: distill and finetune. (The loss's: ``kldistill.training.loss_config``.)"""
+"""Typed schemas of the teacher and of distillation, and what both groups that train share.
+
+(The loss's: ``kldistill.training.loss_config``; fine-tuning's: ``kldistill.training.finetune_config``.)
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import II, MISSING
+from omegaconf import II
 
 from kldistill.runtime.config import check_choices, choice, require
 from kldistill.training.loss_config import LossConfig
@@ -35,7 +38,6 @@ def check_training(cfg: Any, group: str) -> None:
 SCHEDULES = ("cosine", "linear", "constant_with_warmup")
 PRECISIONS = ("no", "bf16")
 BEST_BY = ("bits_per_byte", "kl_to_teacher")
-METHODS = ("none", "lora", "full", "rows")
 
 
 @dataclass
@@ -243,79 +245,3 @@ class TeacherConfig:
     seed: int = 0
     general: float = 0.0
     self_written: float = 0.0
-
-
-@dataclass
-class FinetuneConfig:
-    """Training of the model with its new vocabulary, after distillation.
-
-    Attributes:
-        lora: the adapter of ``method=lora``.
-        method: ``none`` leaves the stage out. ``lora`` trains low-rank updates of the body, ``full`` every weight (in
-            float32, whatever the type of the model), ``rows`` the new rows alone. The new rows train along.
-        train_rows: false keeps the new rows as they were distilled.
-        control: also fine-tune the original model, with its own tokenizer, on the same text in the same way: what one
-            would do without new tokens. Measured as ``control``.
-        loss: what is trained on, as in ``distill``: cross-entropy by default, ``loss@finetune.loss=kl_ce`` with the
-            KL to the original model beside it, to limit forgetting.
-        lazy_rows: update only the new rows that occur in the step (see ``LazyAdamW``). Off, as an output row that is
-            left alone where its token is absent is never pushed down there (docs/log.md).
-        snippets: how many different snippets of the train split there are, first those that distillation has not
-            seen. Null: one per step and place in the batch. A loss that needs the teacher takes those of distillation,
-            as the teacher's states are stored for these alone.
-        general: share of fresh snippets that are of general text (see ``DistillConfig``).
-        snippet_bytes: documents are cut at lines into snippets of about this many bytes.
-        gradient_checkpointing: as in ``distill``.
-        lr: of the body's weights.
-        rows_lr: of the new rows, in ``lr_unit``; null: the body's, as it is.
-        lr_unit: of ``rows_lr``, as in ``distill``.
-        seed: order of the snippets, the adapter's first values, dropout.
-
-    The others are those of ``distill`` (see ``DistillConfig``).
-    """
-
-    method: str = choice("none", *METHODS)
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    train_rows: bool = True
-    control: bool = False
-    loss: LossConfig = MISSING
-    lazy_rows: bool = False
-    steps: int = 150
-    batch_size: int = 2
-    snippets: int | None = None
-    general: float = 0.0
-    snippet_bytes: int = 700
-    lr: float = 5e-4
-    rows_lr: float | None = None
-    lr_unit: str = choice("row", "row", "one")
-    warmup: float = 0.1
-    schedule: str = choice("cosine", *SCHEDULES)
-    weight_decay: float = 0.0
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    clip: float = 1.0
-    precision: str = choice("no", *PRECISIONS)
-    gradient_checkpointing: bool = False
-    validate_every: int = 50
-    best_by: str | None = None
-    seed: int = 0
-
-    @property
-    def n_snippets(self) -> int:
-        """How many different snippets there are, at most."""
-        return self.snippets or self.steps * self.batch_size
-
-    def __post_init__(self) -> None:
-        require(
-            self.train_rows or self.method != "rows",
-            "finetune.train_rows",
-            self.train_rows,
-            "leaves nothing to train with finetune=rows",
-        )
-        require(
-            not self.control or self.method in ("lora", "full"),
-            "finetune.control",
-            self.control,
-            "needs a body that learns: finetune=lora or full",
-        )
-        require(self.rows_lr is None or self.rows_lr > 0, "finetune.rows_lr", self.rows_lr, "must be above 0, or null")
-        check_training(self, "finetune")

@@ -24,8 +24,8 @@ from kldistill.tokens.windows import within_context
 from kldistill.training import adapters, states, texts
 from kldistill.training.batches import Steps, schedule
 from kldistill.training.compiled import compile_layers
-from kldistill.training.config import FinetuneConfig
 from kldistill.training.cuts import TwoCuts
+from kldistill.training.finetune_config import FinetuneConfig
 from kldistill.training.loop import train
 from kldistill.training.objective import Objective, any_masked, held_out, needs_teacher, terms_of, unit_of, validation
 from kldistill.training.states import States

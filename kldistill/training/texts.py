@@ -7,7 +7,8 @@ from pathlib import Path
 from kldistill.corpus.documents import GENERAL_SPLITS, WRITTEN, has_split, read_documents
 from kldistill.corpus.snippets import Snippet, cut, draw
 from kldistill.runtime.errors import ConfigError
-from kldistill.training.config import DistillConfig, FinetuneConfig
+from kldistill.training.config import DistillConfig
+from kldistill.training.finetune_config import FinetuneConfig
 
 
 def n_of(n: int, share: float) -> int:

@@ -15,7 +15,8 @@ import torch
 from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.job import Job
 from kldistill.training import finetune
-from kldistill.training.config import FinetuneConfig, LoraConfig
+from kldistill.training.config import LoraConfig
+from kldistill.training.finetune_config import FinetuneConfig
 from kldistill.training.load import load_student
 from kldistill.training.loss_config import LossConfig, LossTerm
 from tests.helpers.forks import ended, forked

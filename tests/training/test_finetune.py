@@ -23,8 +23,9 @@ from kldistill.tokens.encoding import encode
 from kldistill.tokens.pieces import PieceTable
 from kldistill.training import adapters, finetune, states, teacher
 from kldistill.training.batches import Steps
-from kldistill.training.config import DistillConfig, FinetuneConfig, LoraConfig, TeacherConfig
+from kldistill.training.config import DistillConfig, LoraConfig, TeacherConfig
 from kldistill.training.cuts import TwoCuts
+from kldistill.training.finetune_config import FinetuneConfig
 from kldistill.training.load import load_model, load_student
 from kldistill.training.loss_config import LossConfig, LossTerm
 from kldistill.training.objective import Objective, terms_of
