@@ -87,31 +87,29 @@ def train(args: argparse.Namespace) -> None:
         compile_layers(objective.student)
     student, model = objective.student, objective.student.model
     order = schedule(cuts.lengths, args.batch, args.steps + 2, 0)
-    batches = Steps(cuts, order, chunk=size.chunk, budget=size.pass_tokens)
-    columns = sampling(student, cuts, cuts.states.hidden, args.sampled, 0)
-    of_columns = Steps(cuts, order, chunk=size.chunk, budget=size.pass_tokens, sampling=columns)
+    ways = {"all": Steps(cuts, order, chunk=size.chunk, budget=size.pass_tokens)}
+    if columns := sampling(student, cuts, cuts.states.hidden, args.sampled, 0):
+        ways["sampled"] = Steps(cuts, order, chunk=size.chunk, budget=size.pass_tokens, sampling=columns)
     optimizer = torch.optim.AdamW([parameter for parameter in student.parameters() if parameter.requires_grad], lr=1e-6)
     head = student.lm_head.weight.numel()
     body = sum(parameter.numel() for parameter in student.body.parameters()) - student.embedding.weight.numel()
     config = model.config.get_text_config()
-    spent, sampled, floor, rates = 0.0, 0.0, 0.0, list[float]()
+    spent, floor, rates = dict.fromkeys(ways, 0.0), 0.0, list[float]()
     new = old = 0
+
+    def step(passes: list[Batch]) -> None:
+        for batch in passes:
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                loss = objective(batch.to(device))[0]
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
     for number in range(args.steps + 2):
-        passes = batches[number]
-
-        def step(passes: list[Batch] = passes) -> None:
-            for batch in passes:
-                with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                    loss = objective(batch.to(device))[0]
-                loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
+        passes = ways["all"][number]
         # In turns, as what runs second finds the texts' memory warm.
-        first = timed(partial(step, of_columns[number])) if columns and number % 2 else (0.0, 0.0)
-        wall, cpu = timed(step)
-        second = timed(partial(step, of_columns[number])) if columns and not number % 2 else (0.0, 0.0)
-        also = (first[0] + second[0], first[1] + second[1])
+        turns = list(ways) if number % 2 else list(reversed(ways))
+        times = {way: timed(partial(step, ways[way][number])) for way in turns}
         kind = {"device": device, "dtype": torch.bfloat16 if half else torch.float32}
         left = torch.randn(sum(batch.new_ids.numel() for batch in passes), config.hidden_size, **kind)
         right = torch.randn(config.hidden_size, config.intermediate_size, **kind)
@@ -120,20 +118,20 @@ def train(args: argparse.Namespace) -> None:
         if number < 2:
             forget_peak(device)
             continue  # the first two warm up
-        spent += cpu if device.type == "cpu" else wall
-        sampled += also[1] if device.type == "cpu" else also[0]
+        for way, (wall, cpu) in times.items():
+            spent[way] += cpu if device.type == "cpu" else wall
         rates.append(rate)
-        read = sum(len(cuts.states.ids[index]) for index in batches.order[number])
+        read = sum(len(cuts.states.ids[index]) for index in ways["all"].order[number])
         n_tokens = sum(batch.n_tokens for batch in passes)
         floor += (n_tokens * (4 * body + 2 * 2 * head) + read * 2 * head) / rate
         new, old = new + n_tokens, old + read
     print(f"{args.steps} steps of {args.loss}, LoRA rank {args.lora}, {new / args.steps:.0f} new tokens each")
     seconds, on = ("a processor second", "a thread") if device.type == "cpu" else ("a second", f"on {device.type}")
-    print(f"{new / spent:.0f} new and {old / spent:.0f} old tokens {seconds}; products reach "
+    print(f"{new / spent['all']:.0f} new and {old / spent['all']:.0f} old tokens {seconds}; products reach "
           f"{sum(rates) / len(rates) / 1e9:.0f} GFLOP/s {on}")  # fmt: skip
-    if columns:
-        print(f"with distill.sampled_softmax={args.sampled} they take {sampled / spent:.3f} of that")
-    print(f"{spent / floor:.2f} times the floor; at most {peak_memory(device) / 1e9:.2f} GB in this process")
+    if "sampled" in ways:
+        print(f"with distill.sampled_softmax={args.sampled} they take {spent['sampled'] / spent['all']:.3f} of that")
+    print(f"{spent['all'] / floor:.2f} times the floor; at most {peak_memory(device) / 1e9:.2f} GB in this process")
 
 
 def memory(args: argparse.Namespace) -> None:
