@@ -24,7 +24,7 @@ Presets lie in folders named as the groups, below a folder of yours: with `my/lo
 
     # my/loss/reverse_kl.yaml
     name: reverse_kl
-    lr: 3e-3
+    lr: 0.03  # with distill=rows, in which rates follow the loss
     terms:
       reverse_kl:
         function:
@@ -38,7 +38,7 @@ The function says itself what it is, and each key takes its own kind alone:
     # Its parameters say the rest: logits or hidden states, with the teacher's or without. A loss that does not see the
     # logits of new tokens says new_logits=False: no output rows can be solved by it. One that takes softmaxes and finds
     # tokens by the alignment's ids alone says sampled=True: a step may leave rare ones out (distill.sampled_softmax).
-    @loss(exact_pieces=False)
+    @loss(exact_pieces=True)  # it needs to know what each new token consists of: no AddedTokens
     def reverse_kl(student_logits, teacher_logits, alignment): ...
 
     @component("init")

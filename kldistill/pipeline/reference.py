@@ -30,7 +30,7 @@ rows, distils the original model into the extended one across both tokenizations
 """
 EXAMPLES = """
 Examples
-  kldistill experiment=quickstart                      the whole pipeline on the embedded model, a few minutes on a CPU
+  kldistill experiment=quickstart                      the whole pipeline on the embedded model, from ten minutes on
   kldistill experiment=quickstart loss=ce              the cross-entropy baseline on the same artifacts
   kldistill experiment=quickstart corpus=local_files corpus.path=FOLDER
   kldistill model=hf model.path=Qwen/Qwen2.5-0.5B corpus=local_files corpus.path=FOLDER

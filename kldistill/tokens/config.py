@@ -26,7 +26,7 @@ class TokensConfig:
         max_pieces: old tokens that one new token may replace, at most.
         max_run: repetitions of one character (the dashes of a line) in a new token, at most.
         prefix_closed: only take a token when every beginning of it, in whole old tokens, is a token already. The KL of
-            distillation is then exact at every position, rather than a lower bound at some.
+            distillation is then a lower bound only where merges contradict the longest match (docs/method.md).
         max_bytes: bytes of the train split in which terms are counted, at most; null for all.
         terms: the file of ``method=list``, one term a line.
         leading_space: how a term of the list becomes a token: with a space in front (``with``), without one, or both.
