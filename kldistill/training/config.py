@@ -115,8 +115,7 @@ class DistillConfig:
             learns for itself.
         lazy_rows: update only the new rows that occur in the step (see ``LazyAdamW``). Off, as an output row that is
             left alone where its token is absent is never pushed down there (docs/log.md).
-        solve: fit the output rows to the teacher's states first, which costs no pass through the body; a tied model
-            then has output rows of its own.
+        solve: fit the output rows to the teacher's states first, which costs no pass through the body.
         output_lr: learning rate of separate output rows, in ``lr_unit``. Null: ``lr``.
         teacher: ``self``: the original model runs over the text once, before the training, and its states are stored
             (the model's width a token of the text, in its own type; a sweep shares them). ``online``: it runs in every
