@@ -76,17 +76,13 @@ class Readout:
         lengths = cuts.lengths[: most or len(cuts)]
         aligned = [cuts.alignment(index) for index in range(len(lengths))]
         n = sum(alignment.n_common for alignment in aligned)
-        self.parts = [
-            part
-            for texts in in_turn(lengths, chunk)
-            for part in self._parts(
-                [hidden(index) for index in texts],
-                [lengths[index] for index in texts],
-                [aligned[index] for index in texts],
-                n,
-                chunk,
-            )
-        ]
+        self.parts: list[Part] = []
+        # The head over the whole old vocabulary once a position: with 262,144 tokens it takes longer than the solving.
+        with Bar("Reading what to solve", total=sum(lengths), unit="tokens") as bar:
+            for texts in in_turn(lengths, chunk):
+                states, sizes = [hidden(index) for index in texts], [lengths[index] for index in texts]
+                self.parts += self._parts(states, sizes, [aligned[index] for index in texts], n, chunk)
+                bar.advance(sum(sizes))
 
     @torch.no_grad()
     def _parts(
