@@ -12,6 +12,7 @@ from accelerate.utils import broadcast
 from jaxtyping import Float
 from torch import Tensor
 
+from kldistill.losses.sampled import Sampling
 from kldistill.model.load import load_original
 from kldistill.rows.rows import Rows
 from kldistill.rows.sharding import home, place
@@ -71,13 +72,14 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
     if columns and (whole := sorted(name for name, term in terms.items() if not term.sampled)):
         job.say(f"Softmaxes go over all tokens, as @loss(sampled=True) is not said of {', '.join(whole)}.")
         columns = None
+    part = sampling(student, cuts, hidden, columns, cfg.seed)
     batches = Steps(
         cuts,
         order,
         chunk=size.chunk,
         budget=size.pass_tokens,
         online=cfg.teacher == "online" and needs_teacher(terms),
-        sampling=sampling(student, cuts, hidden, columns, cfg.seed),
+        sampling=part,
         share=share,
     )
     validate = validation(
@@ -97,7 +99,7 @@ def build(cfg: DistillConfig, inputs: Mapping[str, Path], out: Path, job: Job) -
             solved = json.loads(told.read_text())
             student.rows.load_state_dict(Rows.load(start).state_dict())
         else:
-            solved = _solve(cfg, objective, cuts, sets["validation"], hidden, job)
+            solved = _solve(cfg, objective, cuts, sets["validation"], hidden, part, job)
             # Sums on an accelerator come in no fixed order: all processes begin from the rows of the first.
             broadcast(student.rows.head.data)
             if share.main:
@@ -136,11 +138,13 @@ def _solve(
     cuts: TwoCuts,
     held_out: TwoCuts,
     hidden: Callable[[int], Tensor] | None,
+    part: Sampling | None,
     job: Job,
 ) -> dict[str, float]:
     """Solve the student's output rows in place; figures of it. The texts' reduced logits are let go of at the end."""
     student, rows = objective.student, objective.student.rows
-    train_on, judge = Readout(student, cuts, hidden, most=cfg.solve.snippets), Readout(student, held_out)
+    train_on = Readout(student, cuts, hidden, most=cfg.solve.snippets, sampling=part)
+    judge = Readout(student, held_out)
     output_ND, figures = solve(train_on, judge, rows.head.detach(), objective.terms, cfg.solve, job.say)
     rows.head.data.copy_(output_ND if rows.output is not None else tied_rows(student, cuts.pieces, output_ND))
     return figures

@@ -7,8 +7,11 @@ needs S + 1 + N columns in place of W = V + N (429 + 1 + 512 for 49,664 on SmolL
 treats those pieces alike (``kl``, ``kl_first``; ``ce`` up to a constant) has the same value and the same gradient there
 as over the whole vocabulary. docs/method.md, section 9, has the derivation.
 
-Shape suffixes: U teacher rows of a text, A student rows and B teacher rows of a chunk, D width, N new tokens, R = S + 1
-reduced old columns, the last of which is the rest.
+The teacher's normaliser takes its head over the whole old vocabulary once a position. ``distill.sampled_softmax`` has it
+estimated from a part of that, drawn anew for every few texts (``losses.sampled``); held-out text is read whole.
+
+Shape suffixes: U teacher rows of a text, A student rows and B teacher rows of a chunk, D width, N new tokens, C the old
+tokens that are read, R = S + 1 reduced old columns, the last of which is the rest.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +23,7 @@ from torch import Tensor
 
 from kldistill.losses.alignment import Alignment
 from kldistill.losses.chunks import chunks, concatenate, renumbered
+from kldistill.losses.sampled import Columns, Sampling
 from kldistill.losses.weighted import Term, summed
 from kldistill.rows.student import Student
 from kldistill.runtime.devices import suited
@@ -55,6 +59,7 @@ class Readout:
         chunk: student positions of one part, about: a text is not cut, unless it is longer by itself. Its logits are
             few (943 columns where training has 49,664), so a part is several texts. None: what suits the device.
         most: texts that are used, at most: the first ones, which cover the new tokens best.
+        sampling: which old tokens normalisers are estimated from. None: all, so they are exact.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class Readout:
         hidden: Callable[[int], Float[Tensor, "U D"]] | None = None,
         chunk: int | None = None,
         most: int | None = None,
+        sampling: Sampling | None = None,
     ) -> None:
         self.student, pieces = student, cuts.pieces
         hidden = hidden or cuts.states.hidden
@@ -73,15 +79,17 @@ class Readout:
         self.number_W = torch.full((pieces.new_size,), len(used))  # of every id in the reduced vocabulary
         self.number_W[self.columns_S] = torch.arange(len(used))
         self.number_W[pieces.old_size :] = len(used) + 1 + torch.arange(len(pieces.pieces))
+        if sampling is not None:
+            sampling = sampling._replace(always_V=sampling.always_V.index_fill(0, self.columns_S, True))
         lengths = cuts.lengths[: most or len(cuts)]
         aligned = [cuts.alignment(index) for index in range(len(lengths))]
         n = sum(alignment.n_common for alignment in aligned)
         self.parts: list[Part] = []
-        # The head over the whole old vocabulary once a position: with 262,144 tokens it takes longer than the solving.
         with Bar("Reading what to solve", total=sum(lengths), unit="tokens") as bar:
-            for texts in in_turn(lengths, chunk):
+            for number, texts in enumerate(in_turn(lengths, chunk)):
+                columns = None if sampling is None else sampling.over([], number)[1]
                 states, sizes = [hidden(index) for index in texts], [lengths[index] for index in texts]
-                self.parts += self._parts(states, sizes, [aligned[index] for index in texts], n, chunk)
+                self.parts += self._parts(states, sizes, [aligned[index] for index in texts], columns, n, chunk)
                 bar.advance(sum(sizes))
 
     @torch.no_grad()
@@ -90,6 +98,7 @@ class Readout:
         hidden: Sequence[Float[Tensor, "U D"]],
         lengths: Sequence[int],
         aligned: Sequence[Alignment],
+        columns: Columns | None,
         n: int,
         chunk: int,
     ) -> list[Part]:
@@ -100,7 +109,7 @@ class Readout:
         alignment = concatenate(aligned, lengths, [len(states) for states in hidden])
         hidden_UD = torch.cat(list(hidden)).to(device)
         by_turns = hidden_UD.split(max(1, chunk // IN_TURN))
-        reduced_UR = torch.cat([self._reduce(self.student.logits_old(rows_UD).float()) for rows_UD in by_turns])
+        reduced_UR = torch.cat([self._reduce(rows_UD, columns) for rows_UD in by_turns])
         teacher_row = teacher_rows(alignment, sum(lengths))
         known_M = teacher_row[alignment.next_row] >= 0
         reduced = renumbered(alignment, self.number_W, len(self.columns_S) + 1)
@@ -118,10 +127,17 @@ class Readout:
             made_parts.append(Part(hidden_UD[rows_A], reduced_UR[rows_A], teacher_BR, part.alignment.to(device)))
         return made_parts
 
-    def _reduce(self, logits_UV: Float[Tensor, "U V"]) -> Float[Tensor, "U R"]:
-        """The logits of the pieces of new tokens, and one that has the mass of all others together."""
-        log_norm_U = logits_UV.logsumexp(-1)
-        kept_US = logits_UV[:, self.columns_S.to(logits_UV.device)]
+    def _reduce(self, hidden_UD: Float[Tensor, "U D"], columns: Columns | None) -> Float[Tensor, "U R"]:
+        """The teacher's logits of the pieces of new tokens, and one that has the mass of all others together."""
+        places_S = self.columns_S
+        if columns is None:
+            logits_UC = self.student.logits_old(hidden_UD).float()
+        else:
+            ids_C, log_weight_C = (of.to(hidden_UD.device) for of in columns)
+            logits_UC = self.student.logits_old(hidden_UD, ids_C).float() + log_weight_C
+            places_S = torch.searchsorted(columns.ids_S, self.columns_S)
+        log_norm_U = logits_UC.logsumexp(-1)
+        kept_US = logits_UC[:, places_S.to(logits_UC.device)]
         # In float64, as 1 - share keeps few digits where nearly all mass is on pieces of new tokens.
         share_U = (kept_US - log_norm_U[:, None]).double().exp().sum(-1)
         rest_U = log_norm_U + (1 - share_U).clamp_min(1e-12).log().float()
