@@ -77,7 +77,7 @@ def train(args: argparse.Namespace) -> None:
     goes in), 2 a weight of the head three times, at the rate that a product of the layers' own shapes reaches here,
     which is measured between the steps. So other work on the machine slows both down alike. Seconds are the
     processor's on a CPU, and the clock's on an accelerator. With ``--sampled`` every step runs once more with softmaxes
-    over so many of the old tokens.
+    over so many of the old tokens, and the two gradients are compared.
     """
     device, size = torch.device(args.device), sizes(RuntimeConfig(device=args.device, chunk=args.chunk))
     half = args.precision == "bf16"
@@ -94,22 +94,25 @@ def train(args: argparse.Namespace) -> None:
     head = student.lm_head.weight.numel()
     body = sum(parameter.numel() for parameter in student.body.parameters()) - student.embedding.weight.numel()
     config = model.config.get_text_config()
-    spent, floor, rates = dict.fromkeys(ways, 0.0), 0.0, list[float]()
+    spent, floor, rates, apart = dict.fromkeys(ways, 0.0), 0.0, list[float](), list[float]()
     new = old = 0
 
     def step(passes: list[Batch]) -> None:
+        optimizer.zero_grad()
         for batch in passes:
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 loss = objective(batch.to(device))[0]
             loss.backward()
         optimizer.step()
-        optimizer.zero_grad()
 
     for number in range(args.steps + 2):
         passes = ways["all"][number]
         # In turns, as what runs second finds the texts' memory warm.
         turns = list(ways) if number % 2 else list(reversed(ways))
-        times = {way: timed(partial(step, ways[way][number])) for way in turns}
+        times, gradients = dict[str, tuple[float, float]](), dict[str, torch.Tensor]()
+        for way in turns:
+            times[way] = timed(partial(step, ways[way][number]))
+            gradients[way] = torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
         kind = {"device": device, "dtype": torch.bfloat16 if half else torch.float32}
         left = torch.randn(sum(batch.new_ids.numel() for batch in passes), config.hidden_size, **kind)
         right = torch.randn(config.hidden_size, config.intermediate_size, **kind)
@@ -118,6 +121,7 @@ def train(args: argparse.Namespace) -> None:
         if number < 2:
             forget_peak(device)
             continue  # the first two warm up
+        apart.append((gradients[turns[0]] - gradients[turns[-1]]).norm().item() / gradients["all"].norm().item())
         for way, (wall, cpu) in times.items():
             spent[way] += cpu if device.type == "cpu" else wall
         rates.append(rate)
@@ -131,6 +135,7 @@ def train(args: argparse.Namespace) -> None:
           f"{sum(rates) / len(rates) / 1e9:.0f} GFLOP/s {on}")  # fmt: skip
     if "sampled" in ways:
         print(f"with distill.sampled_softmax={args.sampled} they take {spent['sampled'] / spent['all']:.3f} of that")
+        print(f"and a step's gradient differs by {min(apart):.1%} to {max(apart):.1%} of its length")
     print(f"{spent['all'] / floor:.2f} times the floor; at most {peak_memory(device) / 1e9:.2f} GB in this process")
 
 

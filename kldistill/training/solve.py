@@ -7,8 +7,8 @@ needs S + 1 + N columns in place of W = V + N (429 + 1 + 512 for 49,664 on SmolL
 treats those pieces alike (``kl``, ``kl_first``; ``ce`` up to a constant) has the same value and the same gradient there
 as over the whole vocabulary. docs/method.md, section 9, has the derivation.
 
-The teacher's normaliser takes its head over the whole old vocabulary once a position. ``distill.sampled_softmax`` has it
-estimated from a part of that, drawn anew for every few texts (``losses.sampled``); held-out text is read whole.
+The teacher's normaliser takes its head over the whole old vocabulary once a position. ``distill.sampled_softmax`` has
+it estimated from a part of that, drawn anew for every few texts (``losses.sampled``); held-out text is read whole.
 
 Shape suffixes: U teacher rows of a text, A student rows and B teacher rows of a chunk, D width, N new tokens, C the old
 tokens that are read, R = S + 1 reduced old columns, the last of which is the rest.

@@ -10,6 +10,7 @@ import torch
 
 from kldistill.losses import ce, hidden, kl, kl_first
 from kldistill.losses.alignment import align
+from kldistill.losses.sampled import Sampling
 from kldistill.losses.weighted import Term
 from kldistill.runtime.errors import ConfigError
 from kldistill.training.config import DistillConfig, SolveConfig
@@ -88,6 +89,27 @@ def test_texts_side_by_side_in_a_part_are_the_same_texts(setting: Setting) -> No
     for loss, gradient in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-6)
         torch.testing.assert_close(gradient, found[0][1], rtol=1e-4, atol=1e-7)
+
+
+def test_a_part_of_the_vocabulary_gives_the_pieces_as_they_are_and_the_rest_in_the_mean(setting: Setting) -> None:
+    exact = Readout(setting.student, setting.cuts, chunk=64)
+    size = setting.student.old_size
+    no_others = Readout(setting.student, setting.cuts, chunk=64, sampling=Sampling(torch.ones(size).bool(), 5, 0))
+    for part, one in zip(exact.parts, no_others.parts, strict=True):
+        torch.testing.assert_close(one.old_AR, part.old_AR)
+    masses: list[list[torch.Tensor]] = [[] for _ in exact.parts]
+    for seed in range(30):
+        drawn = Readout(
+            setting.student, setting.cuts, chunk=64, sampling=Sampling(torch.zeros(size).bool(), size // 3, seed)
+        )
+        for part, one, of_part in zip(exact.parts, drawn.parts, masses, strict=True):
+            torch.testing.assert_close(one.old_AR[:, :-1], part.old_AR[:, :-1])
+            of_part.append(one.old_AR.double().exp().sum(-1))
+    for part, of_part in zip(exact.parts, masses, strict=True):
+        whole, mean = part.old_AR.double().exp().sum(-1), torch.stack(of_part).mean(0)
+        error = torch.stack(of_part).std(0) / len(of_part) ** 0.5
+        assert ((mean - whole).abs() < 5 * error + 1e-3 * whole).all()
+        assert (error > 0).any()
 
 
 def test_texts_are_grouped_in_order() -> None:
