@@ -192,6 +192,11 @@ def needs(cfg: Config, shape: Shape) -> list[Need]:
     step = SHORTER * ((6 if again else 4) * shape.body + 2 * of_step)
     if compares:
         step += of_step + (2 * shape.body if d.teacher == "online" else 0)
+    if d.solve.iterations and n_new:
+        solved, passes = unique * min(1, d.solve.snippets / snippets), d.solve.iterations * len(d.solve.ridges)
+        how = f"the head of {columns:,} once, that of new tokens and back at {passes} passes or more"
+        work = solved * (of_step + SHORTER * passes * 6 * n_new * shape.width)
+        listed.append(Need("work: solving", work, "FLOP", how))
     how = f"forward, back through a frozen body, {'two heads' if compares else 'the head'} of {columns:,}"
     listed.append(Need("work: distillation", seen * step, "FLOP", how))
     if tuned.method != "none":

@@ -101,7 +101,7 @@ def _steps(
     )
     sources = _same("model", "tokens", "init", "teacher")
     steps["distill"] = Step(
-        _later("training.distill.build"), lambda cfg: cfg.distill, sources, version=4, resumable=True, together=True
+        _later("training.distill.build"), lambda cfg: cfg.distill, sources, version=5, resumable=True, together=True
     )
     steps |= _evaluation("distilled", "distill", suites)
     if with_adapter:

@@ -82,6 +82,15 @@ def test_what_a_choice_costs() -> None:
     assert twice["work: distillation"] == pytest.approx(2 * plain["work: distillation"])
     adapted = amounts(needs(planned("distill=lora"), SEVEN))
     assert adapted["memory: distillation in all"] > plain["memory: distillation in all"]
+    assert "work: solving" not in plain
+    every, part = (
+        amounts(needs(planned("distill=lora", f"distill.sampled_softmax={size}"), SEVEN)) for size in ("null", 12_288)
+    )
+    left = 2 * 4096 * (128_000 - 12_288) * 400 * 700 / 3.3
+    assert every["work: solving"] - part["work: solving"] == pytest.approx(left), "each position's head, once"
+    assert every["work: distillation"] > part["work: distillation"]
+    few = amounts(needs(planned("distill=lora", "distill.solve.snippets=100", "distill.snippets=800"), SEVEN))
+    assert few["work: solving"] == pytest.approx(adapted["work: solving"] / 4)
     assert "memory: map of the new rows" not in plain
     mapped = amounts(needs(planned("distill.shared_lr=0.1", "tokens.n_new=2048"), SEVEN))
     assert mapped["memory: map of the new rows"] == 32 * 2048 * 4096 + 112 * 4096**2, "untied: two of them"
