@@ -21,6 +21,9 @@ _COMMENT = re.compile(
     r"^[ \t]*(?:/\*.*?(?:\*/|\Z)|<!--.*?(?:-->|\Z)|\(\*.*?(?:\*\)|\Z)|\{-.*?(?:-\}|\Z)|(?:[#;%!*]|//|--|\.\.)[^\n]*)",
     flags=re.MULTILINE | re.DOTALL,
 )
+# Of these a line that begins with # or * is a heading or an item, and only what is a comment there says so.
+_PROSE = (".md", ".mdx", ".markdown", ".rst", ".adoc", ".asciidoc", ".txt", ".text")
+_PROSE_COMMENT = re.compile(r"^[ \t]*(?:<!--.*?(?:-->|\Z)|(?:\.\.|//)[^\n]*)", flags=re.MULTILINE | re.DOTALL)
 _MARKS = re.compile(r"^[^\w@<]+", flags=re.MULTILINE)  # and other ornaments in front of a comment's words
 _SAID = re.compile(
     r"@generated\b|\bdo not (?:edit|modify)\b|\bauto(?:matically)?[ -]?generated (?:file|code|by|from)\b|"
@@ -36,5 +39,8 @@ def is_generated(document: Document) -> bool:
     name = document.id.rpartition("/")[2]
     if name in _NAMES or name.endswith(_ENDINGS):
         return True
+    if document.messages:  # people say such things to each other
+        return False
     head = "\n".join(document.text.split("\n", LINES)[:LINES])
-    return any(_SAID.search(_MARKS.sub("", comment)) for comment in _COMMENT.findall(head))
+    comments = (_PROSE_COMMENT if name.lower().endswith(_PROSE) else _COMMENT).findall(head)
+    return any(_SAID.search(_MARKS.sub("", comment)) for comment in comments)

@@ -215,6 +215,9 @@ def hf_dataset(
 
         try:
             builder = load_dataset_builder(**where)
+            if Path(where["path"]).is_dir() and hasattr(builder.config, "sample_by"):  # of text: here too, not a line
+                where["sample_by"] = "document"
+                builder = load_dataset_builder(**where)
         except (OSError, ValueError, RuntimeError, DatasetsError) as error:
             raise failed(error) from error
         listed = [str(file) for files in (builder.config.data_files or {}).values() for file in files]

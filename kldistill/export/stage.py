@@ -14,10 +14,10 @@ from transformers import AutoTokenizer
 from kldistill.export import card, gguf_file, older_names, padding, processors
 from kldistill.export.config import ExportConfig
 from kldistill.model.load import load_original_config, read_facts
+from kldistill.model.save import save_model
 from kldistill.runtime.errors import ModelError
 from kldistill.runtime.files import read_summary
 from kldistill.runtime.job import Job
-from kldistill.runtime.progress import without_bars_of_transformers
 from kldistill.tokens.artifact import read_new_tokens, read_vocabulary
 from kldistill.training.load import load_model
 
@@ -112,8 +112,7 @@ def export_model(
     if dtype is not None:
         extended.to(getattr(torch, dtype))
     padding.pad(extended, pad_to_multiple_of)
-    with without_bars_of_transformers():
-        extended.save_pretrained(out)
+    save_model(extended, out)
     # Copied byte for byte: the tokens stage has proved that plain AutoTokenizer reads these files.
     shutil.copytree(tokens / "tokenizer", out, dirs_exist_ok=True)
     older_names.add(out, trust_remote_code=facts["trust_remote_code"])
@@ -130,7 +129,7 @@ def check_tokenizer(out: Path, samples: Iterable[str]) -> None:
 
     Beside a model's config, transformers may choose another tokenizer class than in the tokenizer's own folder.
     """
-    plainly = AutoTokenizer.from_pretrained(out)
+    plainly = AutoTokenizer.from_pretrained(out, trust_remote_code=False)  # or it asks, where the folder has code
     itself = Tokenizer.from_file(str(out / "tokenizer.json"))
     itself.no_truncation()
     itself.no_padding()

@@ -62,7 +62,7 @@ def _steps(
             _later("corpus.stage.build"),
             lambda cfg: cfg.corpus,
             identity=_later("corpus.stage.identity"),
-            version=6,
+            version=7,
         ),
         "tokens": Step(
             _later("tokens.stage.build"), lambda cfg: cfg.tokens, _same("model", "corpus"), identity=_terms, version=4

@@ -145,7 +145,7 @@ def _works(folder: Path, wanted: Tokenizer, samples: list[str]) -> bool:
 
     The steps are compared too because the samples need not contain what another step would change.
     """
-    loaded = AutoTokenizer.from_pretrained(str(folder))
+    loaded = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)  # or it asks, where there is code
     if [list(loaded(text)["input_ids"]) for text in samples] != [e.ids for e in wanted.encode_batch(samples)]:
         return False
     got, meant = (json.loads(tokenizer.to_str()) for tokenizer in (loaded.backend_tokenizer, wanted))

@@ -305,6 +305,15 @@ class TestHfDataset:
         path.write_text("line\n" * 50)
         assert list(documents(hf_dataset("text", data_files=[str(path)])).values()) == ["line\n" * 50]
 
+    def test_a_text_file_of_a_folder_is_a_document(self, tmp_path: Path):
+        (tmp_path / "folder").mkdir()
+        for name in ("a", "b"):
+            (tmp_path / "folder" / f"{name}.txt").write_text(f"{name}\n\nline\n")
+        source = hf_dataset(str(tmp_path / "folder"))
+        before = source.identity()
+        assert sorted(documents(source).values()) == ["a\n\nline\n", "b\n\nline\n"]
+        assert before == source.identity()
+
     def test_parquet_in_a_folder(self, tmp_path: Path):
         from datasets import Dataset
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from kldistill.export import stage as export_stage
 from kldistill.export.config import ExportConfig
@@ -227,20 +227,25 @@ def test_nothing_of_this_machine_is_in_the_folder(
     assert not [file.name for file in files if here in file.read_text()]
 
 
+@pytest.mark.parametrize("more", [{}, {"suppress_tokens": [513]}], ids=["as it came", "changed by the export"])
 def test_sampling_settings_that_contradict_each_other_survive(
-    tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path: Path
+    tiny_model: MakeModel, fake_tokens: MakeTokens, tmp_path: Path, more: dict[str, list[int]]
 ) -> None:
     """Published generation configs have a temperature without sampling; transformers is strict about changed ones."""
     source = tiny_model("llama")
     model = tmp_path / "model"
     shutil.copytree(source, model)
-    settings = json.loads((model / "generation_config.json").read_text()) | {"temperature": 0.6, "eos_token_id": [1, 0]}
+    settings = json.loads((model / "generation_config.json").read_text()) | more
+    settings |= {"temperature": 0.6, "eos_token_id": [1, 0]}
     (model / "generation_config.json").write_text(json.dumps(settings))
     rows = rows_for(model, 24, True, tmp_path / "rows")
     (tmp_path / "out").mkdir()
     export_stage.export_model(model, fake_tokens(source), rows, tmp_path / "out")
     kept = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert (kept["temperature"], kept["eos_token_id"], kept["max_new_tokens"]) == (0.6, [1, 0], 16)
+    assert not kept.get("suppress_tokens"), "a row of padding then, a new token now"
+    read = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert (read.temperature, read.do_sample or False) == (0.6, False)
 
 
 def test_a_bias_of_the_head_is_extended(tiny_model: MakeModel) -> None:

@@ -25,7 +25,8 @@ class CanonicalMask(LogitsProcessor):
     A token cannot follow where the tokenizer's merges would cut the text of the last token and its own otherwise (see
     ``MergeOrder``: nothing before the last token matters). A table without merges is taken to cut by longest match:
     there a token cannot follow where one of its pieces would complete a longer token from the start of one of the last.
-    Tokens without exact pieces (AddedTokens) and special tokens forbid nothing and are never forbidden by this rule.
+    Tokens without exact pieces (AddedTokens), special tokens and ids beyond the table (tokens that were added to the
+    exported tokenizer later) forbid nothing and are never forbidden by this rule.
 
     Args:
         pieces: the extended tokenizer's table, ``PieceTable.load(folder)`` of a ``tokens`` artifact.
@@ -59,11 +60,13 @@ class CanonicalMask(LogitsProcessor):
         return list(self._forbidden(tuple(ids[-self.reach :]))) if self.reach else []
 
     def _find(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        if not ids or ids[-1] >= self.pieces.new_size:
+            return ()
         if self.pieces.order is not None:
-            return tuple(sorted(self.pieces.order.after(ids[-1]).refused)) if ids else ()
+            return tuple(sorted(self.pieces.order.after(ids[-1]).refused))
         live: list[Node] = []
         for token in ids:
-            pieces = self.pieces.old_pieces(token)
+            pieces = self.pieces.old_pieces(token) if token < self.pieces.new_size else ()
             if not pieces:  # an AddedToken: what was cut before it has ended
                 live = []
                 continue

@@ -50,8 +50,12 @@ class HealedPrompts(LogitsProcessor):
         prompts: Sequence[Sequence[int]],
         device: torch.device | str = "cpu",
     ) -> None:
-        if not prompts or not all(map(len, prompts)):
-            raise EvaluationError("HealedPrompts: every prompt needs a token, and there must be one.")
+        lists = isinstance(prompts, list | tuple) and all(isinstance(ids, list | tuple) for ids in prompts)
+        if not lists or not prompts or not all(prompts):
+            raise EvaluationError(
+                "HealedPrompts: give the ids of each prompt as a list, without padding: "
+                'tokenizer([TEXT, ...])["input_ids"]. There must be one, and every prompt needs a token.'
+            )
         self.spelling = Spelling(tokenizer)
         healed = [self.spelling.healed(ids) for ids in prompts]
         self.ends = [end for _, end in healed]

@@ -34,11 +34,12 @@ from kldistill.evaluation.generation.cuts import Merging
 from kldistill.evaluation.generation.decoding import GREEDY, Decoding, Row, most_tokens
 from kldistill.evaluation.generation.sampling import draw
 from kldistill.evaluation.generation.spelling import Spelling
+from kldistill.model.save import save_model
 from kldistill.rows.student import embedding_of
 from kldistill.runtime.config import RuntimeConfig
 from kldistill.runtime.errors import ConfigError, EvaluationError
 from kldistill.runtime.processes import launched
-from kldistill.runtime.progress import Bar, without_bars_of_transformers
+from kldistill.runtime.progress import Bar
 from kldistill.tokens.windows import context_length
 
 ALLOWED = 1024  # ids of ``allowed_token_ids``, at most: vLLM's newer model runner dies of more
@@ -146,8 +147,7 @@ def write(model: PreTrainedModel, size: int, folder: Path) -> None:
     """Write weights and configuration for vLLM; rows beyond ``size`` go, as nothing may choose them."""
     if embedding_of(model).weight.shape[0] > size:
         model.resize_token_embeddings(size, mean_resizing=False)
-    with without_bars_of_transformers():
-        model.save_pretrained(folder)
+    save_model(model, folder)
 
 
 class Engine:

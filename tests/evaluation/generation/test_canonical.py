@@ -67,6 +67,16 @@ def test_rows_of_a_batch_are_masked_alone_and_the_scores_are_left_alone() -> Non
     assert torch.equal(found[1], scores[1]) and torch.equal(scores, torch.arange(12.0).view(2, 6))
 
 
+@pytest.mark.parametrize("merges", [False, True])
+def test_ids_beyond_the_table_forbid_nothing(merges: bool) -> None:
+    """Tokens that were added to the exported tokenizer, and rows of padding."""
+    table = PieceTable(4, [(0, 1), (1, 2)], merges=[(0, 1, 4), (1, 2, 5)] if merges else None)
+    mask, scores = CanonicalMask(table), torch.zeros(2, 9)
+    assert mask.forbidden([0, 8]) == [] and mask.forbidden([8, 0]) == mask.forbidden([0])
+    found = mask(torch.tensor([[0, 7], [7, 0]]), scores)
+    assert torch.equal(found[0], scores[0]) and found[1].isinf().any()
+
+
 def test_a_table_without_new_tokens_forbids_nothing() -> None:
     scores = torch.zeros(1, 3)
     assert CanonicalMask(PieceTable(3, []))(torch.tensor([[0, 1]]), scores) is scores

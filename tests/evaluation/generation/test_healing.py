@@ -54,6 +54,9 @@ def test_a_prompt_without_a_token_is_refused(tiny_model: MakeModel) -> None:
     for prompts in ([], [[]], [[], [5, 6]]):
         with pytest.raises(EvaluationError, match="every prompt needs a token"):
             HealedPrompts(tokenizer, prompts)
+    for wrong in ([5, 6], torch.tensor([[5, 6]]), tokenizer(["if x"]), "if x"):
+        with pytest.raises(EvaluationError, match="the ids of each prompt as a list"):
+            HealedPrompts(tokenizer, wrong)  # type: ignore[arg-type]
 
 
 def test_several_answers_to_each_prompt_spell_its_end(tiny_model: MakeModel) -> None:
