@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from kldistill.runtime.errors import CorpusError
@@ -77,7 +77,7 @@ def files_below(root: Path, glob: str) -> Iterator[tuple[str, Path, str]]:
         matches = {match for pattern in patterns_of(glob) for match in root.glob(pattern) if match.is_file()}
     except (ValueError, NotImplementedError) as error:
         raise CorpusError(f"corpus.glob={glob!r}: {error}; give a pattern such as '**/*.py'.") from None
-    ignored = ignored_by_git(root)
+    ignored = ignored_by_git(root, {folder for match in matches for folder in match.relative_to(root).parents[:-1]})
     marked: dict[Path, str] = {}
     for match in sorted(matches):
         relative = match.relative_to(root)
@@ -112,31 +112,30 @@ def without_match(root: Path, glob: str) -> str:
     )
 
 
-def ignored_by_git(root: Path) -> set[Path]:
-    """Files and folders below ``root`` that git ignores, relative to ``root``; none outside of a repository."""
-    if not any((folder / ".git").exists() for folder in (root.absolute(), *root.absolute().parents)):
-        return set()
+def ignored_by_git(root: Path, folders: Iterable[Path]) -> set[Path]:
+    """Files and folders below ``root`` that git ignores, relative to ``root``; none outside of a repository.
+
+    Args:
+        folders: below ``root``, relative to it. Those that are repositories of their own are asked as well: the one
+            around them knows nothing of their files.
+    """
+    real = root.resolve()  # a link into a repository is in it
+    around = any((folder / ".git").exists() for folder in (real, *real.parents))
+    tops = [*([Path()] if around else []), *(folder for folder in sorted(folders) if (real / folder / ".git").exists())]
     git = shutil.which("git")
-    if git is None:
+    if tops and git is None:
         log.warning("git is not installed, so files that %s lists in .gitignore are not left out.", root)
-        return set()
+    return {top / path for top in tops for path in (_ignored_in(real / top, git) if git else [])}
+
+
+def _ignored_in(folder: Path, git: str) -> list[Path]:
+    """What the repository that a folder lies in ignores below the folder, relative to it."""
     # A repository's own configuration can name programs to run; this one may be anybody's.
     safe = ["-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
-    command = [
-        git,
-        *safe,
-        "-C",
-        str(root),
-        "ls-files",
-        "-z",
-        "--others",
-        "--ignored",
-        "--exclude-standard",
-        "--directory",
-    ]
-    done = subprocess.run(command, capture_output=True, check=False)
+    asked = ["ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory"]
+    done = subprocess.run([git, *safe, "-C", str(folder), *asked], capture_output=True, check=False)
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip().partition("\n")[0]
-        log.warning("git does not say what is ignored in %s (%s); nothing is left out for that.", root, said)
-        return set()
-    return {Path(os.fsdecode(name)) for name in done.stdout.split(b"\0") if name}
+        log.warning("git does not say what is ignored in %s (%s); nothing is left out for that.", folder, said)
+        return []
+    return [Path(os.fsdecode(name)) for name in done.stdout.split(b"\0") if name]

@@ -177,6 +177,22 @@ class TestLocalFiles:
         assert documents(local_files(str(tmp_path / "sub"), "*.py")).keys() == {"kept.py"}
         assert not hook.exists(), "a repository's configuration must not run programs"
 
+    @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+    def test_what_each_of_several_repositories_ignores_is_left_out(self, tmp_path: Path):
+        """A folder of repositories, one inside another, and a link into one."""
+        for top in ("code/one", "code/two", "code/two/inner"):
+            for name in ("keep.py", "src/keep.py", "src/secret.py"):
+                (tmp_path / top / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / top / name).write_text("a = 1\n")
+            (tmp_path / top / ".gitignore").write_text("secret.py\n")
+            subprocess.run(["git", "init", "-q", str(tmp_path / top)], check=True)
+        source = local_files(str(tmp_path / "code"), "**/*.py")
+        tops = ("one", "two", "two/inner")
+        assert documents(source).keys() == {f"{top}/{name}" for top in tops for name in ("keep.py", "src/keep.py")}
+        assert skipped(source) == {f"{top}/src/secret.py": "git_ignored" for top in tops}
+        (tmp_path / "link").symlink_to(tmp_path / "code" / "one" / "src")
+        assert documents(local_files(str(tmp_path / "link"), "**/*.py")).keys() == {"keep.py"}
+
     def test_braces_name_alternatives(self, tmp_path: Path):
         for name in ("a.py", "b.md", "c.txt", "sub/d.md"):
             (tmp_path / name).parent.mkdir(exist_ok=True)
