@@ -136,7 +136,7 @@ def _steps(
 def _with_chats(steps: Steps) -> dict[str, Step]:
     """The steps of a run whose corpus is of conversations: rendered for the model, they are all others' corpus."""
     early, sources = {"model": _later("tokens.chat.check_model")}, _same("model", "corpus")
-    chat = Step(_later("tokens.chat.build"), lambda cfg: cfg.corpus, sources, group="corpus", early=early)
+    chat = Step(_later("tokens.chat.build"), lambda cfg: cfg.corpus, sources, group="corpus", early=early, version=2)
     others = {
         name: replace(step, inputs={key: "chat" if of == "corpus" else of for key, of in step.inputs.items()})
         for name, step in steps.items()

@@ -39,6 +39,7 @@ from kldistill.tokens.encoding import first_token
 render_jinja_template: Any = chat_template_utils.render_jinja_template
 # Characters that stand for special tokens in messages while a template renders: private ones, no white space.
 _PRIVATE = (0xF0000, 0x100000)
+_HERE = "\U0010f000"  # another one, in place of what an answer says
 _GENERATION = re.compile(r"\{%-?\s*generation\b")  # a template that says itself what answers are
 REFUSED, UNMARKED, PRIVATE = "refused_by_template", "answers_not_found", "private_characters"
 
@@ -167,13 +168,22 @@ class Template:
                 continue
             before, asked = (self._text(messages[:number], add_generation_prompt=asked) for asked in (False, True))
             after = self._text(messages[: number + 1])
+            if not rendered.startswith(after):  # some templates end with a special token, wherever that is (Phi-3)
+                after = self._without_last_special(after)
             if not after.startswith(asked) or not rendered.startswith(after):
                 return rendered, None
             start = len(asked)
-            if asked == before:  # the template has no prompt for an answer: it begins with what is said
-                start = max(start, after.find(str(message["content"]).strip(), start))
+            if asked == before:  # the template has no prompt for an answer
+                said = self._text([*messages[:number], {**message, "content": _HERE}]).find(_HERE)
+                # It may have a header there; white space alone is what the model has to write (Llama 2, Mistral).
+                if after[start:said].strip():
+                    start = said
             answers.append((start, self._end(after, start)))
         return rendered, answers
+
+    def _without_last_special(self, rendered: str) -> str:
+        found = list(self._pattern.finditer(rendered))
+        return rendered[: found[-1].start()] if found and not rendered[found[-1].end() :].strip() else rendered
 
     def _text(self, messages: Sequence[dict[str, Any]], **settings: Any) -> str:
         if not messages:

@@ -124,9 +124,9 @@ def test_what_is_scored_is_what_the_assistant_says(kind: str, template: str) -> 
     end = {"chatml": "<|im_end|>", "headers": "<|eot|>", "plain": "\n"}.get(template, tokenizer.eos_token)
     space = " " if template == "brackets" else ""
     trim = template == "headers"
-    # A template without a prompt for answers is taken at its word from the first letter on, its blanks before it not.
     answers = [m["content"].strip() if trim else m["content"] for m in TALK if m["role"] == "assistant"]
-    answers = [answer.lstrip() if template in ("plain", "brackets") else answer for answer in answers]
+    # Without a prompt for answers the template's own blank before one is the model's to write.
+    answers = [f"{space}{answer}" for answer in answers]
     (found,) = encode_snippets(tokenizer, [snippet_of(document)])
     rows = scored_rows(snippet_of(document), found.sizes)
     assert rows is not None
@@ -135,6 +135,43 @@ def test_what_is_scored_is_what_the_assistant_says(kind: str, template: str) -> 
     assert scored.decode() == "".join(f"{answer}{space}{end}" for answer in answers)
     expected = sum(len(f"{answer}{space}".encode()) for answer in answers) + (2 if end == "\n" else 0)
     assert snippet_of(document).scored_bytes == expected
+
+
+def scored_of(tokenizer: PreTrainedTokenizerFast, *messages: dict[str, str]) -> list[list[int]]:
+    """The ids that are scored, a run of neighbours each."""
+    part = snippet_of(rendered(tokenizer, talk(*messages), answers_only=True))
+    (found,) = encode_snippets(tokenizer, [part])
+    rows = scored_rows(part, found.sizes)
+    assert rows is not None
+    runs: list[list[int]] = []
+    for before, row in zip([-2, *rows.tolist()], rows.tolist(), strict=False):
+        runs += [[]] if row != before + 1 else []
+        runs[-1].append(found.ids[row + 1])
+    return runs
+
+
+def test_an_answer_after_a_bracket_is_cut_as_the_model_writes_it() -> None:
+    """Llama 2 writes the blank and the first word as one token, right after the closing bracket."""
+    tokenizer = tokenizer_of("llama3", "brackets")
+    (ids,) = scored_of(tokenizer, {"role": "user", "content": "q"}, {"role": "assistant", "content": "return it"})
+    assert ids[:-1] == tokenizer(" return it ", add_special_tokens=False)["input_ids"]
+
+
+def test_a_short_answer_is_not_looked_for_in_the_name_of_its_role() -> None:
+    tokenizer = tokenizer_of("gpt2", "plain")
+    (ids,) = scored_of(tokenizer, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
+    assert tokenizer.decode(ids).strip() == "a"
+
+
+def test_a_template_that_ends_with_a_special_token_loses_no_conversation() -> None:
+    """Phi-3 puts one at the end of whatever has no prompt for an answer, so the first turns are no prefix of all."""
+    tokenizer = tokenizer_of("gpt2", "chatml")
+    tokenizer.chat_template = CHATML + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+    first, second = scored_of(tokenizer, *TALK)
+    assert tokenizer.decode(first) == TALK[1]["content"] + "<|im_end|>"
+    assert tokenizer.decode(second).startswith("Is text: 'é ") and tokenizer.decode(second).endswith(
+        tokenizer.eos_token
+    )
 
 
 def test_both_tokenizations_score_the_same_bytes(tiny_model: MakeModel, fake_tokens: MakeTokens) -> None:
