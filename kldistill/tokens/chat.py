@@ -169,21 +169,18 @@ class Template:
             before, asked = (self._text(messages[:number], add_generation_prompt=asked) for asked in (False, True))
             after = self._text(messages[: number + 1])
             if not rendered.startswith(after):  # some templates end with a special token, wherever that is (Phi-3)
-                after = self._without_last_special(after)
+                last = self._closing(after)
+                after = after[: last.start()] if last else after
             if not after.startswith(asked) or not rendered.startswith(after):
                 return rendered, None
             start = len(asked)
             if asked == before:  # the template has no prompt for an answer
-                said = self._text([*messages[:number], {**message, "content": _HERE}]).find(_HERE)
-                # It may have a header there; white space alone is what the model has to write (Llama 2, Mistral).
-                if after[start:said].strip():
-                    start = said
+                header, found, _ = self._text([*messages[:number], {**message, "content": _HERE}]).partition(_HERE)
+                # White space alone is what the model has to write (Llama 2, Mistral).
+                if found and after.startswith(header) and header[start:].strip():
+                    start = len(header)
             answers.append((start, self._end(after, start)))
         return rendered, answers
-
-    def _without_last_special(self, rendered: str) -> str:
-        found = list(self._pattern.finditer(rendered))
-        return rendered[: found[-1].start()] if found and not rendered[found[-1].end() :].strip() else rendered
 
     def _text(self, messages: Sequence[dict[str, Any]], **settings: Any) -> str:
         if not messages:
@@ -195,8 +192,13 @@ class Template:
 
     def _end(self, rendered: str, start: int) -> int:
         """Where an answer ends: after the special token that ends the turn, if there is one, or else with the turn."""
-        ends = [found.end() for found in self._pattern.finditer(rendered, start)]
-        return ends[-1] if ends and not rendered[ends[-1] :].strip() else len(rendered)
+        last = self._closing(rendered, start)
+        return last.end() if last else len(rendered)
+
+    def _closing(self, rendered: str, start: int = 0) -> re.Match[str] | None:
+        """The last special token, where nothing is behind it but white space."""
+        found = list(self._pattern.finditer(rendered, start))
+        return found[-1] if found and not rendered[found[-1].end() :].strip() else None
 
     def _parts(
         self, rendered: str, answers: Sequence[tuple[int, int]], shown: Mapping[int, str]

@@ -163,6 +163,14 @@ def test_a_short_answer_is_not_looked_for_in_the_name_of_its_role() -> None:
     assert tokenizer.decode(ids).strip() == "a"
 
 
+def test_an_answer_that_the_template_does_not_write_begins_after_the_prompt() -> None:
+    tokenizer = tokenizer_of("gpt2", "plain")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role + ': ' + m.shown + '\n' }}{% endfor %}"
+    talks = ({"role": "user", "content": "", "shown": "q"}, {"role": "assistant", "content": "a", "shown": "b"})
+    (ids,) = scored_of(tokenizer, *talks)
+    assert tokenizer.decode(ids) == "assistant: b\n"
+
+
 def test_a_template_that_ends_with_a_special_token_loses_no_conversation() -> None:
     """Phi-3 puts one at the end of whatever has no prompt for an answer, so the first turns are no prefix of all."""
     tokenizer = tokenizer_of("gpt2", "chatml")
